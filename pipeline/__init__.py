@@ -1,0 +1,1 @@
+"""The program: arguments in, a plan, a Beam pipeline, a report and an exit code out."""

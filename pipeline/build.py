@@ -1,0 +1,42 @@
+"""The graph."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+from apache_beam.pvalue import PCollection
+
+from pipeline.plan import Plan
+from transforms.embed import EmbedRows
+from transforms.read import ReadRows
+from transforms.replace import ReplaceVectors
+from transforms.rows import Summary
+from transforms.summarize import SummarizeRun
+
+
+def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary]:
+    """Add one pass over the pending ranges to a pipeline; the result is exactly one Summary.
+
+    The pass embeds and stages. With `replace` it also puts all that is staged into the store;
+    without, it ends at the shards.
+
+    A key range is the unit: ranges are shuffled, rows and vectors never are. All that is done
+    to a row runs in one fused stage.
+    """
+    ranges = root | "Ranges" >> beam.Create(plan.pending) | "Spread" >> beam.Reshuffle()
+    rows = ranges | "Read" >> ReadRows(plan.store, plan.run)
+    embedded = rows | "Embed" >> EmbedRows(plan.target, plan.batch)
+    outcome = embedded.vectors | "Replace" >> ReplaceVectors(
+        store=plan.store,
+        target=plan.target,
+        run=plan.run,
+        ranges=plan.ranges,
+        pass_number=plan.pass_number,
+        last=plan.last,
+        replace=replace,
+    )
+    summary: PCollection[Summary] = (
+        outcome.staged,
+        embedded.skipped,
+        outcome.replaced,
+    ) | "Summarize" >> SummarizeRun()
+    return summary

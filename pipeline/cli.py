@@ -1,0 +1,200 @@
+"""Arguments in, exit code out. Results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from pipeline.options import RUNNERS, Options
+from transforms.errors import ReembedError, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.settings import Settings
+
+_EPILOG = """\
+exit codes:
+  0  done, or the plan printed (skipped rows are named on stderr)
+  1  failed; the store is unchanged
+  2  wrong usage or settings, or no embedder configured
+  3  the embedder could not be built
+  5  too many rows failed; the store is unchanged
+  130, 143  interrupted (Ctrl-C, SIGTERM)
+
+Flags that are not given are taken from ai-memory's environment variables and
+its configuration file; with none, the model is all-MiniLM-L6-v2, run here.
+Beam's own options stand after "--":
+  reembed --runner FlinkRunner -- --parallelism=4
+"""
+
+
+_logger = logging.getLogger("reembed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return the exit code."""
+    _quieten()
+    with _signals_recorded() as received:
+        try:
+            return _run(parse_options(sys.argv[1:] if arguments is None else arguments))
+        except ReembedError as error:
+            if not received:
+                print(f"reembed: error: {error}", file=sys.stderr)
+                return error.exit_code
+        except BaseException:
+            # Runners turn an interruption into an error of their own.
+            if not received:
+                raise
+        print(
+            "reembed: interrupted; the store is whole: as it was, unless the report of this run "
+            "was printed",
+            file=sys.stderr,
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + received[0])  # The runner's threads would go on to the end of their range.
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """Parse the command line; raise UsageError for what is wrong with it."""
+    ours, beam_options = list(arguments), []
+    if "--" in ours:
+        at = ours.index("--")
+        ours, beam_options = ours[:at], ours[at + 1 :]
+    return Options(**vars(_parser().parse_args(ours)), beam_options=tuple(beam_options))
+
+
+def _run(options: Options) -> int:
+    from pipeline.settings import read_settings
+
+    if options.beam_options or not options.dry_run:
+        from pipeline.run import parse_beam_options, run_plan
+
+        beam_options = parse_beam_options(options.runner, options.beam_options)
+    settings = read_settings(options, os.environ, Path.cwd())
+    database = _choose_database(settings)
+
+    from pipeline import report
+    from pipeline.plan import make_plan
+
+    plan = make_plan(database, settings, namespace=options.namespace)
+    for line in report.preflight_lines(plan) if plan.ranges else [report.empty_line(plan)]:
+        print(line, file=sys.stderr, flush=True)
+    if options.dry_run:
+        print(report.plan_json(plan) if options.json else report.plan_text(plan))
+        return 0
+    from pipeline.progress import showing_progress
+
+    if plan.ranges:
+        print(f"reembed: loading {plan.target}", file=sys.stderr, flush=True)
+    outcome = run_plan(
+        plan,
+        runner=options.runner,
+        options=beam_options,
+        progress=showing_progress,
+        warn=lambda row: _logger.warning(
+            "[%s] skipped row %s: %s (previous vector kept)", plan.run.run_id, row.key, row.reason
+        ),
+    )
+    show = report.outcome_json if options.json else report.outcome_text
+    print(show(plan, outcome.summary, outcome.seconds))
+    return 0
+
+
+def _choose_database(settings: Settings) -> Path:
+    if settings.database is not None:
+        return settings.database
+    if settings.demo is None:
+        raise UsageError(
+            "no database was named, and there is no ai-memory.db here; name one with --db or "
+            "AI_MEMORY_DB"
+        )
+    if not settings.demo.exists():
+        from transforms.stores.demo import create_store, demo_memories
+
+        settings.demo.parent.mkdir(parents=True, exist_ok=True)
+        create_store(str(settings.demo), demo_memories())
+    print(
+        f"reembed: no database was named, so this is the demo store {settings.demo}; delete it to "
+        "have it made anew",
+        file=sys.stderr,
+    )
+    return settings.demo
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see reembed --help")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="reembed",
+        description="Re-embed every memory of an ai-memory database with another model: each\n"
+        "row's text is embedded, and at the end all stored vectors are replaced at once.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--db", metavar="FILE", help="the database")
+    add("--namespace", metavar="NAME", help="only the rows of exactly this namespace")
+    add("--dry-run", action="store_true", help="print the plan and stop; not a byte is changed")
+    add(
+        "--batch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="most texts in one call of the embedder (0: as set, or 100)",
+    )
+    add("--json", action="store_true", help="print the result as one line of JSON")
+    add("--model", metavar="NAME", help="a sentence-transformers model, by name or directory")
+    add("--backend", metavar="NAME", help="what embeds: local, or ai-memory's backend")
+    add("--dim", type=int, metavar="N", help="refuse a model of another dimension")
+    add("--runner", default="DirectRunner", metavar="NAME", help=f"one of {', '.join(RUNNERS)}")
+    return parser
+
+
+def _quieten() -> None:
+    """Keep the libraries' own warnings off stderr, which is for the operator."""
+    logging.basicConfig(level=logging.CRITICAL)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.addLevelName(logging.WARNING, "WARN")
+    _logger.handlers = [handler]
+    _logger.setLevel(logging.WARNING)
+    _logger.propagate = False
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+@contextmanager
+def _signals_recorded() -> Iterator[list[int]]:
+    """Take SIGTERM like Ctrl-C, and remember which of them came."""
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

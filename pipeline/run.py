@@ -1,0 +1,141 @@
+"""Run a plan: passes of the pipeline until no row is new or edited, then the outcome."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineRunner
+
+from pipeline.build import build
+from pipeline.plan import Plan
+from pipeline.report import outcome_values
+from transforms.embedders import load_embedder
+from transforms.errors import ReembedError, UsageError, from_traceback
+from transforms.rows import Skipped, Summary
+from transforms.staging import RunDirectory, begin_run
+
+MOST_PASSES = 3
+"""Passes over new and edited rows before the replacement goes ahead without the last of them."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did, and for how long."""
+
+    summary: Summary
+    seconds: float
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    runner: str,
+    options: PipelineOptions,
+    progress: Callable[[Plan], AbstractContextManager[None]],
+    warn: Callable[[Skipped], None],
+) -> Outcome:
+    """Run a plan; `progress` is entered while rows are embedded, `warn` told each skipped row.
+
+    Raises ReembedError for trouble that has a name: a store that is locked, an embedder that
+    can't be built, a full disk, too many rows that failed. The store is then unchanged.
+    """
+    started = time.monotonic()
+    if not plan.ranges:
+        return Outcome(Summary(), 0.0)
+    plan.store.check_writable()
+    with begin_run(plan.run):
+        try:
+            load_embedder(plan.target)
+            with progress(plan):
+                summary = _run_passes(plan, runner, options)
+        finally:
+            for row in skipped_rows(plan):
+                warn(row)
+        outcome = Outcome(summary, time.monotonic() - started)
+        plan.run.finish(outcome_values(plan, summary, outcome.seconds))
+    return outcome
+
+
+def _run_passes(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
+    while True:
+        summary = _run_pass(plan, runner, options)
+        if not summary.changed or plan.last:
+            return summary
+        plan = replace(
+            plan,
+            pending=tuple(keys for keys in plan.ranges if keys.index in summary.changed),
+            pass_number=plan.pass_number + 1,
+            last=plan.pass_number + 1 >= MOST_PASSES,
+        )
+
+
+def _run_pass(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
+    pipeline = beam.Pipeline(runner=_make_runner(runner), options=options)
+    name = f"pass-{plan.pass_number}.json"
+    summary = build(pipeline, plan, replace=True)
+    summary | "Record" >> beam.Map(_record, plan.run, name)
+    try:
+        pipeline.run().wait_until_finish()
+    except ReembedError:
+        raise
+    except Exception as error:
+        known = from_traceback(str(error))
+        if known is None:
+            raise
+        raise known from error
+    return Summary.from_dict(plan.run.read_json(name))
+
+
+def _record(summary: Summary, run: RunDirectory, name: str) -> None:
+    run.write_json(name, summary.as_dict())
+
+
+def _make_runner(name: str) -> PipelineRunner | str:
+    """Choose a runner. Beam's own DirectRunner would download and start a Go program."""
+    match name:
+        case "DirectRunner" | "FnApiRunner":
+            return FnApiRunner()
+        case "BundleBasedDirectRunner":
+            return BundleBasedDirectRunner()
+        case _:
+            return name
+
+
+def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
+    """Parse Beam's own options; what Beam would drop with a warning is refused.
+
+    Raises UsageError for an option that Beam doesn't know, or a value that it refuses.
+    """
+    refused: list[str] = []
+    complaint = io.StringIO()
+
+    def check(parser: argparse.ArgumentParser) -> None:
+        refused.extend(parser.parse_known_args(list(flags))[1])
+
+    options = PipelineOptions(list(flags), runner=runner)
+    try:
+        with contextlib.redirect_stderr(complaint):
+            PipelineOptions(list(flags)).get_all_options(add_extra_args_fn=check)
+    except SystemExit:
+        last = complaint.getvalue().strip().splitlines()[-1:]
+        raise UsageError(f"Beam refuses its options after --: {' '.join(last)}") from None
+    if refused:
+        raise UsageError(f"Beam has no option {' '.join(refused)}; correct what stands after --")
+    return options
+
+
+def skipped_rows(plan: Plan) -> Iterator[Skipped]:
+    """The rows that were skipped, by what the last shard says of each."""
+    for keys in plan.ranges:
+        last = {row.key: row for row in plan.run.read_range(keys.index, with_vectors=False)}
+        yield from (row.skipped for row in last.values() if row.skipped is not None)

@@ -1,0 +1,243 @@
+"""The settings of an ai-memory installation, read once into one value.
+
+For each: the command line, then the environment, then `[embeddings]` of the configuration
+file, then the older flat keys, then a default. The file is
+`$XDG_CONFIG_HOME/ai-memory/config.toml`, or `~/.config/ai-memory/config.toml`;
+`AI_MEMORY_NO_CONFIG` leaves it out.
+"""
+
+from __future__ import annotations
+
+import stat
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.options import Options
+from transforms.embedders.models import MINILM, is_minilm
+from transforms.errors import EmbedderError, NoEmbedderError, UsageError
+
+DEFAULT_BATCH = 100
+LAST_RESORT_BATCH = 64
+MOST_BATCH = 10_000
+DEFAULT_MODEL = "nomic-embed-text-v1.5"
+DEFAULT_DATABASE = "ai-memory.db"
+DEMO_VARIABLE = "REEMBED_DEMO_STORE"
+
+LOCAL = "local"
+TIERS = ("keyword", "semantic", "smart", "autonomous")
+
+# Default URL, and the variables that may hold the key.
+BACKENDS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
+    "ollama": ("http://localhost:11434", ()),
+    "openai": ("https://api.openai.com/v1", ("OPENAI_API_KEY",)),
+    "xai": ("https://api.x.ai/v1", ("XAI_API_KEY",)),
+    "gemini": (
+        "https://generativelanguage.googleapis.com/v1beta/openai",
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    ),
+    "openrouter": ("https://openrouter.ai/api/v1", ("OPENROUTER_API_KEY",)),
+    "mistral": ("https://api.mistral.ai/v1", ()),
+    "together": ("https://api.together.xyz/v1", ()),
+    "fireworks": ("https://api.fireworks.ai/inference/v1", ()),
+    "qwen": (
+        "https://dashscope.aliyuncs.com/compatible-mode/v1",
+        ("DASHSCOPE_API_KEY", "QWEN_API_KEY"),
+    ),
+    "dashscope": (
+        "https://dashscope.aliyuncs.com/compatible-mode/v1",
+        ("DASHSCOPE_API_KEY", "QWEN_API_KEY"),
+    ),
+    "lmstudio": ("http://localhost:1234/v1", ()),
+    "vllm": ("http://localhost:8000/v1", ()),
+    "openai-compatible": (None, ()),
+}
+
+_LEGACY_MODELS = {"mini_lm_l6_v2": MINILM, "nomic_embed_v15": DEFAULT_MODEL}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The embedder that the ai-memory daemon would build, and the database.
+
+    `backend` is the one configured, which the daemon names even where it embeds by itself;
+    `local` says that it does, with sentence-transformers' `model`. `key_source` is where a
+    key would be read from (a variable's name or a file), never the key.
+    """
+
+    database: Path | None
+    demo: Path | None
+    tier: str
+    backend: str
+    base_url: str | None
+    model: str
+    local: bool
+    key_source: str | None
+    dimension: int | None
+    batch: int
+
+    def require_local(self) -> None:
+        """Raise EmbedderError if the settings ask for an embedder that is not supported yet."""
+        if not self.local:
+            where = f" at {self.base_url}" if self.base_url else ""
+            raise EmbedderError(
+                f"the settings ask for {self.model} by the backend {self.backend}{where}, and "
+                "remote embedders are not supported yet; no other model is put in its place: use "
+                "--backend local and --model with a sentence-transformers model"
+            )
+
+
+def read_settings(options: Options, environment: Mapping[str, str], directory: Path) -> Settings:
+    """Resolve all settings; `directory` is the working directory.
+
+    Raises UsageError for a setting that can't be used, NoEmbedderError for the keyword tier.
+    """
+    ladder = _Ladder(environment, _read_file(environment))
+    tier = ladder.text(flat="tier") or "semantic"
+    if tier not in TIERS:
+        raise UsageError(f"the tier {tier!r} is not one of {', '.join(TIERS)}; correct the setting")
+    backend = options.backend or ladder.text("AI_MEMORY_EMBED_BACKEND", table=["backend"])
+    if backend is not None and backend not in (*BACKENDS, LOCAL):
+        raise UsageError(
+            f"the backend {backend!r} is not one of {', '.join((LOCAL, *BACKENDS))}; correct it"
+        )
+    if tier == "keyword" and options.backend is None and options.model is None:
+        raise NoEmbedderError(
+            "the ai-memory tier is keyword, which has no embedder, so there is nothing to re-embed "
+            "with; choose another tier, or a model with --model"
+        )
+    url = ladder.text("AI_MEMORY_EMBED_BASE_URL", table=["base_url", "url"], flat="embed_url")
+    model, local = _model(options, ladder, backend=backend, tier=tier, url=url)
+    named = backend or "ollama"
+    if named == "ollama":
+        url = url or ladder.text(flat="ollama_url")
+    default_url = None if named == LOCAL else BACKENDS[named][0]
+    return Settings(
+        database=_database(options, ladder, directory),
+        demo=Path(demo) if (demo := environment.get(DEMO_VARIABLE)) else None,
+        tier=tier,
+        backend=named,
+        base_url=None if local else url or default_url,
+        model=model,
+        local=local,
+        key_source=_key_source(ladder, named),
+        dimension=options.dim or ladder.number("AI_MEMORY_EMBED_DIM", table=["dim"], most=None),
+        batch=_batch(options, ladder),
+    )
+
+
+def _model(
+    options: Options, ladder: _Ladder, *, backend: str | None, tier: str, url: str | None
+) -> tuple[str, bool]:
+    """Choose the model, verbatim, and whether sentence-transformers embeds with it.
+
+    Nothing but all-MiniLM-L6-v2 is ever local unless the command line says so: a model that
+    was configured for a server is not looked for here, nor replaced by MiniLM.
+    """
+    model = options.model or ladder.text("AI_MEMORY_EMBED_MODEL", table=["model"])
+    if model is None and (legacy := ladder.text(flat="embedding_model")):
+        model = _LEGACY_MODELS.get(legacy, legacy)
+    if backend == LOCAL:
+        return model or MINILM, True
+    if backend is None and options.model:
+        return options.model, True
+    if backend is None and url is None:
+        if model is None and tier == "semantic":
+            return MINILM, True
+        if model is not None and is_minilm(model):
+            return model, True
+    return model or DEFAULT_MODEL, False
+
+
+def _batch(options: Options, ladder: _Ladder) -> int:
+    configured = ladder.number(
+        "AI_MEMORY_EMBED_BACKFILL_BATCH", table=["backfill_batch"], most=MOST_BATCH
+    )
+    if configured is None:
+        configured = DEFAULT_BATCH
+    return options.batch or configured or LAST_RESORT_BATCH
+
+
+def _database(options: Options, ladder: _Ladder, directory: Path) -> Path | None:
+    """The database that is named, or the default one if it exists; None if neither."""
+    named = options.db or ladder.text("AI_MEMORY_DB", flat="db")
+    if named:
+        return directory / Path(named).expanduser()
+    default = directory / DEFAULT_DATABASE
+    return default if default.exists() else None
+
+
+def _key_source(ladder: _Ladder, backend: str) -> str | None:
+    if ladder.embeddings.get("api_key"):
+        raise UsageError(
+            f"{ladder.file} holds an API key itself, where other programs can read it; put it into "
+            "a variable (api_key_env) or a file of mode 0400 (api_key_file)"
+        )
+    variables = BACKENDS[backend][1] if backend in BACKENDS else ()
+    for variable in ("AI_MEMORY_EMBED_API_KEY", *variables):
+        if ladder.environment.get(variable):
+            return variable
+    if file := ladder.text(table=["api_key_file"]):
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise UsageError(f"api_key_file names {path}, which is not a file; correct the setting")
+        if stat.S_IMODE(path.stat().st_mode) & ~stat.S_IRUSR:
+            raise UsageError(f"{path} holds a key and must be readable by you alone: chmod 0400 it")
+        return str(path)
+    return ladder.text(table=["api_key_env"])
+
+
+class _Ladder:
+    """Looks a setting up in the environment, then in the file's new and old places."""
+
+    def __init__(self, environment: Mapping[str, str], file: tuple[Path, dict[str, Any]]) -> None:
+        self.environment = environment
+        self.file, self._config = file
+        self.embeddings = self._config.get("embeddings", {})
+        if not isinstance(self.embeddings, dict):
+            raise UsageError(f"embeddings in {self.file} must be a table: [embeddings]")
+
+    def text(
+        self, variable: str | None = None, *, table: Sequence[str] = (), flat: str | None = None
+    ) -> str | None:
+        """Look for a text; an empty one counts as not set."""
+        value = self._find(variable, table, flat)
+        if value is not None and not isinstance(value, str):
+            raise UsageError(f"{[*table, flat][0]} in {self.file} must be a text, not {value!r}")
+        return value.strip() or None if value else None
+
+    def number(self, variable: str, *, table: Sequence[str], most: int | None) -> int | None:
+        """Look for a whole number from 0 to `most`."""
+        value = self._find(variable, table, None)
+        if value is None:
+            return None
+        text = str(value).strip()
+        if not (text.isascii() and text.isdigit()) or (most is not None and int(text) > most):
+            up_to = "up" if most is None else f"to {most}"
+            raise UsageError(
+                f"{variable}, or {table[0]} in {self.file}, must be a whole number from 0 {up_to}, "
+                f"not {value!r}"
+            )
+        return int(text)
+
+    def _find(self, variable: str | None, table: Sequence[str], flat: str | None) -> Any:
+        if variable and self.environment.get(variable):
+            return self.environment[variable]
+        for key in table:
+            if self.embeddings.get(key) not in (None, ""):
+                return self.embeddings[key]
+        return self._config.get(flat) if flat else None
+
+
+def _read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
+    home = environment.get("HOME") or str(Path.home())
+    base = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
+    path = Path(base) / "ai-memory" / "config.toml"
+    if environment.get("AI_MEMORY_NO_CONFIG") or not path.is_file():
+        return path, {}
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the configuration {path} can't be read: {error}; correct it") from None

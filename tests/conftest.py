@@ -1,0 +1,153 @@
+"""Stores and programs that the tests share."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline.plan import Plan, range_rows
+from transforms.embedders import Target
+from transforms.staging import plan_run
+from transforms.stores import open_store, take_survey
+from transforms.stores.demo import Memory, create_store
+
+FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).parent.parent
+DIMENSION = 8
+FAKE = Target("fake", "all-MiniLM-L6-v2", DIMENSION)
+
+Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(params=["v57", "v80"])
+def original(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    """A database made by the original program: v57 in DELETE mode, v80 in WAL mode."""
+    return request.param, unpack(request.param, tmp_path / "ai-memory.db")
+
+
+def unpack(version: str, path: Path) -> Path:
+    """Write a copy of one of the original program's databases."""
+    path.write_bytes(gzip.decompress((FIXTURES / f"ai-memory-{version}.db.gz").read_bytes()))
+    return path
+
+
+def memory(key: str, content: str | None = None, **more: object) -> Memory:
+    """A memory that needs no more than a key."""
+    values: dict[str, object] = {
+        "id": key,
+        "namespace": "global",
+        "title": f"title {key}",
+        "content": f"content {key}" if content is None else content,
+        "embedding": None,
+        "embedding_dim": None,
+        **more,
+    }
+    return Memory(**values)  # type: ignore[arg-type]
+
+
+def make_store(path: Path, memories: Sequence[Memory], journal_mode: str = "delete") -> Path:
+    """Write an ai-memory database with these memories."""
+    create_store(str(path), memories, journal_mode=journal_mode)
+    return path
+
+
+def fake_plan(path: Path, *, rows: int | None = None, namespace: str | None = None) -> Plan:
+    """A plan that embeds with the fake embedder, in ranges of so many rows."""
+    store = open_store(path, namespace)
+    survey = take_survey(store)
+    ranges, _ = store.cut_ranges(rows or range_rows(survey.rows), 10)
+    return Plan(
+        store=store,
+        survey=survey,
+        target=FAKE,
+        backend="local",
+        batch=4,
+        run=plan_run(path),
+        ranges=ranges,
+        pending=ranges,
+        tokens=None,
+    )
+
+
+def select(path: Path, query: str) -> list[tuple[object, ...]]:
+    """Run a query over a connection of its own."""
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def change(path: Path, *statements: str) -> None:
+    """Change a database as another program would."""
+    connection = sqlite3.connect(path)
+    try:
+        with connection:
+            for statement in statements:
+                connection.execute(statement)
+    finally:
+        connection.close()
+
+
+def other_contents(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """All tables without what a replacement may change: the vectors, dimensions and stamps."""
+    ours = {"embedding", "embedding_dim", "embedding_space"}
+    contents = {}
+    tables = select(path, "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY 1")
+    for (table,) in tables:
+        columns = [
+            str(name)
+            for (name,) in select(path, f"SELECT name FROM pragma_table_xinfo('{table}')")
+            if table != "memories" or name not in ours
+        ]
+        names = ", ".join(f'"{name}"' for name in columns if name != table)
+        if not str(table).endswith("_fts"):
+            contents[str(table)] = select(path, f'SELECT {names} FROM "{table}" ORDER BY 1, 2')
+    return contents
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory, with its contents."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    """Run the program as a user does, in an environment without ai-memory settings."""
+
+    def run(
+        *arguments: str | Path,
+        environment: Mapping[str, str] | None = None,
+        directory: Path = tmp_path,
+        wrapper: Sequence[str] = (),
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*wrapper, sys.executable, "-m", "pipeline", *map(str, arguments)],
+            env=clean_environment(tmp_path) | (environment or {}),
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """This environment without settings of ai-memory, of ours or of a model hub."""
+    ours = ("AI_MEMORY", "REEMBED", "HF_", "XDG_", "OPENAI_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return kept | {"HOME": str(home), "PYTHONPATH": str(ROOT)}

@@ -1,0 +1,86 @@
+"""The exception tree.
+
+    ReembedError            exit code  meaning
+    ├── UsageError                  2  an option or a setting that can't be used
+    ├── NoEmbedderError             2  the settings say that nothing is to be embedded
+    ├── EmbedderError               3  the embedder could not be built, or is not the one asked for
+    ├── StoreError                  1  the database can't be read or written
+    ├── StagingError                1  the run directory can't be used
+    ├── RunError                    1  the run failed; the store is unchanged
+    └── TooManySkippedError         5  too many rows failed; the store is unchanged
+
+    TextRejected            one text that a model will not take: trouble with a row, which
+                            becomes a `Skipped` value and never ends a run
+
+Each message is one sentence or two: what was found, why it matters, what to do. It never
+holds a row's text or a key. The arguments of each constructor go to `Exception.__init__`,
+so that an error survives pickling between a worker and the launcher.
+"""
+
+
+class ReembedError(Exception):
+    """Something that ends the run; the message is meant for the user."""
+
+    exit_code = 1
+
+
+class UsageError(ReembedError):
+    """An option or a setting that can't be used."""
+
+    exit_code = 2
+
+
+class NoEmbedderError(ReembedError):
+    """The settings say that nothing is to be embedded."""
+
+    exit_code = 2
+
+
+class EmbedderError(ReembedError):
+    """The embedder could not be built, or it is not the one that was asked for."""
+
+    exit_code = 3
+
+
+class StoreError(ReembedError):
+    """The database can't be read or written."""
+
+
+class StagingError(ReembedError):
+    """The run directory can't be made, written or read."""
+
+
+class RunError(ReembedError):
+    """The run failed; the store is unchanged."""
+
+
+class TooManySkippedError(ReembedError):
+    """Too many rows failed to be worth replacing the others; the store is unchanged."""
+
+    exit_code = 5
+
+
+class TextRejected(Exception):
+    """A model will not take this text, or one of these texts; the message is the reason."""
+
+
+_BY_NAME: dict[str, type[ReembedError]] = {
+    kind.__name__: kind for kind in ReembedError.__subclasses__()
+}
+
+
+def from_traceback(text: str) -> ReembedError | None:
+    """Find the error of ours that a runner wrapped into a longer message.
+
+    Runners carry a worker's exception as the text of its traceback. The last line that
+    names one of our classes holds the message; Beam may add a note in square brackets.
+
+    >>> from_traceback("boom\\ntransforms.errors.StoreError: it is locked [while running 'X']")
+    StoreError('it is locked')
+    """
+    for line in reversed(text.splitlines()):
+        before, _, message = line.partition("Error: ")
+        kind = _BY_NAME.get(before.rpartition(".")[2] + "Error")
+        if kind and before.strip().startswith(__name__ + "."):
+            return kind(message.split(" [while running")[0].strip())
+    return None

@@ -1,0 +1,69 @@
+"""Read: a key range becomes its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.pvalue import PCollection
+
+from transforms.rows import KeyRange, RangeRows, Row
+from transforms.staging import RunDirectory
+from transforms.stores import AiMemoryStore
+
+PART_TEXT_BYTES = 1_048_576
+"""Most text in one `RangeRows`, so that a range of very long texts is not held at once."""
+
+
+def read_rows(store: AiMemoryStore, keys: KeyRange, run: RunDirectory) -> Iterator[RangeRows]:
+    """Read the rows of a range that are not staged yet, in parts of at most 1 MiB of text.
+
+    In a first pass these are all rows; in a catch-up pass the new and the edited ones.
+    """
+    known = run.read_range(keys.index, with_vectors=False)
+    staged = {(row.key, row.digest) for row in known}
+    fresh = (row for row in store.read_range(keys) if (row.key, row.digest) not in staged)
+    for part, rows in enumerate(split_rows(fresh, PART_TEXT_BYTES)):
+        yield RangeRows(keys, part, rows)
+
+
+def split_rows(rows: Iterable[Row], most_bytes: int) -> Iterator[tuple[Row, ...]]:
+    """Split rows into runs of at most `most_bytes` of text each, or of one row.
+
+    >>> rows = [Row(key, 0, text, b"") for key, text in [("a", "xx"), ("b", "x"), ("c", "xxx")]]
+    >>> ["".join(row.key for row in part) for part in split_rows(rows, 3)]
+    ['ab', 'c']
+    """
+    part: list[Row] = []
+    size = 0
+    for row in rows:
+        length = len(row.text.encode())
+        if part and size + length > most_bytes:
+            yield tuple(part)
+            part, size = [], 0
+        part.append(row)
+        size += length
+    if part:
+        yield tuple(part)
+
+
+@dataclass
+class ReadRows(beam.PTransform[PCollection[KeyRange], PCollection[RangeRows]]):
+    """Read each key range over a connection of its own, closed before anything is embedded."""
+
+    store: AiMemoryStore
+    run: RunDirectory
+
+    def expand(self, ranges: PCollection[KeyRange]) -> PCollection[RangeRows]:
+        rows: PCollection[RangeRows] = ranges | beam.ParDo(_ReadRows(self.store, self.run))
+        return rows
+
+
+class _ReadRows(beam.DoFn):
+    def __init__(self, store: AiMemoryStore, run: RunDirectory) -> None:
+        self._store = store
+        self._run = run
+
+    def process(self, keys: KeyRange) -> Iterator[RangeRows]:
+        return read_rows(self._store, keys, self._run)

@@ -1,0 +1,189 @@
+"""The values that flow through the pipeline. All are frozen; none knows Beam."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+"""Float32 vectors, shape (rows, dimension)."""
+
+DIGEST_BYTES = 16
+"""Length of a text's digest. At 128 bits two texts of one store don't share one by chance."""
+
+
+class Cause(StrEnum):
+    """Why a row was skipped."""
+
+    ENCRYPTED = "encrypted"
+    OVER_CAP = "over the byte cap"
+    NOT_TEXT = "not valid text"
+    REJECTED = "rejected by the model"
+    BAD_VECTOR = "unusable vector"
+
+    @property
+    def by_rule(self) -> bool:
+        """Whether the row was never offered to the model; such a skip is not a failure."""
+        return self in (Cause.ENCRYPTED, Cause.OVER_CAP, Cause.NOT_TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    """The rows whose key is above `after` and at most `until`; None leaves that end open.
+
+    Keys compare as their UTF-8 bytes, as SQLite's BINARY collation does. `rows` is the
+    number of rows when the range was cut: an estimate, used for progress only.
+    """
+
+    index: int
+    after: str | None
+    until: str | None
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        if self.index < 0:
+            raise ValueError(f"a range's index can't be negative: {self.index}")
+        if self.after is not None and self.until is not None and self.after >= self.until:
+            raise ValueError(f"a range must end above its start: {self.after!r} >= {self.until!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A row that keeps its previous vector, and why. Never holds the row's text."""
+
+    key: str
+    cause: Cause
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the store as it was read.
+
+    `digest` stands for the exact text: a vector may be stored only while the row still has
+    the digest that the vector was made from. A row skipped by rule has no text to embed.
+    """
+
+    key: str
+    rowid: int
+    text: str
+    digest: bytes
+    skipped: Skipped | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RangeRows:
+    """A part of a range as it was read: at most 1 MiB of text (or one row), in key order."""
+
+    range: KeyRange
+    part: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRow:
+    """What became of a row: its vector, as little-endian float32, or why it has none."""
+
+    key: str
+    digest: bytes
+    vector: bytes | None
+    skipped: Skipped | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RangeVectors:
+    """What became of a `RangeRows`, row by row and in the same order.
+
+    `dimension` is the length of its vectors, also where there is none.
+    """
+
+    range: KeyRange
+    part: int
+    dimension: int
+    rows: tuple[StagedRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRange:
+    """A shard that was written: the range it belongs to and what it holds."""
+
+    range: KeyRange
+    shard: str
+    embedded: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was done, in rows. A value with a zero, `Summary()`, and a plus.
+
+    `embedded` and `skipped` (by cause) count the work of staging. `replaced`, `kept` (by
+    cause) and `remaining` say what the replacement left in the table: a new vector, the
+    previous one of a skipped row, or the previous one of a row whose text changed since it
+    was embedded. `changed` names the ranges in which rows are new or edited.
+    """
+
+    embedded: int = 0
+    skipped: Mapping[Cause, int] = field(default_factory=dict)
+    replaced: int = 0
+    kept: Mapping[Cause, int] = field(default_factory=dict)
+    remaining: int = 0
+    changed: frozenset[int] = frozenset()
+
+    @property
+    def total(self) -> int:
+        """Rows of the table that the replacement looked at."""
+        return self.replaced + sum(self.kept.values()) + self.remaining
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(
+            embedded=self.embedded + other.embedded,
+            skipped=_added(self.skipped, other.skipped),
+            replaced=self.replaced + other.replaced,
+            kept=_added(self.kept, other.kept),
+            remaining=self.remaining + other.remaining,
+            changed=self.changed | other.changed,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary in types that JSON has; `from_dict` is its inverse."""
+        return {
+            "embedded": self.embedded,
+            "skipped": {str(cause): count for cause, count in sorted(self.skipped.items())},
+            "replaced": self.replaced,
+            "kept": {str(cause): count for cause, count in sorted(self.kept.items())},
+            "remaining": self.remaining,
+            "changed": sorted(self.changed),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Summary:
+        """Read what `as_dict` gave."""
+        return cls(
+            embedded=values["embedded"],
+            skipped={Cause(cause): count for cause, count in values["skipped"].items()},
+            replaced=values["replaced"],
+            kept={Cause(cause): count for cause, count in values["kept"].items()},
+            remaining=values["remaining"],
+            changed=frozenset(values["changed"]),
+        )
+
+
+def text_digest(text: bytes) -> bytes:
+    """The digest of a text: BLAKE2b (RFC 7693) of its UTF-8 bytes, 16 bytes long."""
+    return blake2b(text, digest_size=DIGEST_BYTES).digest()
+
+
+def skipped_digest(skipped: Skipped) -> bytes:
+    """The digest of a row that was skipped by rule: of its reason, apart from all texts'."""
+    return blake2b(skipped.reason.encode(), digest_size=DIGEST_BYTES, person=b"skipped").digest()
+
+
+def _added(one: Mapping[Cause, int], other: Mapping[Cause, int]) -> dict[Cause, int]:
+    return {cause: one.get(cause, 0) + other.get(cause, 0) for cause in one.keys() | other.keys()}

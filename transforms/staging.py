@@ -1,0 +1,237 @@
+"""The run directory: Parquet shards of vectors, and the summary of a run.
+
+    DATABASE.reembed/           0700, beside the database
+      lock                      held (flock) by the process that runs
+      RUN-ID/
+        shards/0000007.1.000.parquet    range 7, pass 1, part 0
+        summary.json            what was done; its presence says that the run ended
+
+A shard has one row for each row of the store that was read, in key order:
+
+    key     string              the row's key
+    digest  16 bytes            of the exact text (see `rows.text_digest`)
+    vector  4 x dimension bytes little-endian float32; null for a skipped row
+    cause   string              why the row was skipped; null for a vector
+    reason  string              the same for the operator
+
+Shards are never changed: each is written to a temporary name, flushed and renamed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from errno import ENOENT
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms.errors import StagingError
+from transforms.rows import (
+    DIGEST_BYTES,
+    Cause,
+    RangeVectors,
+    Skipped,
+    StagedRange,
+    StagedRow,
+)
+
+SUMMARY = "summary.json"
+
+SCHEMA_VERSION = 1
+"""Version of the files in a run directory and of the JSON that is printed."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The directory of one run. A value: workers write to it by its path."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        """The run's name: when it began (UTC), and four random digits."""
+        return self.path.name
+
+    @property
+    def shards(self) -> Path:
+        """Where the shards are."""
+        return self.path / "shards"
+
+    def write_shard(self, vectors: RangeVectors, *, pass_number: int) -> StagedRange:
+        """Write one shard.
+
+        Safe to run twice: the name says which part of which range it is, the file appears
+        whole or not at all, and a second one takes its place.
+        """
+        name = f"{vectors.range.index:07d}.{pass_number}.{vectors.part:03d}.parquet"
+        with _failing_clearly(self.shards), _published(self.shards / name) as temporary:
+            pq.write_table(_table(vectors), temporary, compression="none", use_dictionary=False)
+        skipped = sum(row.skipped is not None for row in vectors.rows)
+        return StagedRange(vectors.range, name, len(vectors.rows) - skipped, skipped)
+
+    def read_range(self, index: int, *, with_vectors: bool) -> Iterator[StagedRow]:
+        """Read all that was staged for a range, oldest first; perhaps without the vectors."""
+        with _failing_clearly(self.shards):
+            if not self.shards.is_dir():  # A glob of a missing directory would be empty.
+                raise FileNotFoundError(ENOENT, "it is gone")
+            for path in sorted(self.shards.glob(f"{index:07d}.*.parquet")):
+                yield from read_shard(path, with_vectors=with_vectors)
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a JSON file. Safe to run twice: the last one stays."""
+        text = json.dumps({**self.stamp, **values}, indent=2, ensure_ascii=False) + "\n"
+        with _failing_clearly(self.path), _published(self.path / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read what `write_json` wrote."""
+        with _failing_clearly(self.path):
+            values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            return values
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What every JSON of a run carries."""
+        return {"schema_version": SCHEMA_VERSION, "run_id": self.run_id}
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / SUMMARY).exists()
+
+    def staged_ranges(self) -> set[int]:
+        """Indexes of the ranges of which something is staged."""
+        return {int(path.name[:7]) for path in self.shards.glob("*.parquet")}
+
+    def remove(self) -> None:
+        """Delete the directory; it vanishes at once, so that nothing reads half of it."""
+        condemned = self.path.with_name(f".{self.path.name}.removed")
+        if self.path.exists():
+            self.path.replace(condemned)
+        shutil.rmtree(condemned, ignore_errors=True)
+
+    def finish(self, values: Mapping[str, Any]) -> None:
+        """Keep what was done, and delete the shards: their vectors are in the store."""
+        self.write_json(SUMMARY, values)
+        shutil.rmtree(self.shards, ignore_errors=True)
+
+
+def staging_root(database: Path) -> Path:
+    """Where the runs on a database are kept: beside the real file."""
+    real = database.resolve()
+    return real.with_name(real.name + ".reembed")
+
+
+def plan_run(database: Path) -> RunDirectory:
+    """Choose the directory of a new run; nothing is made yet."""
+    started = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    return RunDirectory(staging_root(database) / f"{started}-{secrets.token_hex(2)}")
+
+
+@contextmanager
+def begin_run(run: RunDirectory) -> Iterator[None]:
+    """Make the run's directory, and hold the lock that keeps other runs off the database.
+
+    The lock dies with the process. Directories of runs that never ended are removed: the
+    store was not changed by them. Raises StagingError if another run holds the lock.
+    """
+    root = run.path.parent
+    made = not root.exists()
+    with _failing_clearly(root):
+        root.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(descriptor, root)
+        for unfinished in root.iterdir():
+            if unfinished.is_dir() and not RunDirectory(unfinished).ended:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        with _failing_clearly(run.path):
+            run.shards.mkdir(mode=0o700, parents=True)
+        try:
+            yield
+        finally:
+            if not run.ended:
+                run.remove()
+                if made:
+                    shutil.rmtree(root, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def read_shard(path: Path, *, with_vectors: bool) -> Iterator[StagedRow]:
+    """Read the rows of a shard; without their vectors, only whether a row has one is known."""
+    names = ["key", "digest", "cause", "reason", *(["vector"] if with_vectors else [])]
+    table = pq.read_table(path, columns=names)
+    columns = [table.column(name).to_pylist() for name in names]
+    if not with_vectors:
+        columns.append([None] * table.num_rows)
+    for key, digest, cause, reason, vector in zip(*columns, strict=True):
+        skipped = None if cause is None else Skipped(key, Cause(cause), reason)
+        yield StagedRow(key, digest, vector, skipped)
+
+
+def _table(vectors: RangeVectors) -> pa.Table:
+    rows, skips = vectors.rows, [row.skipped for row in vectors.rows]
+    return pa.table(
+        {
+            "key": pa.array([row.key for row in rows], pa.string()),
+            "digest": pa.array([row.digest for row in rows], pa.binary(DIGEST_BYTES)),
+            "vector": pa.array([row.vector for row in rows], pa.binary(vectors.dimension * 4)),
+            "cause": pa.array([skip and str(skip.cause) for skip in skips], pa.string()),
+            "reason": pa.array([skip and skip.reason for skip in skips], pa.string()),
+        }
+    )
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write; flush it and rename it to `path` afterwards."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.touch(mode=0o600)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # The rename itself must be on the disk, too.
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def _failing_clearly(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StagingError(
+            f"the run directory {path} can't be used ({why}); the store is unchanged: make room, "
+            "or make the database's directory writable, and run again"
+        ) from error
+
+
+def _lock(descriptor: int, root: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
+        raise StagingError(
+            f"another run is at work on {root.with_suffix('')} (process {owner}); "
+            "wait for it to end"
+        ) from None
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -1,0 +1,167 @@
+"""SQLite files: opened without leaving a trace, or for one short transaction.
+
+Sources: https://sqlite.org/uri.html, https://sqlite.org/wal.html (read-only databases),
+https://sqlite.org/fileformat.html (the header).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from transforms.errors import StoreError
+
+T = TypeVar("T")
+
+BUSY_SECONDS = 5.0
+"""How long a lock is waited for; ai-memory's own writers wait as long."""
+
+COMMIT_BUSY_SECONDS = 60.0
+"""How long the replacement waits for the write lock: all the embedding is behind it."""
+
+_UNLOCKED_TRIES = 3
+_MAGIC = b"SQLite format 3\x00"
+_HEADER_BYTES = 100
+_WAL_VERSION = 2
+
+
+def check_file(path: Path) -> bool:
+    """Refuse what is no SQLite file; return whether its journal mode is WAL.
+
+    Call it before the process has a connection to the file: closing any descriptor of a
+    file drops all POSIX locks that the process holds on it, SQLite's among them.
+    """
+    if not path.exists():
+        raise StoreError(f"there is no database at {path}; name an existing one with --db")
+    if not path.is_file():
+        raise StoreError(f"{path} is not a file, so it can't be a database; name one with --db")
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    except OSError as error:
+        raise StoreError(
+            f"{path} can't be read ({error.strerror}); check its owner and mode"
+        ) from None
+    if not header:
+        raise StoreError(f"{path} is empty: it holds no store; name the right file with --db")
+    if not header.startswith(_MAGIC) or len(header) < _HEADER_BYTES:
+        raise StoreError(
+            f"{path} is not a readable SQLite database: it is another kind of file, or encrypted "
+            "(SQLCipher); reembed needs a plain one, so decrypt a copy first if it is encrypted"
+        )
+    return header[18] == _WAL_VERSION
+
+
+def read_only(path: Path, *, wal: bool, query: Callable[[sqlite3.Connection], T]) -> T:
+    """Run `query` on a read-only connection that leaves no file behind; it may run twice.
+
+    A plain read-only connection to a WAL database makes `-wal` and `-shm` and leaves them
+    there. While no process has the database open (there is no `-shm`) it is therefore read
+    without locks, and read again, at last with them, if anything moved meanwhile.
+    """
+    for _ in range(_UNLOCKED_TRIES if wal else 0):
+        before = _traces(path)
+        if before[f"{path}-shm"] is not None:
+            break
+        try:
+            with translated(path), closing(_open_unlocked(path, before)) as connection:
+                result = query(connection)
+        except StoreError:
+            if _traces(path) == before:
+                raise
+        else:
+            if _traces(path) == before:
+                return result
+    with translated(path), closing(_open(path, "mode=ro")) as connection:
+        return query(connection)
+
+
+def _open_unlocked(path: Path, traces: dict[str, tuple[int, int] | None]) -> sqlite3.Connection:
+    if traces[f"{path}-wal"] is None:
+        return _open(path, "mode=ro&immutable=1")
+    # The log of a process that died: its index is built in memory instead of in a -shm.
+    connection = _open(path, "mode=ro&vfs=unix-none")
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    return connection
+
+
+def _traces(path: Path) -> dict[str, tuple[int, int] | None]:
+    """Size and modification time of the database and its side files; None for no file."""
+    traces: dict[str, tuple[int, int] | None] = {}
+    for name in (str(path), f"{path}-wal", f"{path}-shm"):
+        try:
+            stat = Path(name).stat()
+            traces[name] = (stat.st_size, stat.st_mtime_ns)
+        except FileNotFoundError:
+            traces[name] = None
+    return traces
+
+
+@contextmanager
+def write_transaction(path: Path, *, busy_seconds: float) -> Iterator[sqlite3.Connection]:
+    """One transaction that holds the write lock from its start; rolled back on any error.
+
+    It never creates a file nor changes the journal mode, and a commit is on the disk when
+    it returns (`synchronous=FULL`).
+    """
+    with translated(path), closing(_open(path, "mode=rw", busy_seconds)) as connection:
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a database that can't be written now: read-only, or locked by another process."""
+    with write_transaction(path, busy_seconds=BUSY_SECONDS):
+        pass  # Taking the write lock is the test; an empty transaction writes nothing.
+
+
+def _open(path: Path, mode: str, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(str(path))}?{mode}", uri=True, timeout=busy_seconds, isolation_level=None
+    )
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into a sentence that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(_sentence(path, error)) from error
+
+
+_SENTENCES = {
+    "SQLITE_BUSY": "{path} is locked by another process; wait for it to finish, or stop it, and "
+    "run again",
+    "SQLITE_LOCKED": "{path} is locked by another process; wait for it to finish, or stop it, and "
+    "run again",
+    "SQLITE_READONLY": "{path} can't be written; make the file and its directory writable and run "
+    "again",
+    "SQLITE_CANTOPEN": "{path} or the log beside it can't be opened; check the owner and mode of "
+    "the file and its directory",
+    "SQLITE_FULL": "the disk of {path} is full; make room and run again",
+    "SQLITE_CORRUPT": "{path} is damaged (PRAGMA integrity_check says how); restore or repair it "
+    "before its vectors are replaced",
+    "SQLITE_NOTADB": "{path} is not a readable SQLite database: damaged, or encrypted (SQLCipher); "
+    "reembed needs a plain one",
+    "SQLITE_IOERR": "reading or writing {path} failed ({error}); check the disk and run again",
+}
+
+
+def _sentence(path: Path, error: sqlite3.Error) -> str:
+    name = getattr(error, "sqlite_errorname", "")
+    for prefix, sentence in _SENTENCES.items():
+        if name.startswith(prefix):
+            return sentence.format(path=path, error=error)
+    return f"SQLite can't work with {path}: {error}; the store is unchanged"

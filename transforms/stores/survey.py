@@ -1,0 +1,84 @@
+"""What is in a store before anything is done to it, counted in one read-only pass."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transforms.rows import Cause
+from transforms.stores import sqlite
+from transforms.stores.ai_memory import TEXT_BYTES, TEXT_CAP_BYTES, AiMemoryStore
+
+# 4n bytes are n floats; one byte more is the header. Any other length can't be decoded.
+_BLOB_DIMENSION = (
+    "CASE WHEN length(embedding) % 4 <= 1 AND length(embedding) >= 4 "
+    "THEN length(embedding) / 4 ELSE 0 END"
+)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Counts of the rows that are meant: all, or those of one namespace.
+
+    `dimensions` counts the stored vectors by length; 0 stands for one that can't be decoded.
+    `by_rule` counts the rows that will be skipped without being offered to the model.
+    `text_bytes` is the size of the texts that will be embedded. Where no row is meant,
+    `existing` names the namespaces that there are.
+    """
+
+    rows: int
+    with_vector: int
+    namespaces: Mapping[str, int]
+    dimensions: Mapping[int, int]
+    by_rule: Mapping[Cause, int]
+    text_bytes: int
+    existing: tuple[str, ...]
+
+    @property
+    def to_embed(self) -> int:
+        """Rows that will be offered to the model."""
+        return self.rows - sum(self.by_rule.values())
+
+
+def take_survey(store: AiMemoryStore) -> Survey:
+    """Count a store's rows by namespace, stored dimension and rule, in one pass."""
+    return sqlite.read_only(store.path, wal=store.wal, query=lambda db: _survey(db, store))
+
+
+def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
+    stored = f"ifnull(embedding_dim, {_BLOB_DIMENSION})"
+    dimension = stored if "embedding_dim" in store.columns else _BLOB_DIMENSION
+    groups = db.execute(
+        f"SELECT CAST(namespace AS BLOB), CASE WHEN embedding IS NOT NULL THEN {dimension} END, "
+        f"CASE WHEN {store.encrypted} THEN 1 WHEN {TEXT_BYTES} > {TEXT_CAP_BYTES} THEN 2 "
+        f"WHEN typeof(id) <> 'text' THEN 3 ELSE 0 END, count(*), sum({TEXT_BYTES}) "
+        "FROM memories WHERE ?1 IS NULL OR namespace = ?1 GROUP BY 1, 2, 3",
+        (store.namespace,),
+    )
+    namespaces: Counter[str] = Counter()
+    dimensions: Counter[int] = Counter()
+    rules: Counter[int] = Counter()
+    text_bytes = 0
+    for raw_namespace, stored_dimension, rule, rows, size in groups:
+        namespaces[raw_namespace.decode(errors="replace")] += rows
+        if stored_dimension is not None:
+            dimensions[stored_dimension] += rows
+        rules[rule] += rows
+        text_bytes += 0 if rule else size
+    causes = {1: Cause.ENCRYPTED, 2: Cause.OVER_CAP, 3: Cause.NOT_TEXT}
+    return Survey(
+        rows=namespaces.total(),
+        with_vector=dimensions.total(),
+        namespaces=dict(namespaces.most_common()),
+        dimensions=dict(sorted(dimensions.items())),
+        by_rule={cause: rules[rule] for rule, cause in causes.items() if rules[rule]},
+        text_bytes=text_bytes,
+        existing=() if namespaces else _all_namespaces(db),
+    )
+
+
+def _all_namespaces(db: sqlite3.Connection) -> tuple[str, ...]:
+    names = db.execute("SELECT DISTINCT CAST(namespace AS BLOB) FROM memories ORDER BY 1")
+    return tuple(raw.decode(errors="replace") for (raw,) in names)

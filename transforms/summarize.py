@@ -1,0 +1,57 @@
+"""Summarize: all that happened becomes one Summary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.pvalue import PCollection
+
+from transforms.rows import Skipped, StagedRange, Summary
+
+
+def summarize_run(parts: Iterable[Summary]) -> Summary:
+    """Add summaries up; none of them give `Summary()`.
+
+    >>> summarize_run([Summary(embedded=2), Summary(embedded=1, replaced=3)]).embedded
+    3
+    """
+    return sum(parts, start=Summary())
+
+
+def summarize_staged(staged: StagedRange) -> Summary:
+    """A shard's share of the summary; its skipped rows are counted from their own output."""
+    return Summary(embedded=staged.embedded)
+
+
+def summarize_skipped(skipped: Skipped) -> Summary:
+    """A skipped row's share of the summary."""
+    return Summary(skipped={skipped.cause: 1})
+
+
+Outcomes = tuple[PCollection[StagedRange], PCollection[Skipped], PCollection[Summary]]
+"""The shards, the skipped rows and the replacement's summaries."""
+
+
+@dataclass
+class SummarizeRun(beam.PTransform[Outcomes, PCollection[Summary]]):
+    """Combine shards, skipped rows and the replacement into exactly one Summary."""
+
+    def expand(self, outcomes: Outcomes) -> PCollection[Summary]:
+        staged, skipped, replaced = outcomes
+        # Each is combined by itself first: a Flatten of single rows would end the fused stage
+        # and keep them all in memory.
+        parts = (
+            staged
+            | "Staged" >> beam.Map(summarize_staged)
+            | "CombineStaged" >> beam.CombineGlobally(summarize_run),
+            skipped
+            | "Skipped" >> beam.Map(summarize_skipped)
+            | "CombineSkipped" >> beam.CombineGlobally(summarize_run),
+            replaced,
+        )
+        summary: PCollection[Summary] = (
+            parts | beam.Flatten() | "Combine" >> beam.CombineGlobally(summarize_run)
+        )
+        return summary
