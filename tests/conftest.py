@@ -109,7 +109,7 @@ def other_contents(path: Path) -> dict[str, list[tuple[object, ...]]]:
         ]
         names = ", ".join(f'"{name}"' for name in columns if name != table)
         if not str(table).endswith("_fts"):
-            contents[str(table)] = select(path, f'SELECT {names} FROM "{table}" ORDER BY 1, 2')
+            contents[str(table)] = sorted(select(path, f'SELECT {names} FROM "{table}"'), key=repr)
     return contents
 
 
