@@ -23,7 +23,7 @@ def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary
     to a row runs in one fused stage.
     """
     ranges = root | "Ranges" >> beam.Create(plan.pending) | "Spread" >> beam.Reshuffle()
-    rows = ranges | "Read" >> ReadRows(plan.store, plan.run)
+    rows = ranges | "Read" >> ReadRows(plan.store, plan.run, plan.pass_number)
     embedded = rows | "Embed" >> EmbedRows(plan.target, plan.batch)
     outcome = embedded.vectors | "Replace" >> ReplaceVectors(
         store=plan.store,

@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not received:
                 raise
         print(
-            "reembed: interrupted; the store is whole: as it was, unless the report of this run "
-            "was printed",
+            "reembed: interrupted; the store is whole: nothing was replaced, or, if the "
+            "replacement had begun, everything was",
             file=sys.stderr,
         )
         sys.stdout.flush()

@@ -20,7 +20,7 @@ from pipeline.build import build
 from pipeline.plan import Plan
 from pipeline.report import outcome_values
 from transforms.embedders import load_embedder
-from transforms.errors import ReembedError, UsageError, from_traceback
+from transforms.errors import UsageError, unwrap
 from transforms.rows import Skipped, Summary
 from transforms.staging import RunDirectory, begin_run
 
@@ -81,23 +81,21 @@ def _run_passes(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
 
 def _run_pass(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
     pipeline = beam.Pipeline(runner=_make_runner(runner), options=options)
-    name = f"pass-{plan.pass_number}.json"
+    name = f"shards/pass-{plan.pass_number}.json"
     summary = build(pipeline, plan, replace=True)
     summary | "Record" >> beam.Map(_record, plan.run, name)
     try:
         pipeline.run().wait_until_finish()
-    except ReembedError:
-        raise
     except Exception as error:
-        known = from_traceback(str(error))
+        known = unwrap(error)
         if known is None:
             raise
         raise known from error
-    return Summary.from_dict(plan.run.read_json(name))
+    return Summary.from_json(plan.run.read_json(name))
 
 
 def _record(summary: Summary, run: RunDirectory, name: str) -> None:
-    run.write_json(name, summary.as_dict())
+    run.write_json(name, summary.to_json())
 
 
 def _make_runner(name: str) -> PipelineRunner | str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,9 +39,9 @@ def unpack(version: str, path: Path) -> Path:
     return path
 
 
-def memory(key: str, content: str | None = None, **more: object) -> Memory:
+def memory(key: str, content: str | None = None, **more: Any) -> Memory:
     """A memory that needs no more than a key."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "id": key,
         "namespace": "global",
         "title": f"title {key}",
@@ -49,7 +50,7 @@ def memory(key: str, content: str | None = None, **more: object) -> Memory:
         "embedding_dim": None,
         **more,
     }
-    return Memory(**values)  # type: ignore[arg-type]
+    return Memory(**values)
 
 
 def make_store(path: Path, memories: Sequence[Memory], journal_mode: str = "delete") -> Path:
@@ -76,7 +77,7 @@ def fake_plan(path: Path, *, rows: int | None = None, namespace: str | None = No
     )
 
 
-def select(path: Path, query: str) -> list[tuple[object, ...]]:
+def select(path: Path, query: str) -> list[tuple[Any, ...]]:
     """Run a query over a connection of its own."""
     connection = sqlite3.connect(path)
     try:
@@ -96,7 +97,7 @@ def change(path: Path, *statements: str) -> None:
         connection.close()
 
 
-def other_contents(path: Path) -> dict[str, list[tuple[object, ...]]]:
+def other_contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     """All tables without what a replacement may change: the vectors, dimensions and stamps."""
     ours = {"embedding", "embedding_dim", "embedding_space"}
     contents = {}
@@ -135,7 +136,7 @@ def program(tmp_path: Path) -> Program:
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*wrapper, sys.executable, "-m", "pipeline", *map(str, arguments)],
-            env=clean_environment(tmp_path) | (environment or {}),
+            env=clean_environment(tmp_path) | dict(environment or {}),
             cwd=directory,
             capture_output=True,
             text=True,

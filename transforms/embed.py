@@ -1,7 +1,5 @@
 """Embed: rows become vectors, one batch at a time; a text that fails becomes a skipped row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

@@ -69,18 +69,24 @@ _BY_NAME: dict[str, type[ReembedError]] = {
 }
 
 
-def from_traceback(text: str) -> ReembedError | None:
-    """Find the error of ours that a runner wrapped into a longer message.
+def unwrap(error: BaseException) -> ReembedError | None:
+    """Find the error of ours that a runner passed on, perhaps wrapped into another.
 
-    Runners carry a worker's exception as the text of its traceback. The last line that
-    names one of our classes holds the message; Beam may add a note in square brackets.
+    Runners add a note in square brackets, or carry a worker's exception as the text of its
+    traceback, of which the last line that names one of our classes holds the message.
 
-    >>> from_traceback("boom\\ntransforms.errors.StoreError: it is locked [while running 'X']")
-    StoreError('it is locked')
+    >>> unwrap(RuntimeError("boom\\ntransforms.errors.StoreError: locked [while running 'X']"))
+    StoreError('locked')
     """
-    for line in reversed(text.splitlines()):
+    if isinstance(error, ReembedError):
+        return type(error)(_without_note(str(error)))
+    for line in reversed(str(error).splitlines()):
         before, _, message = line.partition("Error: ")
         kind = _BY_NAME.get(before.rpartition(".")[2] + "Error")
         if kind and before.strip().startswith(__name__ + "."):
-            return kind(message.split(" [while running")[0].strip())
+            return kind(_without_note(message))
     return None
+
+
+def _without_note(message: str) -> str:
+    return message.split(" [while running")[0].strip()

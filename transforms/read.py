@@ -1,7 +1,5 @@
 """Read: a key range becomes its rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -16,12 +14,14 @@ PART_TEXT_BYTES = 1_048_576
 """Most text in one `RangeRows`, so that a range of very long texts is not held at once."""
 
 
-def read_rows(store: AiMemoryStore, keys: KeyRange, run: RunDirectory) -> Iterator[RangeRows]:
-    """Read the rows of a range that are not staged yet, in parts of at most 1 MiB of text.
+def read_rows(
+    store: AiMemoryStore, keys: KeyRange, run: RunDirectory, *, pass_number: int
+) -> Iterator[RangeRows]:
+    """Read the rows of a range that earlier passes have not staged, at most 1 MiB at a time.
 
     In a first pass these are all rows; in a catch-up pass the new and the edited ones.
     """
-    known = run.read_range(keys.index, with_vectors=False)
+    known = run.read_range(keys.index, with_vectors=False, before_pass=pass_number)
     staged = {(row.key, row.digest) for row in known}
     fresh = (row for row in store.read_range(keys) if (row.key, row.digest) not in staged)
     for part, rows in enumerate(split_rows(fresh, PART_TEXT_BYTES)):
@@ -54,16 +54,17 @@ class ReadRows(beam.PTransform[PCollection[KeyRange], PCollection[RangeRows]]):
 
     store: AiMemoryStore
     run: RunDirectory
+    pass_number: int
 
     def expand(self, ranges: PCollection[KeyRange]) -> PCollection[RangeRows]:
-        rows: PCollection[RangeRows] = ranges | beam.ParDo(_ReadRows(self.store, self.run))
+        rows: PCollection[RangeRows] = ranges | beam.ParDo(_ReadRows(self))
         return rows
 
 
 class _ReadRows(beam.DoFn):
-    def __init__(self, store: AiMemoryStore, run: RunDirectory) -> None:
-        self._store = store
-        self._run = run
+    def __init__(self, config: ReadRows) -> None:
+        self._config = config
 
     def process(self, keys: KeyRange) -> Iterator[RangeRows]:
-        return read_rows(self._store, keys, self._run)
+        config = self._config
+        return read_rows(config.store, keys, config.run, pass_number=config.pass_number)

@@ -1,7 +1,5 @@
 """Replace: vectors are staged as shards and then, all at once, put into the store."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -151,8 +151,9 @@ class Summary:
             changed=self.changed | other.changed,
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """The summary in types that JSON has; `from_dict` is its inverse."""
+    def to_json(self) -> dict[str, Any]:
+        """The summary in types that JSON has; `from_json` is its inverse."""
+        # Not named as_dict: Beam takes a value with that method for a row of a schema.
         return {
             "embedded": self.embedded,
             "skipped": {str(cause): count for cause, count in sorted(self.skipped.items())},
@@ -163,8 +164,8 @@ class Summary:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Summary:
-        """Read what `as_dict` gave."""
+    def from_json(cls, values: Mapping[str, Any]) -> Summary:
+        """Read what `to_json` gave."""
         return cls(
             embedded=values["embedded"],
             skipped={Cause(cause): count for cause, count in values["skipped"].items()},

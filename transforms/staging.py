@@ -79,12 +79,16 @@ class RunDirectory:
         skipped = sum(row.skipped is not None for row in vectors.rows)
         return StagedRange(vectors.range, name, len(vectors.rows) - skipped, skipped)
 
-    def read_range(self, index: int, *, with_vectors: bool) -> Iterator[StagedRow]:
-        """Read all that was staged for a range, oldest first; perhaps without the vectors."""
+    def read_range(
+        self, index: int, *, with_vectors: bool, before_pass: int | None = None
+    ) -> Iterator[StagedRow]:
+        """Read what was staged for a range, oldest first; perhaps without the vectors."""
         with _failing_clearly(self.shards):
             if not self.shards.is_dir():  # A glob of a missing directory would be empty.
                 raise FileNotFoundError(ENOENT, "it is gone")
             for path in sorted(self.shards.glob(f"{index:07d}.*.parquet")):
+                if before_pass is not None and int(path.name.split(".")[1]) >= before_pass:
+                    break
                 yield from read_shard(path, with_vectors=with_vectors)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
@@ -156,7 +160,8 @@ def begin_run(run: RunDirectory) -> Iterator[None]:
             if unfinished.is_dir() and not RunDirectory(unfinished).ended:
                 shutil.rmtree(unfinished, ignore_errors=True)
         with _failing_clearly(run.path):
-            run.shards.mkdir(mode=0o700, parents=True)
+            run.path.mkdir(mode=0o700)
+            run.shards.mkdir(mode=0o700)
         try:
             yield
         finally:

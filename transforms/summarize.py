@@ -1,7 +1,5 @@
 """Summarize: all that happened becomes one Summary."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

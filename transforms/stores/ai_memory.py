@@ -117,7 +117,9 @@ class AiMemoryStore:
     def _cut(
         self, db: sqlite3.Connection, rows: int, samples: int
     ) -> tuple[tuple[KeyRange, ...], tuple[str, ...]]:
-        where, values = ("namespace = ?", (self.namespace,)) if self.namespace else ("TRUE", ())
+        where, values = (
+            ("TRUE", ()) if self.namespace is None else ("namespace = ?", (self.namespace,))
+        )
         total = db.execute(f"SELECT count(*) FROM memories WHERE {where}", values).fetchone()[0]
         keys = db.execute(
             f"SELECT CAST(id AS BLOB) FROM memories WHERE {where} AND typeof(id) = 'text' "

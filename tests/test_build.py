@@ -1,0 +1,178 @@
+"""The graph, on every runner that works on one machine, against the obvious loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pipeline import PipelineVisitor
+from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+
+from pipeline.build import build
+from pipeline.plan import Plan
+from tests.conftest import change, fake_plan, make_store, memory, select
+from transforms.embed import EmbedRows
+from transforms.embedders.fake import POISON, FakeEmbedder
+from transforms.read import ReadRows
+from transforms.rows import Cause, KeyRange, RangeVectors, Skipped, Summary
+from transforms.staging import RunDirectory, begin_run
+from transforms.stores.codec import decode
+
+LOOPBACK = ["--job_endpoint=embed", "--environment_type=LOOPBACK"]
+RUNNERS: dict[str, tuple[Any, list[str]]] = {
+    "FnApiRunner": (FnApiRunner, []),
+    "each bundle twice": (FnApiRunner, ["--direct_runner_bundle_repeat=1"]),
+    "BundleBasedDirectRunner": (BundleBasedDirectRunner, []),
+    "portable": (lambda: "PortableRunner", LOOPBACK),
+}
+
+
+@pytest.fixture(params=RUNNERS)
+def pipeline(request: pytest.FixtureRequest) -> beam.Pipeline:
+    runner, flags = RUNNERS[request.param]
+    return beam.Pipeline(runner=runner(), options=PipelineOptions(flags))
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Iterator[Plan]:
+    rows = [memory(f"{i:03d}", f"text {i % 7}", title="t") for i in range(60)]
+    rows[10] = memory("010", POISON)
+    rows[20] = memory("020", "x" * 70_000)
+    rows[30] = memory("030", "", encrypted_envelope=b"sealed")
+    rows = [dataclasses.replace(row, namespace=f"n{i}") for i, row in enumerate(rows)]
+    plan = fake_plan(make_store(tmp_path / "m.db", rows), rows=9)
+    with begin_run(plan.run):
+        yield plan
+
+
+def plain_loop(path: Path) -> dict[object, list[float] | None]:
+    """Re-embed every row the obvious way: what the pipeline must come to."""
+    embedder = FakeEmbedder(8)
+    vectors: dict[object, list[float] | None] = {}
+    query = "SELECT id, title || ' ' || content, encrypted_envelope FROM memories"
+    for key, text, sealed in select(path, query):
+        assert isinstance(text, str)
+        if sealed is not None or POISON in text or len(text.encode()) > 65_536:
+            vectors[key] = None
+        else:
+            vectors[key] = embedder.embed([text])[0].tolist()
+    return vectors
+
+
+def stored(path: Path) -> dict[object, list[float] | None]:
+    return {
+        key: decode(blob).tolist() if isinstance(blob, bytes) else None
+        for key, blob in select(path, "SELECT id, embedding FROM memories")
+    }
+
+
+def test_every_runner_gives_what_a_plain_loop_gives(pipeline: beam.Pipeline, plan: Plan) -> None:
+    skipped = {Cause.REJECTED: 1, Cause.OVER_CAP: 1, Cause.ENCRYPTED: 1}
+    with pipeline:
+        summary = build(pipeline, plan, replace=True)
+        expected = Summary(embedded=57, skipped=skipped, replaced=57, kept=skipped)
+        assert_that(summary, equal_to([expected]))
+
+    assert stored(plan.store.path) == plain_loop(plan.store.path)
+
+
+def test_without_replace_it_ends_at_the_shards(plan: Plan) -> None:
+    before = plan.store.path.read_bytes()
+    skipped = {Cause.REJECTED: 1, Cause.OVER_CAP: 1, Cause.ENCRYPTED: 1}
+    with beam.Pipeline(runner=FnApiRunner()) as root:
+        summary = build(root, plan, replace=False)
+        assert_that(summary, equal_to([Summary(embedded=57, skipped=skipped)]))
+
+    assert plan.store.path.read_bytes() == before
+    assert plan.run.staged_ranges() == {keys.index for keys in plan.ranges}
+
+
+def test_one_summary_comes_out_of_an_empty_table(pipeline: beam.Pipeline, tmp_path: Path) -> None:
+    plan = fake_plan(make_store(tmp_path / "m.db", []))
+    with begin_run(plan.run), pipeline:
+        assert_that(build(pipeline, plan, replace=True), equal_to([Summary()]))
+
+
+def test_a_catch_up_pass_embeds_only_what_changed(plan: Plan) -> None:
+    with beam.Pipeline(runner=FnApiRunner()) as root:
+        build(root, plan, replace=False)
+    change(plan.store.path, "UPDATE memories SET content = 'edited' WHERE id = '001'")
+    second = dataclasses.replace(plan, pass_number=2)
+    with beam.Pipeline(runner=FnApiRunner()) as root:
+        summary = build(root, second, replace=True)
+        assert_that(
+            summary | beam.Map(lambda summary: (summary.embedded, summary.replaced)),
+            equal_to([(1, 57)]),
+        )
+
+    assert stored(plan.store.path) == plain_loop(plan.store.path)
+
+
+def test_the_original_commands_own_case(tmp_path: Path) -> None:
+    rows = [memory("a"), memory("b", POISON), memory("c")]
+    plan = fake_plan(make_store(tmp_path / "m.db", rows))
+    skipped = {Cause.REJECTED: 1}
+    with begin_run(plan.run), beam.Pipeline(runner=FnApiRunner()) as root:
+        summary = build(root, plan, replace=True)
+        expected = Summary(embedded=2, skipped=skipped, replaced=2, kept=skipped)
+        assert_that(summary, equal_to([expected]))
+
+
+def test_all_that_is_done_to_a_row_runs_in_one_stage(plan: Plan) -> None:
+    root = beam.Pipeline(runner=FnApiRunner())
+    build(root, plan, replace=True)
+    _, stages = FnApiRunner().create_stages(root.to_runner_api())
+
+    per_row = [
+        stage
+        for stage in stages
+        if any("ReadRows" in step.unique_name for step in stage.transforms)
+    ]
+
+    assert len(per_row) == 1
+    names = " ".join(step.unique_name for step in per_row[0].transforms)
+    for step in ("Read/", "Embed/", "Replace/Stage", "Summarize/Staged", "Summarize/Skipped"):
+        assert step in names
+    assert "Replace/Replace" not in names
+
+
+def test_both_outputs_of_embed_rows_are_typed(plan: Plan) -> None:
+    root = beam.Pipeline(runner=FnApiRunner())
+    rows = root | beam.Create(plan.ranges) | ReadRows(plan.store, plan.run, 1)
+    outputs = rows | EmbedRows(plan.target, plan.batch)
+
+    assert outputs.vectors.element_type == RangeVectors
+    assert outputs.skipped.element_type == Skipped
+
+
+def test_no_row_and_no_vector_is_shuffled(plan: Plan) -> None:
+    root = beam.Pipeline(runner=FnApiRunner())
+    build(root, plan, replace=True)
+    shuffled: list[Any] = []
+
+    class Visitor(PipelineVisitor):
+        def visit_transform(self, node: Any) -> None:
+            if isinstance(node.transform, beam.GroupByKey):
+                shuffled.extend(side.element_type for side in node.inputs)
+
+    root.visit(Visitor())
+
+    assert shuffled
+    assert [kind for kind in shuffled if "Row" in str(kind) or "Vectors" in str(kind)] == []
+
+
+def test_values_travel_as_they_are() -> None:
+    values = [KeyRange(0, None, "a"), Skipped("k", Cause.REJECTED, ""), RunDirectory(Path("/r"))]
+    with beam.Pipeline(runner=FnApiRunner()) as root:
+        for value in (*values, Summary(changed=frozenset({1}))):
+            name = type(value).__name__
+            travelled = root | name >> beam.Create([value]) | f"{name}s" >> beam.Reshuffle()
+            assert travelled.element_type is type(value)
+            assert_that(travelled, equal_to([value]), label=f"equal {name}")

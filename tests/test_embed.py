@@ -1,0 +1,161 @@
+"""Embedding: batches, halves, the single row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.embed import embed_rows, embed_texts, find_problems
+from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
+from transforms.errors import EmbedderError, TextRejected
+from transforms.rows import (
+    Cause,
+    KeyRange,
+    RangeRows,
+    Row,
+    Skipped,
+    StagedRow,
+    Vectors,
+    text_digest,
+)
+
+KEYS = KeyRange(0, None, None)
+
+
+class Recorder:
+    """Embeds as another embedder does, and remembers each call."""
+
+    def __init__(self, inner: Callable[[Sequence[str]], Vectors]) -> None:
+        self.inner = inner
+        self.calls: list[list[str]] = []
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        self.calls.append(list(texts))
+        return self.inner(texts)
+
+
+def part(*texts: str, skipped: Skipped | None = None) -> RangeRows:
+    rows = [Row(str(i), i, text, text_digest(text.encode())) for i, text in enumerate(texts)]
+    if skipped is not None:
+        rows.append(Row(skipped.key, len(rows), "", b"rule", skipped))
+    return RangeRows(KEYS, 0, tuple(rows))
+
+
+def plain_loop(rows: Sequence[Row], dimension: int) -> tuple[StagedRow, ...]:
+    """The obvious way: one row at a time."""
+    embedder = FakeEmbedder(dimension)
+    result = []
+    for row in rows:
+        if row.skipped is not None:
+            result.append(StagedRow(row.key, row.digest, None, row.skipped))
+            continue
+        try:
+            vector = embedder.embed([row.text])[0]
+        except TextRejected as error:
+            skipped = Skipped(row.key, Cause.REJECTED, str(error))
+            result.append(StagedRow(row.key, row.digest, None, skipped))
+            continue
+        if np.isnan(vector).any():
+            skipped = Skipped(row.key, Cause.BAD_VECTOR, "the model gave a vector with NaN or inf")
+            result.append(StagedRow(row.key, row.digest, None, skipped))
+        else:
+            result.append(StagedRow(row.key, row.digest, vector.tobytes()))
+    return tuple(result)
+
+
+some_texts = st.lists(
+    st.one_of(
+        st.text("ab", max_size=4), st.sampled_from([f"x {POISON}", f"{NOT_A_NUMBER} y", "same"])
+    ),
+    max_size=24,
+)
+
+
+@given(some_texts, st.integers(1, 9))
+def test_batches_and_halves_give_what_a_plain_loop_gives(texts: list[str], batch: int) -> None:
+    rows = part(*texts, skipped=Skipped("rule", Cause.ENCRYPTED, "its content is encrypted"))
+
+    embedded = embed_rows(rows, FakeEmbedder(4), dimension=4, batch=batch)
+
+    assert embedded.rows == plain_loop(rows.rows, 4)
+
+
+@given(some_texts, st.integers(1, 9))
+def test_no_call_holds_more_texts_than_the_batch(texts: list[str], batch: int) -> None:
+    embedder = Recorder(FakeEmbedder(4).embed)
+
+    embed_rows(part(*texts), embedder, dimension=4, batch=batch)
+
+    assert all(len(call) <= batch for call in embedder.calls)
+    assert {text for call in embedder.calls for text in call} == set(texts)
+
+
+def test_equal_texts_are_embedded_once_and_like_lengths_together() -> None:
+    embedder = Recorder(FakeEmbedder(4).embed)
+
+    embed_rows(part("ccc", "a", "bb", "a", "ccc"), embedder, dimension=4, batch=2)
+
+    assert embedder.calls == [["a", "bb"], ["ccc"]]
+
+
+def test_a_poisoned_text_costs_the_others_nothing() -> None:
+    texts = [f"text {i}" for i in range(7)] + [POISON]
+
+    results = embed_texts(texts, FakeEmbedder(4), 4)
+
+    assert [isinstance(result, tuple) for result in results] == [False] * 7 + [True]
+    assert results[7] == (Cause.REJECTED, f"the text holds {POISON}")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda texts: np.zeros((len(texts) - 1, 2)), "the model gave vectors of shape (0, 2)"),
+        (lambda texts: np.ones((len(texts), 3)), "the model gave vectors of shape (1, 3)"),
+        (lambda texts: np.full((len(texts), 2), np.inf), "the model gave a vector with NaN or inf"),
+        (lambda texts: np.zeros((len(texts), 2)), "the model gave a vector of zeros"),
+    ],
+    ids=["too few", "wrong length", "infinite", "zeros"],
+)
+def test_vectors_that_are_no_use_are_never_stored(
+    wrong: Callable[[Sequence[str]], Vectors], reason: str
+) -> None:
+    rows = embed_rows(part("a", "bb"), Recorder(wrong), dimension=2, batch=9).rows
+
+    assert [row.vector for row in rows] == [None, None]
+    assert [row.skipped and row.skipped.cause for row in rows] == [Cause.BAD_VECTOR] * 2
+    assert all(row.skipped and row.skipped.reason.startswith(reason) for row in rows)
+
+
+def test_an_embedder_that_is_down_ends_the_run_and_skips_no_row() -> None:
+    def down(texts: Sequence[str]) -> Vectors:
+        raise EmbedderError("it is down")
+
+    with pytest.raises(EmbedderError, match="it is down"):
+        embed_rows(part("a"), Recorder(down), dimension=2, batch=1)
+
+
+def test_vectors_of_another_float_are_stored_as_float32() -> None:
+    embedder = Recorder(lambda texts: np.ones((len(texts), 2), dtype=np.float64))
+
+    (row,) = embed_rows(part("a"), embedder, dimension=2, batch=1).rows
+
+    assert row.vector == np.ones(2, dtype="<f4").tobytes()
+
+
+def test_a_part_without_text_calls_nothing() -> None:
+    embedder = Recorder(FakeEmbedder(2).embed)
+    skipped = Skipped("a", Cause.ENCRYPTED, "its content is encrypted")
+
+    embedded = embed_rows(part(skipped=skipped), embedder, dimension=2, batch=1)
+
+    assert embedder.calls == []
+    assert embedded.rows == (StagedRow("a", b"rule", None, skipped),)
+
+
+def test_good_vectors_have_no_problem() -> None:
+    assert find_problems(np.eye(3, dtype=np.float32), 3, 3) == ["", "", ""]

@@ -1,0 +1,83 @@
+"""Two layers and one arrow, read off the imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+MODULES = sorted(
+    path.relative_to(ROOT)
+    for part in ("pipeline", "transforms")
+    for path in (ROOT / part).rglob("*.py")
+)
+BEAM = {
+    "pipeline/build.py",
+    "pipeline/run.py",
+    "transforms/embed.py",
+    "transforms/read.py",
+    "transforms/replace.py",
+    "transforms/summarize.py",
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that is imported, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def uses(path: Path, package: str) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for name in imports(path))
+
+
+def test_there_are_modules_to_look_at() -> None:
+    assert len(MODULES) > 20
+    assert {str(path) for path in MODULES} >= BEAM
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_transforms_never_imports_pipeline(path: Path) -> None:
+    assert not (path.parts[0] == "transforms" and uses(path, "pipeline"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_only_the_graph_and_its_four_transforms_import_beam(path: Path) -> None:
+    assert uses(path, "apache_beam") == (str(path) in BEAM)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_sqlite_is_only_used_in_stores(path: Path) -> None:
+    in_stores = path.parts[:2] == ("transforms", "stores")
+    text = (ROOT / path).read_text(encoding="utf-8")
+    sql = re.search(r"\b(SELECT|UPDATE|INSERT INTO|PRAGMA|BEGIN)\b [a-z*_]", text)
+    assert in_stores or not (uses(path, "sqlite3") or sql)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_parquet_is_only_used_in_staging(path: Path) -> None:
+    assert uses(path, "pyarrow") == (path == Path("transforms/staging.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_models_are_only_used_in_embedders(path: Path) -> None:
+    in_embedders = path.parts[:2] == ("transforms", "embedders")
+    models = ("torch", "transformers", "sentence_transformers", "tokenizers", "huggingface_hub")
+    assert in_embedders or not any(uses(path, package) for package in models)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_only_the_program_prints(path: Path) -> None:
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    prints = any(isinstance(node, ast.Name) and node.id == "print" for node in ast.walk(tree))
+    assert not prints or str(path) in {"pipeline/cli.py", "pipeline/progress.py"}

@@ -1,0 +1,76 @@
+"""The values that flow."""
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.rows import Cause, KeyRange, Skipped, Summary, skipped_digest, text_digest
+
+counts = st.dictionaries(st.sampled_from(Cause), st.integers(1, 9), max_size=3)
+numbers = st.integers(0, 1000)
+summaries = st.builds(
+    Summary,
+    embedded=numbers,
+    skipped=counts,
+    replaced=numbers,
+    kept=counts,
+    remaining=numbers,
+    changed=st.frozensets(st.integers(0, 5)),
+)
+
+
+@given(summaries, summaries, summaries)
+def test_summaries_add_up_in_any_grouping_and_order(a: Summary, b: Summary, c: Summary) -> None:
+    assert (a + b) + c == a + (b + c)
+    assert a + b == b + a
+    assert a + Summary() == a
+
+
+@given(summaries)
+def test_a_summary_survives_json(summary: Summary) -> None:
+    assert Summary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
+
+
+@given(summaries)
+def test_the_total_is_every_row_once(summary: Summary) -> None:
+    assert summary.total == summary.replaced + sum(summary.kept.values()) + summary.remaining
+
+
+@pytest.mark.parametrize(
+    ("after", "until"), [("b", "a"), ("a", "a")], ids=["backwards", "without room"]
+)
+def test_a_range_that_holds_no_key_is_refused(after: str, until: str) -> None:
+    with pytest.raises(ValueError, match=f"'{after}' >= '{until}'"):
+        KeyRange(0, after, until)
+
+
+def test_a_negative_index_is_refused() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        KeyRange(-1, None, None)
+
+
+@given(st.text(), st.text())
+def test_keys_compare_as_their_bytes_do(a: str, b: str) -> None:
+    # SQLite's BINARY collation compares UTF-8; Python compares code points. They agree.
+    assert (a < b) == (a.encode() < b.encode())
+
+
+def test_rows_skipped_by_rule_have_digests_apart_from_texts() -> None:
+    skipped = Skipped("k", Cause.ENCRYPTED, "its content is encrypted")
+
+    assert skipped_digest(skipped) != text_digest(skipped.reason.encode())
+    assert len(skipped_digest(skipped)) == len(text_digest(b"")) == 16
+
+
+def test_values_survive_pickling() -> None:
+    keys = KeyRange(3, "a", None, 7)
+
+    assert pickle.loads(pickle.dumps(keys)) == keys
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_only_what_was_offered_to_the_model_can_fail(cause: Cause) -> None:
+    assert cause.by_rule == (cause not in (Cause.REJECTED, Cause.BAD_VECTOR))

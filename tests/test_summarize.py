@@ -1,0 +1,56 @@
+"""The summary of a run."""
+
+from collections.abc import Sequence
+
+import apache_beam as beam
+import pytest
+from apache_beam.testing.util import assert_that, equal_to
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.test_rows import summaries
+from transforms.rows import Cause, KeyRange, Skipped, StagedRange, Summary
+from transforms.summarize import SummarizeRun, summarize_run
+
+KEYS = KeyRange(0, None, None)
+
+
+@given(st.lists(summaries))
+def test_parts_may_be_combined_in_any_bundles(parts: list[Summary]) -> None:
+    middle = len(parts) // 2
+    bundles = [summarize_run(parts[:middle]), summarize_run(parts[middle:])]
+
+    assert summarize_run(bundles) == summarize_run(parts)
+
+
+@pytest.mark.parametrize(
+    ("staged", "skipped", "replaced", "summary"),
+    [
+        ([], [], [], Summary()),
+        (
+            [StagedRange(KEYS, "a", 3, 1), StagedRange(KEYS, "b", 2, 0)],
+            [Skipped("k", Cause.REJECTED, "why")],
+            [Summary(replaced=5, kept={Cause.REJECTED: 1})],
+            Summary(
+                embedded=5,
+                skipped={Cause.REJECTED: 1},
+                replaced=5,
+                kept={Cause.REJECTED: 1},
+            ),
+        ),
+    ],
+    ids=["no rows", "rows"],
+)
+def test_one_summary_comes_out(
+    staged: Sequence[StagedRange],
+    skipped: Sequence[Skipped],
+    replaced: Sequence[Summary],
+    summary: Summary,
+) -> None:
+    with beam.Pipeline(runner="FnApiRunner") as root:
+        outcomes = (
+            root | "A" >> beam.Create(staged),
+            root | "B" >> beam.Create(skipped),
+            root | "C" >> beam.Create(replaced),
+        )
+        assert_that(outcomes | SummarizeRun(), equal_to([summary]))
