@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.options import RUNNERS, Options
-from transforms.errors import ReembedError, UsageError
+from transforms.errors import ReembedError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.settings import Settings
@@ -125,8 +125,16 @@ def _choose_database(settings: Settings) -> Path:
     if not settings.demo.exists():
         from transforms.stores.demo import create_store, demo_memories
 
-        settings.demo.parent.mkdir(parents=True, exist_ok=True)
-        create_store(str(settings.demo), demo_memories())
+        try:
+            settings.demo.parent.mkdir(parents=True, exist_ok=True)
+            create_store(str(settings.demo), demo_memories())
+        except FileExistsError:
+            pass  # Another run was faster.
+        except OSError as error:
+            raise StoreError(
+                f"the demo store {settings.demo} can't be made ({error.strerror}); name a database "
+                "with --db"
+            ) from None
     print(
         f"reembed: no database was named, so this is the demo store {settings.demo}; delete it to "
         "have it made anew",

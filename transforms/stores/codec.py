@@ -14,7 +14,7 @@ _BIG_ENDIAN = 0x02
 _FLOAT_BYTES = 4
 
 
-def encode(vector: NDArray[np.float32]) -> bytes:
+def encode(vector: NDArray[np.floating]) -> bytes:
     """Turn a vector of shape (dimension,) into a BLOB.
 
     >>> encode(np.array([1.0, -2.0], dtype=np.float32)).hex(" ", 4)

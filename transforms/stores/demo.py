@@ -20,9 +20,9 @@ from tempfile import TemporaryDirectory
 from uuid import UUID, uuid5
 
 import numpy as np
-from numpy.typing import NDArray
 
 from transforms.stores import demo_texts as texts
+from transforms.stores.codec import encode
 from transforms.stores.demo_schema import SCHEMA
 from transforms.stores.demo_texts import Language, Note
 
@@ -136,11 +136,7 @@ def hashed_vector(text: str, dimension: int = _OLD_DIMENSION) -> bytes:
         vector[(digest >> 1) % dimension] += count if digest & 1 else -count
     if not vector.any():
         vector[0] = 1.0  # no words, or words that cancel out: a vector of zeros is no vector
-    return _blob(vector / np.linalg.norm(vector))
-
-
-def _blob(vector: NDArray[np.floating]) -> bytes:
-    return b"\x01" + vector.astype("<f4").tobytes()
+    return encode(vector / np.linalg.norm(vector))
 
 
 def demo_memories() -> Iterator[Memory]:
@@ -241,7 +237,7 @@ def generated_memories(count: int, *, dimension: int = 384, seed: int = 0) -> It
     rng = random.Random(seed)
     sentences = [fact for topic in texts.ENGLISH.topics for fact in topic.facts]
     vectors = np.random.default_rng(seed).standard_normal((_CACHED_VECTORS, dimension))
-    blobs = [_blob(vector / np.linalg.norm(vector)) for vector in vectors]
+    blobs = [encode(vector / np.linalg.norm(vector)) for vector in vectors]
     for at in range(count):
         yield Memory(
             id=str(UUID(int=rng.getrandbits(128), version=4)),
