@@ -1,0 +1,63 @@
+"""The documents against the program."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline import report
+from pipeline.cli import _parser
+from tests.conftest import ROOT, fake_plan, make_store, memory
+from transforms.errors import ReembedError
+from transforms.rows import Summary
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_help_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    assert f"```text\n{_parser().format_help()}```" in README
+
+
+def test_the_readme_names_every_json_key(tmp_path: Path) -> None:
+    plan = fake_plan(make_store(tmp_path / "m.db", [memory("a")]))
+    tables = README[README.index("## JSON") : README.index("## How it works")]
+    named = re.findall(r"`(\w+)`", tables)
+
+    keys = json.loads(report.plan_json(plan)) | json.loads(
+        report.outcome_json(plan, Summary(replaced=1), 1.0)
+    )
+
+    assert sorted(set(named)) == sorted(keys)
+
+
+def test_the_readme_names_every_exit_code() -> None:
+    section = README[README.index("## Exit codes") : README.index("## JSON")]
+    codes = {
+        int(code) for code in re.findall(r"\d+", "".join(re.findall(r"^\| [\d, ]+", section, re.M)))
+    }
+
+    assert codes == {0, 130, 143} | {kind.exit_code for kind in ReembedError.__subclasses__()}
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/design.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_design_names_every_module() -> None:
+    design = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    layers = design[design.index("## Layers") : design.index("## The graph")]
+    modules = [
+        path.stem
+        for path in [*(ROOT / "pipeline").glob("*.py"), *(ROOT / "transforms").glob("*.py")]
+        if path.stem != "__init__"
+    ]
+
+    assert [name for name in modules if not re.search(rf"\b{name}\b", layers)] == []
