@@ -35,7 +35,7 @@ class Options:
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("db", "namespace", "model"):
+        for name in ("db", "namespace", "model", "backend"):
             if getattr(self, name) == "":
                 raise UsageError(f"--{name} is empty; give a value, or leave it out")
         if not 0 <= self.batch <= 10_000:

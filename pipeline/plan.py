@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.settings import Settings
 from transforms.embedders import Target
 from transforms.embedders.models import (
+    absolute_source,
     canonical_name,
     describe_model,
     estimate_tokens,
@@ -67,9 +68,10 @@ def make_plan(database: Path, settings: Settings, *, namespace: str | None) -> P
     """
     store = open_store(database, namespace)
     settings.require_local()
-    model = canonical_name(settings.model)
-    files = describe_model(model)
-    dimension = files.dimension or _measured(model)
+    source = absolute_source(settings.model)
+    model = canonical_name(source)
+    files = describe_model(source)
+    dimension = files.dimension or _measured(source)
     if settings.dimension not in (None, dimension):
         raise EmbedderError(
             f"{model} makes vectors of {dimension} numbers, but {settings.dimension} were asked "
@@ -82,7 +84,7 @@ def make_plan(database: Path, settings: Settings, *, namespace: str | None) -> P
     return Plan(
         store=store,
         survey=survey,
-        target=Target("local", model, dimension),
+        target=Target("local", model, dimension, source),
         backend=settings.backend,
         batch=settings.batch,
         run=plan_run(store.path),

@@ -22,7 +22,7 @@ from pipeline.report import outcome_values
 from transforms.embedders import load_embedder
 from transforms.errors import UsageError, unwrap
 from transforms.rows import Skipped, Summary
-from transforms.staging import RunDirectory, begin_run
+from transforms.staging import RunDirectory, begin_run, read_shards
 
 MOST_PASSES = 3
 """Passes over new and edited rows before the replacement goes ahead without the last of them."""
@@ -134,6 +134,6 @@ def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
 
 def skipped_rows(plan: Plan) -> Iterator[Skipped]:
     """The rows that were skipped, by what the last shard says of each."""
-    for keys in plan.ranges:
-        last = {row.key: row for row in plan.run.read_range(keys.index, with_vectors=False)}
+    for shards in plan.run.list_shards().values():
+        last = {row.key: row for row in read_shards(shards, with_vectors=False)}
         yield from (row.skipped for row in last.values() if row.skipped is not None)

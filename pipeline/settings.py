@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.options import Options
 from transforms.embedders.models import MINILM, is_minilm
@@ -81,7 +82,9 @@ class Settings:
     def require_local(self) -> None:
         """Raise EmbedderError if the settings ask for an embedder that is not supported yet."""
         if not self.local:
-            where = f" at {self.base_url}" if self.base_url else ""
+            # The host alone: a URL may hold a password.
+            host = urlsplit(self.base_url or "").hostname
+            where = f" at {host}" if host else ""
             raise EmbedderError(
                 f"the settings ask for {self.model} by the backend {self.backend}{where}, and "
                 "remote embedders are not supported yet; no other model is put in its place: use "
@@ -123,7 +126,7 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         model=model,
         local=local,
         key_source=_key_source(ladder, named),
-        dimension=options.dim or ladder.number("AI_MEMORY_EMBED_DIM", table=["dim"], most=None),
+        dimension=options.dim or ladder.number("AI_MEMORY_EMBED_DIM", "dim", least=1, most=None),
         batch=_batch(options, ladder),
     )
 
@@ -153,7 +156,7 @@ def _model(
 
 def _batch(options: Options, ladder: _Ladder) -> int:
     configured = ladder.number(
-        "AI_MEMORY_EMBED_BACKFILL_BATCH", table=["backfill_batch"], most=MOST_BATCH
+        "AI_MEMORY_EMBED_BACKFILL_BATCH", "backfill_batch", least=0, most=MOST_BATCH
     )
     if configured is None:
         configured = DEFAULT_BATCH
@@ -164,9 +167,16 @@ def _database(options: Options, ladder: _Ladder, directory: Path) -> Path | None
     """The database that is named, or the default one if it exists; None if neither."""
     named = options.db or ladder.text("AI_MEMORY_DB", flat="db")
     if named:
-        return directory / Path(named).expanduser()
+        return directory / _expanded(named)
     default = directory / DEFAULT_DATABASE
     return default if default.exists() else None
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"there is no such home as in {path}; correct the path") from None
 
 
 def _key_source(ladder: _Ladder, backend: str) -> str | None:
@@ -180,7 +190,7 @@ def _key_source(ladder: _Ladder, backend: str) -> str | None:
         if ladder.environment.get(variable):
             return variable
     if file := ladder.text(table=["api_key_file"]):
-        path = Path(file).expanduser()
+        path = _expanded(file)
         if not path.is_file():
             raise UsageError(f"api_key_file names {path}, which is not a file; correct the setting")
         if stat.S_IMODE(path.stat().st_mode) & ~stat.S_IRUSR:
@@ -202,33 +212,39 @@ class _Ladder:
     def text(
         self, variable: str | None = None, *, table: Sequence[str] = (), flat: str | None = None
     ) -> str | None:
-        """Look for a text; an empty one counts as not set."""
-        value = self._find(variable, table, flat)
+        """Look for a text; a blank one counts as not set."""
+        name, value = self._find(variable, table, flat)
         if value is not None and not isinstance(value, str):
-            raise UsageError(f"{[*table, flat][0]} in {self.file} must be a text, not {value!r}")
-        return value.strip() or None if value else None
+            raise UsageError(f"{name} in {self.file} must be a text, not {value!r}")
+        return value.strip() if value else None
 
-    def number(self, variable: str, *, table: Sequence[str], most: int | None) -> int | None:
-        """Look for a whole number from 0 to `most`."""
-        value = self._find(variable, table, None)
+    def number(self, variable: str, key: str, *, least: int, most: int | None) -> int | None:
+        """Look for a whole number."""
+        _, value = self._find(variable, [key], None)
         if value is None:
             return None
         text = str(value).strip()
-        if not (text.isascii() and text.isdigit()) or (most is not None and int(text) > most):
+        sound = text.isascii() and text.isdigit() and int(text) >= least
+        if not sound or (most is not None and int(text) > most):
             up_to = "up" if most is None else f"to {most}"
             raise UsageError(
-                f"{variable}, or {table[0]} in {self.file}, must be a whole number from 0 {up_to}, "
-                f"not {value!r}"
+                f"{variable}, or {key} in {self.file}, must be a whole number from {least} "
+                f"{up_to}, not {value!r}"
             )
         return int(text)
 
-    def _find(self, variable: str | None, table: Sequence[str], flat: str | None) -> Any:
-        if variable and self.environment.get(variable):
-            return self.environment[variable]
-        for key in table:
-            if self.embeddings.get(key) not in (None, ""):
-                return self.embeddings[key]
-        return self._config.get(flat) if flat else None
+    def _find(
+        self, variable: str | None, table: Sequence[str], flat: str | None
+    ) -> tuple[str | None, Any]:
+        """The first place that says anything, and what it says."""
+        if variable and self.environment.get(variable, "").strip():
+            return variable, self.environment[variable]
+        places = [(key, self.embeddings.get(key)) for key in table]
+        places += [(flat, self._config.get(flat))] if flat else []
+        for key, value in places:
+            if value is not None and not (isinstance(value, str) and not value.strip()):
+                return key, value
+        return None, None
 
 
 def _read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:

@@ -43,7 +43,7 @@ def test_a_plan_says_what_is_there_and_what_it_becomes(tmp_path: Path) -> None:
 
     plan = plan_for(path)
 
-    assert plan.target == Target("local", "all-MiniLM-L6-v2", 384)
+    assert plan.target == Target("local", "all-MiniLM-L6-v2", 384, "all-MiniLM-L6-v2")
     assert (plan.backend, plan.batch, plan.survey.rows) == ("ollama", 100, 200)
     assert plan.pending == plan.ranges
     assert plan.ranges[0] == KeyRange(0, None, "0063", 64)

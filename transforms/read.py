@@ -7,7 +7,7 @@ import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
 from transforms.rows import KeyRange, RangeRows, Row
-from transforms.staging import RunDirectory
+from transforms.staging import RunDirectory, read_shards
 from transforms.stores import AiMemoryStore
 
 PART_TEXT_BYTES = 1_048_576
@@ -21,7 +21,8 @@ def read_rows(
 
     In a first pass these are all rows; in a catch-up pass the new and the edited ones.
     """
-    known = run.read_range(keys.index, with_vectors=False, before_pass=pass_number)
+    shards = run.list_shards(before_pass=pass_number) if pass_number > 1 else {}
+    known = read_shards(shards.get(keys.index, ()), with_vectors=False)
     staged = {(row.key, row.digest) for row in known}
     fresh = (row for row in store.read_range(keys) if (row.key, row.digest) not in staged)
     for part, rows in enumerate(split_rows(fresh, PART_TEXT_BYTES)):

@@ -11,7 +11,7 @@ from apache_beam.pvalue import PCollection
 from transforms.embedders import Target
 from transforms.errors import TooManySkippedError
 from transforms.rows import Cause, KeyRange, RangeVectors, Row, StagedRange, StagedRow, Summary
-from transforms.staging import RunDirectory
+from transforms.staging import RunDirectory, read_shards
 from transforms.stores import AiMemoryStore
 
 MOST_FAILED = 0.5
@@ -38,9 +38,10 @@ def replace_vectors(
 
     Raises TooManySkippedError if over half of the tried rows failed, or all of them.
     """
+    shards = run.list_shards()
     found = Summary()
     for keys in ranges:
-        staged = run.read_range(keys.index, with_vectors=False)
+        staged = read_shards(shards.get(keys.index, ()), with_vectors=False)
         found += match_rows(keys.index, store.read_range(keys), staged).summary
     check_failures(found)
     if found.changed and not last:
@@ -49,7 +50,7 @@ def replace_vectors(
     waiting: list[tuple[int, bytes]] = []
     with store.replacing() as table:
         for keys in ranges:
-            staged = run.read_range(keys.index, with_vectors=True)
+            staged = read_shards(shards.get(keys.index, ()), with_vectors=True)
             match = match_rows(keys.index, table.read_range(keys), staged)
             done += match.summary
             waiting += match.vectors

@@ -24,11 +24,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +78,17 @@ class RunDirectory:
         skipped = sum(row.skipped is not None for row in vectors.rows)
         return StagedRange(vectors.range, name, len(vectors.rows) - skipped, skipped)
 
-    def read_range(
-        self, index: int, *, with_vectors: bool, before_pass: int | None = None
-    ) -> Iterator[StagedRow]:
-        """Read what was staged for a range, oldest first; perhaps without the vectors."""
+    def list_shards(self, *, before_pass: int | None = None) -> dict[int, list[Path]]:
+        """List the shards by the index of their range, oldest pass first."""
+        shards: dict[int, list[Path]] = {}
         with _failing_clearly(self.shards):
-            if not self.shards.is_dir():  # A glob of a missing directory would be empty.
-                raise FileNotFoundError(ENOENT, "it is gone")
-            for path in sorted(self.shards.glob(f"{index:07d}.*.parquet")):
-                if before_pass is not None and int(path.name.split(".")[1]) >= before_pass:
-                    break
-                yield from read_shard(path, with_vectors=with_vectors)
+            for path in sorted(self.shards.iterdir()):
+                index, pass_number, *_ = path.name.split(".")
+                if path.suffix != ".parquet" or not index:
+                    continue
+                if before_pass is None or int(pass_number) < before_pass:
+                    shards.setdefault(int(index), []).append(path)
+        return shards
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file. Safe to run twice: the last one stays."""
@@ -112,10 +111,6 @@ class RunDirectory:
     def ended(self) -> bool:
         """Whether the run came to its end."""
         return (self.path / SUMMARY).exists()
-
-    def staged_ranges(self) -> set[int]:
-        """Indexes of the ranges of which something is staged."""
-        return {int(path.name[:7]) for path in self.shards.glob("*.parquet")}
 
     def remove(self) -> None:
         """Delete the directory; it vanishes at once, so that nothing reads half of it."""
@@ -173,16 +168,18 @@ def begin_run(run: RunDirectory) -> Iterator[None]:
         os.close(descriptor)
 
 
-def read_shard(path: Path, *, with_vectors: bool) -> Iterator[StagedRow]:
-    """Read the rows of a shard; without their vectors, only whether a row has one is known."""
+def read_shards(paths: Iterable[Path], *, with_vectors: bool) -> Iterator[StagedRow]:
+    """Read the rows of shards; without their vectors, only whether a row was skipped is known."""
     names = ["key", "digest", "cause", "reason", *(["vector"] if with_vectors else [])]
-    table = pq.read_table(path, columns=names)
-    columns = [table.column(name).to_pylist() for name in names]
-    if not with_vectors:
-        columns.append([None] * table.num_rows)
-    for key, digest, cause, reason, vector in zip(*columns, strict=True):
-        skipped = None if cause is None else Skipped(key, Cause(cause), reason)
-        yield StagedRow(key, digest, vector, skipped)
+    for path in paths:
+        with _failing_clearly(path):
+            table = pq.read_table(path, columns=names)
+        columns = [table.column(name).to_pylist() for name in names]
+        if not with_vectors:
+            columns.append([None] * table.num_rows)
+        for key, digest, cause, reason, vector in zip(*columns, strict=True):
+            skipped = None if cause is None else Skipped(key, Cause(cause), reason)
+            yield StagedRow(key, digest, vector, skipped)
 
 
 def _table(vectors: RangeVectors) -> pa.Table:

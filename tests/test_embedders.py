@@ -1,0 +1,493 @@
+"""What turns texts into vectors: the fake, sentence-transformers, and how they are loaded."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import transforms.embedders
+from tests.conftest import clean_environment
+from tests.test_models import MINILM, PACKAGE, serving, write_cache
+from transforms.embedders import PROBE_TEXT, Embedder, Target, load_embedder
+from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
+from transforms.embedders.local import LocalEmbedder
+from transforms.embedders.models import describe_model
+from transforms.errors import EmbedderError, TextRejected
+from transforms.rows import Vectors
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+LONG = "one two three four five six seven eight nine ten " * 40
+TEXTS = [
+    "hello world",
+    "Hello world",
+    "the quick brown fox jumps over the lazy dog",
+    "",
+    " \n\t",
+    "Grüße, 世界! Ça va? 👋🏽",
+    "def f(x):\n    return x + 1\n",
+    "hello world",
+    LONG,
+]
+
+
+def cosines(some: Vectors, others: Vectors) -> list[float]:
+    """The cosine of each vector with the other at its place."""
+    norms = np.linalg.norm(some, axis=1) * np.linalg.norm(others, axis=1)
+    return [float(cosine) for cosine in np.sum(some * others, axis=1) / norms]
+
+
+# The fake.
+
+
+def test_the_fake_gives_each_text_a_unit_vector_of_its_own() -> None:
+    texts = [f"text {at}" for at in range(50)]
+
+    vectors = FakeEmbedder(8).embed(texts)
+
+    assert (vectors.shape, vectors.dtype) == ((50, 8), np.dtype(np.float32))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert len(np.unique(vectors, axis=0)) == 50
+
+
+@pytest.mark.parametrize("dimension", [1, 3, 384])
+def test_the_fake_gives_a_text_the_same_vector_in_any_batch_and_process(dimension: int) -> None:
+    texts = ["a", "b", "", "ü", "a"]
+    code = (
+        "from transforms.embedders.fake import FakeEmbedder; "
+        f"print(FakeEmbedder({dimension}).embed({texts[::-1]!a}).tobytes().hex())"
+    )
+
+    vectors = FakeEmbedder(dimension).embed(texts)
+
+    for text, vector in zip(texts, vectors, strict=True):
+        np.testing.assert_array_equal(FakeEmbedder(dimension).embed([text]), [vector])
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean_environment(Path.cwd()) | {"PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert elsewhere.stdout.strip() == vectors[::-1].tobytes().hex()
+
+
+def test_the_fake_gives_no_texts_no_vectors() -> None:
+    assert FakeEmbedder(8).embed([]).shape == (0, 8)
+
+
+@pytest.mark.parametrize("texts", [[POISON], ["a", f"b {POISON} c"], [f"{POISON}ous", "a"]])
+def test_the_fake_rejects_a_whole_batch_for_one_poisoned_text(texts: Sequence[str]) -> None:
+    with pytest.raises(TextRejected) as error:
+        FakeEmbedder(8).embed(texts)
+
+    assert str(error.value) == "the text holds POISON"
+
+
+def test_the_fake_puts_nan_into_the_vector_of_the_text_that_asks_for_it() -> None:
+    vectors = FakeEmbedder(8).embed(["a", f"b {NOT_A_NUMBER}", "c"])
+
+    assert np.argwhere(np.isnan(vectors)).tolist() == [[1, 0]]
+
+
+# Loading.
+
+
+class Stub:
+    """Gives what it is told to for any texts, and remembers them."""
+
+    def __init__(self, answer: Vectors | Exception) -> None:
+        self.answer = answer
+        self.calls: list[list[str]] = []
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        self.calls.append(list(texts))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+TARGET = Target("local", "a/model", 4)
+SOUND: Vectors = np.array([[0.0, 1.0, 0.0, 0.0]], dtype=np.float32)
+
+Build = Callable[[Callable[[Target], Embedder]], None]
+
+
+@pytest.fixture(autouse=True)
+def nothing_loaded() -> Iterator[None]:
+    """Leave no stub behind for another test's target."""
+    transforms.embedders._load.cache_clear()
+    yield
+    transforms.embedders._load.cache_clear()
+
+
+@pytest.fixture
+def built_by(monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Have embedders built by a function of the test's."""
+    return lambda build: monkeypatch.setattr(transforms.embedders, "_build", build)
+
+
+def test_an_embedder_is_probed_with_a_text_that_is_no_rows(built_by: Build) -> None:
+    stub = Stub(SOUND)
+    built_by(lambda _: stub)
+
+    assert load_embedder(TARGET) is stub
+    assert stub.calls == [[PROBE_TEXT]]
+
+
+def filled(*values: float) -> Vectors:
+    return np.array([values], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        filled(1, 0, 0),
+        filled(1, 0, 0, 0, 0),
+        np.ones((2, 4), dtype=np.float32),
+        np.ones((0, 4), dtype=np.float32),
+        np.ones(4, dtype=np.float32),
+        np.ones((1, 1, 4), dtype=np.float32),
+    ],
+    ids=lambda answer: str(answer.shape),
+)
+def test_a_probe_of_another_shape_is_refused(answer: Vectors, built_by: Build) -> None:
+    built_by(lambda _: Stub(answer))
+
+    with pytest.raises(EmbedderError) as error:
+        load_embedder(TARGET)
+    assert str(error.value) == (
+        f"a/model gave a vector of shape {answer.shape} where 4 numbers were expected; the model's "
+        "files don't say the truth about it"
+    )
+    assert error.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        filled(1, np.nan, 0, 0),
+        filled(np.nan, np.nan, np.nan, np.nan),
+        filled(1, 0, 0, np.inf),
+        filled(-np.inf, 0, 0, 1),
+        filled(0, 0, 0, 0),
+    ],
+    ids=lambda answer: str(answer.tolist()),
+)
+def test_a_probe_without_a_direction_is_refused(answer: Vectors, built_by: Build) -> None:
+    built_by(lambda _: Stub(answer))
+
+    with pytest.raises(EmbedderError) as error:
+        load_embedder(TARGET)
+    assert str(error.value) == (
+        "a/model (4-dim, local) gives vectors that are not finite, or all zeros"
+    )
+
+
+def test_a_model_that_rejects_the_probe_is_refused(built_by: Build) -> None:
+    built_by(lambda _: Stub(TextRejected("the model failed with IndexError")))
+
+    with pytest.raises(EmbedderError) as error:
+        load_embedder(TARGET)
+    assert str(error.value) == (
+        "a/model (4-dim, local) can't embed even a short probe text: the model failed with "
+        "IndexError"
+    )
+
+
+def test_an_embedder_that_can_not_go_on_is_told_as_it_says(built_by: Build) -> None:
+    built_by(lambda _: Stub(EmbedderError("the server is gone")))
+
+    with pytest.raises(EmbedderError, match=r"^the server is gone$"):
+        load_embedder(TARGET)
+
+
+def test_many_threads_load_one_embedder(built_by: Build) -> None:
+    built: list[Target] = []
+    start = threading.Barrier(8)
+
+    def build(target: Target) -> Embedder:
+        built.append(target)
+        time.sleep(0.1)
+        return Stub(SOUND)
+
+    def load(_: int) -> Embedder:
+        start.wait(10)
+        return load_embedder(Target("local", "a/model", 4))
+
+    built_by(build)
+    with ThreadPoolExecutor(8) as threads:
+        embedders = list(threads.map(load, range(8)))
+
+    assert built == [TARGET]
+    assert [embedder is embedders[0] for embedder in embedders] == [True] * 8
+
+
+def test_a_load_that_failed_is_tried_again(built_by: Build) -> None:
+    answers: list[Vectors] = [filled(0, 0, 0, 0), SOUND]
+    built_by(lambda _: Stub(answers.pop(0)))
+
+    with pytest.raises(EmbedderError):
+        load_embedder(TARGET)
+
+    assert load_embedder(TARGET).embed(["a"]) is SOUND
+    assert answers == []
+
+
+def test_another_target_is_another_embedder(built_by: Build) -> None:
+    built_by(lambda target: FakeEmbedder(target.dimension))
+
+    four, five = load_embedder(Target("fake", "m", 4)), load_embedder(Target("fake", "m", 5))
+
+    assert (four.embed(["a"]).shape, five.embed(["a"]).shape) == ((1, 4), (1, 5))
+
+
+def test_the_fake_is_loaded_by_its_backends_name() -> None:
+    embedder = load_embedder(Target("fake", MINILM, 16))
+
+    np.testing.assert_array_equal(embedder.embed(["a"]), FakeEmbedder(16).embed(["a"]))
+
+
+@pytest.mark.parametrize("backend", ["ollama", "", "LOCAL"])
+def test_an_unknown_backend_is_refused_and_nothing_else_loaded(backend: str) -> None:
+    with pytest.raises(EmbedderError) as error:
+        load_embedder(Target(backend, MINILM, 384))
+
+    assert str(error.value) == f"there is no embedder for the backend {backend!r}"
+
+
+def test_a_target_is_a_value_that_workers_get() -> None:
+    copy = pickle.loads(pickle.dumps(TARGET))
+
+    assert (copy, hash(copy), str(copy)) == (TARGET, hash(TARGET), "a/model (4-dim, local)")
+
+
+# sentence-transformers.
+
+SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty cache, and a hub that may not be asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield
+
+
+@pytest.fixture(scope="module")
+def minilm(offline: None) -> LocalEmbedder:
+    """The real model, from the installed package."""
+    assert describe_model(MINILM).directory == PACKAGE
+    return LocalEmbedder(MINILM, 384)
+
+
+@pytest.fixture(scope="module")
+def plain() -> SentenceTransformer:
+    """The obvious way to the same vectors."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(PACKAGE), device="cpu")
+
+
+def link(directory: Path, *names: str) -> Path:
+    """A directory with some of the real model's files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (directory / name).symlink_to(PACKAGE / name)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def bare(offline: None, tmp_path_factory: pytest.TempPathFactory) -> LocalEmbedder:
+    """The real model as ai-memory keeps it: no file of sentence-transformers' own."""
+    cache = tmp_path_factory.mktemp("ai-memory")
+    directory = write_cache(cache, f"sentence-transformers/{MINILM}", {})
+    link(directory, *SMALL_FILES, "model.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        assert describe_model(MINILM).directory == directory
+        return LocalEmbedder(MINILM, 384)
+
+
+def test_the_vectors_are_those_of_plain_sentence_transformers(
+    minilm: LocalEmbedder, plain: SentenceTransformer
+) -> None:
+    vectors = minilm.embed(TEXTS)
+
+    assert (vectors.shape, vectors.dtype) == ((len(TEXTS), 384), np.dtype(np.float32))
+    np.testing.assert_allclose(vectors, plain.encode(TEXTS), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_a_texts_vector_does_not_depend_on_its_batch(minilm: LocalEmbedder) -> None:
+    together = minilm.embed(TEXTS)
+
+    alone = np.concatenate([minilm.embed([text]) for text in TEXTS])
+
+    np.testing.assert_allclose(alone, together, rtol=0, atol=1e-6)
+    assert cosines(together[:1], together[2:3])[0] < 0.5
+
+
+def test_ai_memorys_bare_copy_gives_the_same_vectors(
+    minilm: LocalEmbedder, bare: LocalEmbedder
+) -> None:
+    counts = describe_model(MINILM).count_tokens(TEXTS)
+    assert counts is not None
+    assert max(counts) > 256
+
+    vectors = bare.embed(TEXTS)
+
+    assert min(cosines(vectors, minilm.embed(TEXTS))) >= 0.99999
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("copy", ["minilm", "bare"])
+def test_what_stands_beyond_the_256th_token_changes_nothing(
+    copy: str, request: pytest.FixtureRequest
+) -> None:
+    embedder: LocalEmbedder = request.getfixturevalue(copy)
+    # A special token at either end, and 254 words of one token each between.
+    window, shorter = ["one"] * 254, ["one"] * 253
+
+    same = embedder.embed([" ".join([*window, "cat"]), " ".join([*window, "dog"] * 2)])
+    other = embedder.embed([" ".join([*shorter, "cat"]), " ".join([*shorter, "dog"])])
+
+    assert cosines(same[:1], same[1:])[0] >= 0.999999
+    assert cosines(other[:1], other[1:])[0] < 0.9999
+
+
+def test_many_threads_get_their_own_texts_vectors(minilm: LocalEmbedder) -> None:
+    texts = [f"thread {at} says {at * at}" for at in range(8)]
+    expected = minilm.embed(texts)
+
+    with ThreadPoolExecutor(8) as threads:
+        vectors = np.concatenate(list(threads.map(lambda text: minilm.embed([text]), texts)))
+
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=1e-6)
+
+
+def test_a_failure_of_the_library_rejects_the_texts_without_quoting_them(
+    minilm: LocalEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(texts: Sequence[str], **_: object) -> Vectors:
+        raise IndexError(f"index out of range in {texts}")
+
+    monkeypatch.setattr(minilm._model, "encode_document", fail)
+
+    with pytest.raises(TextRejected) as error:
+        minilm.embed(["a secret"])
+    assert str(error.value) == "the model failed with IndexError"
+
+
+def test_a_model_of_another_dimension_than_the_targets_is_refused(offline: None) -> None:
+    with pytest.raises(EmbedderError) as error:
+        load_embedder(Target("local", str(PACKAGE), 385))
+
+    assert str(error.value) == (
+        f"{PACKAGE} makes vectors of 384 numbers, not 385; give the right --dim, or leave it out"
+    )
+
+
+@pytest.mark.parametrize("kind", ["garbage", "empty", "cut", "html"])
+def test_corrupt_weights_are_told_in_one_sentence(kind: str, offline: None, tmp_path: Path) -> None:
+    with (PACKAGE / "model.safetensors").open("rb") as real:
+        beginning = real.read(1_000_000)
+    content = {"garbage": b"\x00\xff" * 64, "empty": b"", "cut": beginning, "html": b"<html>\n"}
+    directory = link(tmp_path / "model", *SMALL_FILES, "modules.json", "1_Pooling")
+    (directory / "model.safetensors").write_bytes(content[kind])
+
+    with pytest.raises(EmbedderError) as error:
+        load_embedder(Target("local", str(directory), 384))
+
+    message = str(error.value)
+    assert message.startswith(f"the model in {directory} can't be loaded (SafetensorError: ")
+    assert message.endswith("); it may be incomplete, or need another library")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("missing", ["config.json", "1_Pooling"])
+def test_a_model_without_one_of_its_files_is_refused(
+    missing: str, offline: None, tmp_path: Path
+) -> None:
+    names = {*SMALL_FILES, "modules.json", "1_Pooling", "model.safetensors"} - {missing}
+    directory = link(tmp_path / "model", *names)
+
+    with pytest.raises(EmbedderError) as error:
+        load_embedder(Target("local", str(directory), 384))
+    assert str(error.value).startswith(f"the model in {directory} can't be loaded (")
+
+
+def test_a_model_without_its_tokenizer_is_refused(offline: None, tmp_path: Path) -> None:
+    names = ("config.json", "modules.json", "1_Pooling", "model.safetensors")
+    directory = link(tmp_path / "model", *names)
+
+    with pytest.raises(EmbedderError):
+        load_embedder(Target("local", str(directory), 384))
+
+
+@pytest.mark.parametrize("kept", ["half", "renamed"])
+def test_a_model_without_all_its_weights_is_refused(
+    kept: str, offline: None, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(PACKAGE / "model.safetensors")
+    if kept == "half":
+        weights = {name: weights[name] for name in sorted(weights)[: len(weights) // 2]}
+    else:
+        weights = {f"other.{name}": value for name, value in weights.items()}
+    directory = link(tmp_path / "model", *SMALL_FILES, "modules.json", "1_Pooling")
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(EmbedderError):
+        load_embedder(Target("local", str(directory), 384))
+
+
+ALONE = """
+import contextlib, os, sys, urllib.error, urllib.request
+from transforms.embedders import Target, load_embedder
+from transforms.embedders.models import fetch_model
+from transforms.errors import EmbedderError
+
+for model in sys.argv[1:]:
+    print(load_embedder(Target("local", model, 384)).embed(["a text"]).shape)
+with contextlib.suppress(urllib.error.HTTPError):
+    urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/loaded")
+try:
+    fetch_model("maker/model")
+except EmbedderError as error:
+    print(error)
+"""
+
+
+def test_a_model_on_this_machine_is_loaded_without_a_word_to_the_hub(tmp_path: Path) -> None:
+    directory = link(tmp_path / "model", *SMALL_FILES, "modules.json", "1_Pooling")
+    link(directory, "model.safetensors")
+    with serving() as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", ALONE, str(directory), MINILM],
+            env=clean_environment(tmp_path) | {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    loaded, by_name, refused = done.stdout.splitlines()
+    assert (loaded, by_name) == ("(1, 384)", "(1, 384)")
+    assert "the hub has no maker/model" in refused
+    assert hub.requests[0] == "GET /loaded"
+    assert hub.requests[-1] == "GET /api/models/maker/model"

@@ -1,0 +1,89 @@
+"""What is seen while a run goes on."""
+
+from __future__ import annotations
+
+import os
+import pty
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import progress
+from pipeline.plan import Plan
+from tests.conftest import fake_plan, make_store, memory
+from transforms.embed import embed_rows
+from transforms.embedders.fake import FakeEmbedder
+from transforms.read import read_rows
+from transforms.staging import begin_run
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    rows = [memory(f"{i:02d}") for i in range(10)]
+    return fake_plan(make_store(tmp_path / "m.db", rows), rows=4)
+
+
+def stage(plan: Plan, ranges: int) -> None:
+    for keys in plan.ranges[:ranges]:
+        for part in read_rows(plan.store, keys, plan.run, pass_number=1):
+            vectors = embed_rows(part, FakeEmbedder(8), dimension=8, batch=9)
+            plan.run.write_shard(vectors, pass_number=1)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something is true; a test that waits in vain fails."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+
+
+def test_rows_are_counted_by_the_ranges_that_are_staged(plan: Plan) -> None:
+    assert progress.staged_rows(plan) == 0
+    with begin_run(plan.run):
+        assert progress.staged_rows(plan) == 0
+        stage(plan, 2)
+        assert progress.staged_rows(plan) == 8
+        stage(plan, 3)
+        assert progress.staged_rows(plan) == 10
+
+
+def test_without_a_terminal_plain_lines_are_printed(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.05)
+    seen: list[str] = []
+
+    def printed(words: str) -> bool:
+        seen.append(capsys.readouterr().err)
+        return words in "".join(seen)
+
+    with begin_run(plan.run), progress.showing_progress(plan):
+        stage(plan, 2)
+        wait_for(lambda: printed("reembed: 8 of 10 rows embedded, "))
+        stage(plan, 3)
+        wait_for(lambda: printed("reembed: 10 of 10 rows embedded, "))
+    assert " rows/s, about " in "".join(seen)
+
+
+def test_on_a_terminal_a_bar_is_drawn(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    drawn: list[bytes] = []
+
+    def read(words: bytes) -> bool:
+        drawn.append(os.read(ours, 10_000))
+        return words in b"".join(drawn)
+
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with begin_run(plan.run), progress.showing_progress(plan):
+            stage(plan, 2)
+            wait_for(lambda: read(b"8/10"))
+            stage(plan, 3)
+            wait_for(lambda: read(b"replacing"))
+    os.close(ours)

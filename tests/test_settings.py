@@ -1,0 +1,934 @@
+"""The ladder of settings: command line, environment, [embeddings], flat keys, default."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+
+from pipeline.options import Options
+from pipeline.settings import Settings, read_settings
+from transforms.errors import EmbedderError, NoEmbedderError, ReembedError, UsageError
+
+MINILM = "all-MiniLM-L6-v2"
+NOMIC = "nomic-embed-text-v1.5"
+OLLAMA = "http://localhost:11434"
+SECRET = "sk-this-must-not-be-seen"
+
+DASHSCOPE = "https://dashscope.aliyuncs.com/compatible-mode/v1"
+# Written by hand from ai-memory's documents: URL, then the variables that may hold the key.
+REMOTE: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
+    "ollama": (OLLAMA, ()),
+    "openai": ("https://api.openai.com/v1", ("OPENAI_API_KEY",)),
+    "xai": ("https://api.x.ai/v1", ("XAI_API_KEY",)),
+    "gemini": (
+        "https://generativelanguage.googleapis.com/v1beta/openai",
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    ),
+    "openrouter": ("https://openrouter.ai/api/v1", ("OPENROUTER_API_KEY",)),
+    "mistral": ("https://api.mistral.ai/v1", ()),
+    "together": ("https://api.together.xyz/v1", ()),
+    "fireworks": ("https://api.fireworks.ai/inference/v1", ()),
+    "qwen": (DASHSCOPE, ("DASHSCOPE_API_KEY", "QWEN_API_KEY")),
+    "dashscope": (DASHSCOPE, ("DASHSCOPE_API_KEY", "QWEN_API_KEY")),
+    "lmstudio": ("http://localhost:1234/v1", ()),
+    "vllm": ("http://localhost:8000/v1", ()),
+    "openai-compatible": (None, ()),
+}
+
+
+class Given(NamedTuple):
+    """What is set, and where."""
+
+    options: Mapping[str, Any] = {}
+    environment: Mapping[str, str] = {}
+    table: Mapping[str, object] = {}
+    flat: Mapping[str, object] = {}
+
+    def __or__(self, other: object) -> Given:
+        assert isinstance(other, Given)
+        return Given(*({**one, **more} for one, more in zip(self, other, strict=True)))
+
+
+NOTHING = Given()
+
+
+def toml(given: Given) -> str:
+    """A configuration file; JSON's texts, numbers and truth values are TOML's too."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in given.flat.items()]
+    if given.table:
+        lines += ["[embeddings]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in given.table.items()]
+    return "\n".join(lines)
+
+
+def config_path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / ".config" / "ai-memory" / "config.toml"
+
+
+def read(tmp_path: Path, given: Given = NOTHING, *, config: str | None = None) -> Settings:
+    """Read the settings as they are in a home directory of their own."""
+    path = config_path(tmp_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(toml(given) if config is None else config)
+    environment = {"HOME": str(tmp_path / "home"), **given.environment}
+    return read_settings(Options(**given.options), environment, tmp_path)
+
+
+def refused(
+    kind: type[ReembedError],
+    tmp_path: Path,
+    given: Given = NOTHING,
+    *,
+    config: str | None = None,
+) -> str:
+    """The message with which the settings are refused; never with a key in it."""
+    with pytest.raises(kind) as error:
+        read(tmp_path, given, config=config)
+    assert type(error.value) is kind
+    assert SECRET not in str(error.value)
+    return str(error.value)
+
+
+# The rungs of each setting's ladder, highest first: what is set, and what comes of it.
+Rung = tuple[Given, object]
+LADDERS: Mapping[str, Sequence[Rung]] = {
+    "backend": [
+        (Given(options={"backend": "openai"}), "openai"),
+        (Given(environment={"AI_MEMORY_EMBED_BACKEND": "xai"}), "xai"),
+        (Given(table={"backend": "vllm"}), "vllm"),
+        (Given(), "ollama"),
+    ],
+    "base_url": [
+        (
+            Given(environment={"AI_MEMORY_EMBED_BASE_URL": "http://environment"}),
+            "http://environment",
+        ),
+        (Given(table={"base_url": "http://base"}), "http://base"),
+        (Given(table={"url": "http://url"}), "http://url"),
+        (Given(flat={"embed_url": "http://embed"}), "http://embed"),
+        (Given(flat={"ollama_url": "http://ollama"}), "http://ollama"),
+        (Given(), OLLAMA),
+    ],
+    "model": [
+        (Given(options={"model": "by/option"}), "by/option"),
+        (Given(environment={"AI_MEMORY_EMBED_MODEL": "by/environment"}), "by/environment"),
+        (Given(table={"model": "by/table"}), "by/table"),
+        (Given(flat={"embedding_model": "mini_lm_l6_v2"}), MINILM),
+        (Given(), NOMIC),
+    ],
+    "dimension": [
+        (Given(options={"dim": 1}), 1),
+        (Given(environment={"AI_MEMORY_EMBED_DIM": "2"}), 2),
+        (Given(table={"dim": 3}), 3),
+        (Given(), None),
+    ],
+    "batch": [
+        (Given(options={"batch": 7}), 7),
+        (Given(environment={"AI_MEMORY_EMBED_BACKFILL_BATCH": "8"}), 8),
+        (Given(table={"backfill_batch": 9}), 9),
+        (Given(), 100),
+    ],
+    "tier": [
+        (Given(flat={"tier": "autonomous"}), "autonomous"),
+        (Given(), "semantic"),
+    ],
+}
+# These two are asked of a remote embedder: with none, MiniLM is local and has no address.
+NEEDED = {
+    "base_url": Given(table={"backend": "ollama"}),
+    "model": Given(table={"backend": "ollama"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "at"), [(name, at) for name, rungs in LADDERS.items() for at in range(len(rungs))]
+)
+def test_the_highest_rung_that_is_set_wins(name: str, at: int, tmp_path: Path) -> None:
+    given = NEEDED.get(name, NOTHING)
+    for rung, _ in LADDERS[name][at:]:
+        given |= rung
+
+    assert getattr(read(tmp_path, given), name) == LADDERS[name][at][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "at"), [(name, at) for name, rungs in LADDERS.items() for at in range(len(rungs))]
+)
+def test_each_rung_is_enough_alone(name: str, at: int, tmp_path: Path) -> None:
+    rung, expected = LADDERS[name][at]
+
+    assert getattr(read(tmp_path, NEEDED.get(name, NOTHING) | rung), name) == expected
+
+
+# A setting that is empty, one below it, and what comes of it.
+EMPTY = {
+    "backend": (
+        Given(environment={"AI_MEMORY_EMBED_BACKEND": ""}, table={"backend": "vllm"}),
+        "vllm",
+    ),
+    "base_url": (
+        Given(
+            environment={"AI_MEMORY_EMBED_BASE_URL": ""},
+            table={"backend": "ollama", "base_url": "", "url": ""},
+            flat={"embed_url": "http://embed"},
+        ),
+        "http://embed",
+    ),
+    "model": (
+        Given(environment={"AI_MEMORY_EMBED_MODEL": ""}, table={"model": "by/table"}),
+        "by/table",
+    ),
+    "dimension": (Given(environment={"AI_MEMORY_EMBED_DIM": ""}, table={"dim": 3}), 3),
+    "batch": (
+        Given(
+            environment={"AI_MEMORY_EMBED_BACKFILL_BATCH": ""},
+            table={"backfill_batch": 9},
+        ),
+        9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_empty_setting_leaves_it_to_the_rung_below(name: str, tmp_path: Path) -> None:
+    given, expected = EMPTY[name]
+
+    assert getattr(read(tmp_path, given), name) == expected
+
+
+def test_an_empty_model_of_the_table_leaves_it_to_the_flat_key(tmp_path: Path) -> None:
+    given = Given(table={"model": ""}, flat={"embedding_model": "by/flat"})
+
+    assert read(tmp_path, given).model == "by/flat"
+
+
+@pytest.mark.parametrize("name", ["backend", "base_url", "model"])
+def test_a_blank_variable_leaves_it_to_the_rung_below(name: str, tmp_path: Path) -> None:
+    given, expected = EMPTY[name]
+    blank = given._replace(environment=dict.fromkeys(given.environment, "  "))
+
+    assert getattr(read(tmp_path, blank), name) == expected
+
+
+def test_spaces_around_a_text_are_not_part_of_it(tmp_path: Path) -> None:
+    given = Given(environment={"AI_MEMORY_EMBED_MODEL": " by/environment\n"})
+
+    assert read(tmp_path, given).model == "by/environment"
+
+
+def test_no_settings_at_all_mean_local_minilm_under_the_configured_backends_name(
+    tmp_path: Path,
+) -> None:
+    settings = read_settings(Options(), {"HOME": str(tmp_path)}, tmp_path)
+
+    assert settings == Settings(
+        database=None,
+        demo=None,
+        tier="semantic",
+        backend="ollama",
+        base_url=None,
+        model=MINILM,
+        local=True,
+        key_source=None,
+        dimension=None,
+        batch=100,
+    )
+    settings.require_local()
+
+
+# Which model, and whether sentence-transformers embeds with it.
+MODELS: Mapping[str, tuple[Given, str, bool, str]] = {
+    "a configured model without a backend is remote and verbatim": (
+        Given(table={"model": "BAAI/bge-m3"}),
+        "BAAI/bge-m3",
+        False,
+        "ollama",
+    ),
+    "a configured model of the environment is remote and verbatim": (
+        Given(environment={"AI_MEMORY_EMBED_MODEL": "mxbai-embed-large:latest"}),
+        "mxbai-embed-large:latest",
+        False,
+        "ollama",
+    ),
+    "MiniLM by its short name is local": (Given(table={"model": MINILM}), MINILM, True, "ollama"),
+    "MiniLM by its long name is local": (
+        Given(table={"model": f"sentence-transformers/{MINILM}"}),
+        f"sentence-transformers/{MINILM}",
+        True,
+        "ollama",
+    ),
+    "MiniLM in capitals is local": (
+        Given(environment={"AI_MEMORY_EMBED_MODEL": MINILM.upper()}),
+        MINILM.upper(),
+        True,
+        "ollama",
+    ),
+    "MiniLM by ai-memory's name is local": (
+        Given(table={"model": "mini_lm_l6_v2"}),
+        "mini_lm_l6_v2",
+        True,
+        "ollama",
+    ),
+    "MiniLM of another maker is remote": (
+        Given(table={"model": "Xenova/all-MiniLM-L6-v2"}),
+        "Xenova/all-MiniLM-L6-v2",
+        False,
+        "ollama",
+    ),
+    "MiniLM at a configured server is remote": (
+        Given(table={"model": MINILM, "base_url": "http://server"}),
+        MINILM,
+        False,
+        "ollama",
+    ),
+    "MiniLM of a configured backend is remote": (
+        Given(table={"model": MINILM, "backend": "ollama"}),
+        MINILM,
+        False,
+        "ollama",
+    ),
+    "the flat mini_lm_l6_v2 is local": (
+        Given(flat={"embedding_model": "mini_lm_l6_v2"}),
+        MINILM,
+        True,
+        "ollama",
+    ),
+    "the flat mini_lm_l6_v2 is local in any tier": (
+        Given(flat={"embedding_model": "mini_lm_l6_v2", "tier": "autonomous"}),
+        MINILM,
+        True,
+        "ollama",
+    ),
+    "the flat nomic_embed_v15 is remote": (
+        Given(flat={"embedding_model": "nomic_embed_v15"}),
+        NOMIC,
+        False,
+        "ollama",
+    ),
+    "another flat model is remote and verbatim": (
+        Given(flat={"embedding_model": "bge-m3"}),
+        "bge-m3",
+        False,
+        "ollama",
+    ),
+    "the tier smart means remote nomic": (Given(flat={"tier": "smart"}), NOMIC, False, "ollama"),
+    "the tier autonomous means remote nomic": (
+        Given(flat={"tier": "autonomous"}),
+        NOMIC,
+        False,
+        "ollama",
+    ),
+    "the tier semantic means local MiniLM": (
+        Given(flat={"tier": "semantic"}),
+        MINILM,
+        True,
+        "ollama",
+    ),
+    "a server without a model means remote nomic": (
+        Given(environment={"AI_MEMORY_EMBED_BASE_URL": "http://server"}),
+        NOMIC,
+        False,
+        "ollama",
+    ),
+    "a backend without a model means remote nomic": (
+        Given(environment={"AI_MEMORY_EMBED_BACKEND": "ollama"}),
+        NOMIC,
+        False,
+        "ollama",
+    ),
+    "ollama's address for other things than embedding leaves MiniLM local": (
+        Given(flat={"ollama_url": "http://server"}),
+        MINILM,
+        True,
+        "ollama",
+    ),
+    "--model without a backend is local": (
+        Given(options={"model": "BAAI/bge-m3"}),
+        "BAAI/bge-m3",
+        True,
+        "ollama",
+    ),
+    "--model without a backend is local in any tier": (
+        Given(options={"model": "BAAI/bge-m3"}, flat={"tier": "smart"}),
+        "BAAI/bge-m3",
+        True,
+        "ollama",
+    ),
+    "--model with an API backend of the table stays remote": (
+        Given(options={"model": "text-embedding-3-large"}, table={"backend": "openai"}),
+        "text-embedding-3-large",
+        False,
+        "openai",
+    ),
+    "--model with an API backend of the environment stays remote": (
+        Given(
+            options={"model": "text-embedding-3-large"},
+            environment={"AI_MEMORY_EMBED_BACKEND": "openai"},
+        ),
+        "text-embedding-3-large",
+        False,
+        "openai",
+    ),
+    "--model MiniLM with an API backend stays remote": (
+        Given(options={"model": MINILM}, table={"backend": "openai"}),
+        MINILM,
+        False,
+        "openai",
+    ),
+    "--backend local alone means MiniLM": (
+        Given(options={"backend": "local"}),
+        MINILM,
+        True,
+        "local",
+    ),
+    "--backend local means MiniLM in any tier": (
+        Given(options={"backend": "local"}, flat={"tier": "smart"}),
+        MINILM,
+        True,
+        "local",
+    ),
+    "--backend local takes the configured model": (
+        Given(options={"backend": "local"}, table={"backend": "openai", "model": "BAAI/bge-m3"}),
+        "BAAI/bge-m3",
+        True,
+        "local",
+    ),
+    "--backend local takes --model first": (
+        Given(options={"backend": "local", "model": "a/b"}, table={"model": "BAAI/bge-m3"}),
+        "a/b",
+        True,
+        "local",
+    ),
+    "a local backend of the environment is local": (
+        Given(environment={"AI_MEMORY_EMBED_BACKEND": "local", "AI_MEMORY_EMBED_MODEL": "a/b"}),
+        "a/b",
+        True,
+        "local",
+    ),
+    "--backend of an API makes MiniLM remote": (
+        Given(options={"backend": "openai"}, table={"model": MINILM}),
+        MINILM,
+        False,
+        "openai",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "model", "local", "backend"), MODELS.values(), ids=list(MODELS))
+def test_the_model_and_where_it_runs(
+    given: Given, model: str, local: bool, backend: str, tmp_path: Path
+) -> None:
+    settings = read(tmp_path, given)
+
+    assert (settings.model, settings.local, settings.backend) == (model, local, backend)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Given(options={"backend": "local"}, table={"base_url": "http://server"}),
+        Given(
+            environment={"AI_MEMORY_EMBED_BACKEND": "local", "AI_MEMORY_EMBED_BASE_URL": "http://s"}
+        ),
+        Given(flat={"ollama_url": "http://server"}),
+    ],
+    ids=["option", "environment", "ollama_url"],
+)
+def test_a_local_model_has_no_address(given: Given, tmp_path: Path) -> None:
+    settings = read(tmp_path, given)
+
+    assert (settings.local, settings.base_url) == (True, None)
+
+
+def test_ollamas_flat_address_is_no_other_backends(tmp_path: Path) -> None:
+    given = Given(table={"backend": "vllm"}, flat={"ollama_url": "http://ollama"})
+
+    assert read(tmp_path, given).base_url == REMOTE["vllm"][0]
+
+
+@pytest.mark.parametrize("backend", REMOTE)
+def test_a_remote_backend_is_refused_and_minilm_not_put_in_its_place(
+    backend: str, tmp_path: Path
+) -> None:
+    url, _ = REMOTE[backend]
+    at = f" at {urlsplit(url).hostname}" if url else ""
+    settings = read(tmp_path, Given(table={"backend": backend, "model": "the/Model:v2"}))
+
+    assert (settings.backend, settings.base_url, settings.model, settings.local) == (
+        backend,
+        url,
+        "the/Model:v2",
+        False,
+    )
+    with pytest.raises(EmbedderError) as error:
+        settings.require_local()
+    assert error.value.exit_code == 3
+    assert str(error.value) == (
+        f"the settings ask for the/Model:v2 by the backend {backend}{at}, "
+        "and remote embedders are not supported yet; no other model is put in its place: use "
+        "--backend local and --model with a sentence-transformers model"
+    )
+
+
+def test_the_host_is_named_when_a_remote_backend_is_refused_and_no_password(
+    tmp_path: Path,
+) -> None:
+    url = "http://me:secret@host.example:8000/v1"
+    settings = read(tmp_path, Given(table={"backend": "openai-compatible", "url": url}))
+
+    with pytest.raises(EmbedderError, match=r"by the backend openai-compatible at host.example, "):
+        settings.require_local()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Given(options={"backend": "OpenAI"}),
+        Given(environment={"AI_MEMORY_EMBED_BACKEND": "OpenAI"}),
+        Given(table={"backend": "OpenAI"}),
+    ],
+    ids=["option", "environment", "table"],
+)
+def test_an_unknown_backend_is_refused_with_those_that_are_known(
+    given: Given, tmp_path: Path
+) -> None:
+    assert refused(UsageError, tmp_path, given) == (
+        f"the backend 'OpenAI' is not one of local, {', '.join(REMOTE)}; correct it"
+    )
+
+
+NO_EMBEDDER = (
+    "the ai-memory tier is keyword, which has no embedder, so there is nothing to re-embed with; "
+    "choose another tier, or a model with --model"
+)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        Given(),
+        Given(table={"backend": "openai", "model": "a/b"}),
+        Given(environment={"AI_MEMORY_EMBED_BACKEND": "ollama", "AI_MEMORY_EMBED_MODEL": MINILM}),
+    ],
+    ids=["alone", "with a table", "with an environment"],
+)
+def test_the_keyword_tier_has_no_embedder_whatever_is_configured(
+    more: Given, tmp_path: Path
+) -> None:
+    given = Given(flat={"tier": "keyword"}) | more
+
+    assert refused(NoEmbedderError, tmp_path, given) == NO_EMBEDDER
+    assert NoEmbedderError.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "model"), [({"model": "a/b"}, "a/b"), ({"backend": "local"}, MINILM)]
+)
+def test_the_command_line_overrules_the_keyword_tier(
+    options: Mapping[str, Any], model: str, tmp_path: Path
+) -> None:
+    settings = read(tmp_path, Given(options=options, flat={"tier": "keyword"}))
+
+    assert (settings.tier, settings.model, settings.local) == ("keyword", model, True)
+
+
+def test_an_unknown_tier_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
+    assert refused(UsageError, tmp_path, Given(flat={"tier": "Smart"})) == (
+        "the tier 'Smart' is not one of keyword, semantic, smart, autonomous; correct the setting"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "environment", "table", "batch"),
+    [
+        (0, None, None, 100),
+        (0, None, 9, 9),
+        (0, "8", 9, 8),
+        (7, "0", 0, 7),
+        (0, "0", None, 64),
+        (0, None, 0, 64),
+        (0, "0", 9, 64),
+        (0, "1", None, 1),
+        (0, "10000", None, 10_000),
+        (0, None, 1, 1),
+        (0, None, 10_000, 10_000),
+        (10_000, None, None, 10_000),
+    ],
+)
+def test_the_batch_falls_through_from_0_and_is_64_if_all_are_0(
+    option: int, environment: str | None, table: int | None, batch: int, tmp_path: Path
+) -> None:
+    given = Given(
+        options={"batch": option},
+        environment={"AI_MEMORY_EMBED_BACKFILL_BATCH": environment} if environment else {},
+        table={} if table is None else {"backfill_batch": table},
+    )
+
+    assert read(tmp_path, given).batch == batch
+
+
+NUMBERS = [("AI_MEMORY_EMBED_DIM", "dim"), ("AI_MEMORY_EMBED_BACKFILL_BATCH", "backfill_batch")]
+
+
+def is_no_number(message: str, names: tuple[str, str], tmp_path: Path, value: object) -> bool:
+    """Whether a message names the setting, both its places and the value."""
+    variable, key = names
+    start = f"{variable}, or {key} in {config_path(tmp_path)}, must be a whole number from "
+    return message.startswith(start) and message.endswith(f", not {value!r}")
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "+1", "1.5", "0x10", "1e3", "1_000", "٣", "²", "1 2"])
+@pytest.mark.parametrize("names", NUMBERS, ids=lambda names: names[1])
+def test_a_variable_that_is_no_whole_number_is_refused(
+    names: tuple[str, str], value: str, tmp_path: Path
+) -> None:
+    message = refused(UsageError, tmp_path, Given(environment={names[0]: value}))
+
+    assert is_no_number(message, names, tmp_path, value)
+
+
+@pytest.mark.parametrize("value", [-1, 1.0, True, False, "x", [1], {"a": 1}], ids=repr)
+@pytest.mark.parametrize("names", NUMBERS, ids=lambda names: names[1])
+def test_a_key_that_is_no_whole_number_is_refused(
+    names: tuple[str, str], value: object, tmp_path: Path
+) -> None:
+    written = "{a = 1}" if isinstance(value, dict) else json.dumps(value)
+
+    message = refused(UsageError, tmp_path, config=f"[embeddings]\n{names[1]} = {written}")
+
+    assert is_no_number(message, names, tmp_path, value)
+
+
+@pytest.mark.parametrize("name", ["dimension", "batch"])
+def test_spaces_around_a_number_are_not_part_of_it(name: str, tmp_path: Path) -> None:
+    variable = {"dimension": "AI_MEMORY_EMBED_DIM", "batch": "AI_MEMORY_EMBED_BACKFILL_BATCH"}[name]
+
+    assert getattr(read(tmp_path, Given(environment={variable: " 12\n"})), name) == 12
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Given(environment={"AI_MEMORY_EMBED_BACKFILL_BATCH": "10001"}),
+        Given(table={"backfill_batch": 10_001}),
+    ],
+    ids=["environment", "table"],
+)
+def test_a_batch_above_10000_is_refused(given: Given, tmp_path: Path) -> None:
+    message = refused(UsageError, tmp_path, given)
+
+    assert "must be a whole number from 0 to 10000, not " in message
+    assert "10001" in message
+
+
+@pytest.mark.parametrize(
+    "given",
+    [Given(environment={"AI_MEMORY_EMBED_DIM": "0"}), Given(table={"dim": 0})],
+    ids=["environment", "table"],
+)
+def test_a_dimension_of_0_is_refused(given: Given, tmp_path: Path) -> None:
+    assert "AI_MEMORY_EMBED_DIM, or dim in " in refused(UsageError, tmp_path, given)
+
+
+@pytest.mark.parametrize("value", [5, 1.5, True, ["a"]], ids=repr)
+@pytest.mark.parametrize("key", ["backend", "base_url", "url", "model"])
+def test_a_key_of_the_table_that_is_no_text_is_refused(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    assert refused(UsageError, tmp_path, Given(table={key: value})) == (
+        f"{key} in {config_path(tmp_path)} must be a text, not {value!r}"
+    )
+
+
+@pytest.mark.parametrize("value", [5, False, ["a"]], ids=repr)
+@pytest.mark.parametrize("key", ["tier", "embed_url", "embedding_model", "ollama_url", "db"])
+def test_a_flat_key_that_is_no_text_is_refused(key: str, value: object, tmp_path: Path) -> None:
+    given = Given(table={"backend": "ollama"}, flat={key: value})
+
+    assert refused(UsageError, tmp_path, given) == (
+        f"{key} in {config_path(tmp_path)} must be a text, not {value!r}"
+    )
+
+
+@pytest.mark.parametrize("key", ["api_key_file", "api_key_env"])
+def test_a_keys_place_that_is_no_text_is_refused(key: str, tmp_path: Path) -> None:
+    assert refused(UsageError, tmp_path, Given(table={key: 5})) == (
+        f"{key} in {config_path(tmp_path)} must be a text, not 5"
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "embeddings = 3",
+        f'embeddings = "{SECRET}"',
+        "embeddings = true",
+        "embeddings = []",
+        f'[[embeddings]]\napi_key = "{SECRET}"',
+    ],
+)
+def test_embeddings_that_are_no_table_are_refused(config: str, tmp_path: Path) -> None:
+    assert refused(UsageError, tmp_path, config=config) == (
+        f"embeddings in {config_path(tmp_path)} must be a table: [embeddings]"
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "tier = ",
+        "[embeddings",
+        'tier = "smart"\ntier = "smart"',
+        f"[embeddings]\napi_key = {SECRET}",
+        f'[embeddings]\napi_key = "{SECRET}',
+        f'[embeddings]\napi_key = "{SECRET}\\q"',
+    ],
+)
+def test_a_malformed_file_is_refused_without_quoting_it(config: str, tmp_path: Path) -> None:
+    message = refused(UsageError, tmp_path, config=config)
+
+    assert message.startswith(f"the configuration {config_path(tmp_path)} can't be read: ")
+    assert message.endswith("; correct it")
+    assert "\n" not in message
+
+
+def test_a_file_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    path = config_path(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b'tier = "sm\xffart"')
+
+    with pytest.raises(UsageError) as error:
+        read_settings(Options(), {"HOME": str(tmp_path / "home")}, tmp_path)
+    assert str(error.value).startswith(f"the configuration {path} can't be read: ")
+
+
+def put_config(directory: Path, model: str) -> None:
+    path = directory / "ai-memory" / "config.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text(f'[embeddings]\nmodel = "{model}"')
+
+
+@pytest.mark.parametrize(
+    ("xdg", "model"),
+    [(None, "in/home"), ("", "in/home"), ("xdg", "in/xdg"), ("nothing-there", MINILM)],
+)
+def test_the_file_is_xdg_config_homes_or_dot_configs(
+    xdg: str | None, model: str, tmp_path: Path
+) -> None:
+    put_config(tmp_path / ".config", "in/home")
+    put_config(tmp_path / "xdg", "in/xdg")
+    environment = {"HOME": str(tmp_path)}
+    if xdg is not None:
+        environment["XDG_CONFIG_HOME"] = str(tmp_path / xdg) if xdg else ""
+
+    assert read_settings(Options(), environment, tmp_path).model == model
+
+
+@pytest.mark.parametrize(("value", "model"), [("1", MINILM), ("", "in/home")])
+def test_ai_memory_no_config_leaves_the_file_out(value: str, model: str, tmp_path: Path) -> None:
+    put_config(tmp_path / ".config", "in/home")
+    environment = {"HOME": str(tmp_path), "AI_MEMORY_NO_CONFIG": value}
+
+    assert read_settings(Options(), environment, tmp_path).model == model
+
+
+def test_a_file_that_is_left_out_may_be_malformed(tmp_path: Path) -> None:
+    given = Given(environment={"AI_MEMORY_NO_CONFIG": "1", "AI_MEMORY_EMBED_DIM": "7"})
+
+    assert read(tmp_path, given, config="tier = ").dimension == 7
+
+
+DATABASES: Sequence[tuple[Given, str]] = [
+    (Given(options={"db": "by-option.db"}), "by-option.db"),
+    (Given(environment={"AI_MEMORY_DB": "by-environment.db"}), "by-environment.db"),
+    (Given(flat={"db": "by-config.db"}), "by-config.db"),
+    (Given(), "ai-memory.db"),
+]
+
+
+@pytest.mark.parametrize("at", range(len(DATABASES)))
+@pytest.mark.parametrize("others", [True, False], ids=["with those below", "alone"])
+def test_the_database_is_the_highest_that_is_named(at: int, others: bool, tmp_path: Path) -> None:
+    given = NOTHING
+    for rung, _ in DATABASES[at:] if others else DATABASES[at : at + 1]:
+        given |= rung
+    (tmp_path / "ai-memory.db").touch()
+
+    assert read(tmp_path, given).database == tmp_path / DATABASES[at][1]
+
+
+def test_without_a_name_and_without_the_default_file_there_is_no_database(tmp_path: Path) -> None:
+    assert read(tmp_path).database is None
+
+
+def test_a_database_of_the_table_is_not_a_setting(tmp_path: Path) -> None:
+    assert read(tmp_path, Given(table={"db": "by-table.db"})).database is None
+
+
+@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize(
+    ("written", "resolved"),
+    [
+        ("sub/m.db", "work/sub/m.db"),
+        ("../m.db", "work/../m.db"),
+        ("~/m.db", "home/m.db"),
+        ("{tmp}/m.db", "m.db"),
+        ("a~b.db", "work/a~b.db"),
+    ],
+)
+def test_a_databases_path_is_taken_from_the_working_directory_or_the_home(
+    at: int, written: str, resolved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    name = written.format(tmp=tmp_path)
+    given = (
+        Given(options={"db": name}),
+        Given(environment={"AI_MEMORY_DB": name}),
+        Given(flat={"db": name}),
+    )[at]
+    config_path(tmp_path).parent.mkdir(parents=True)
+    config_path(tmp_path).write_text(toml(given))
+    environment = {"HOME": str(tmp_path / "home"), **given.environment}
+
+    settings = read_settings(Options(**given.options), environment, tmp_path / "work")
+
+    assert settings.database == tmp_path / resolved
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Given(options={"db": "~no-such-user/m.db"}),
+        Given(table={"api_key_file": "~no-such-user/key"}),
+    ],
+    ids=["db", "api_key_file"],
+)
+def test_a_home_that_is_nobodys_is_refused(given: Given, tmp_path: Path) -> None:
+    assert "~no-such-user" in refused(UsageError, tmp_path, given)
+
+
+@pytest.mark.parametrize(("value", "demo"), [("demo/m.db", Path("demo/m.db")), ("", None)])
+def test_the_demo_store_is_named_by_its_variable(
+    value: str, demo: Path | None, tmp_path: Path
+) -> None:
+    assert read(tmp_path, Given(environment={"REEMBED_DEMO_STORE": value})).demo == demo
+
+
+@pytest.mark.parametrize("options", [{}, {"backend": "local"}], ids=["remote", "local"])
+def test_a_key_in_the_file_itself_is_refused(options: Mapping[str, Any], tmp_path: Path) -> None:
+    given = Given(options=options, table={"backend": "openai", "api_key": SECRET})
+
+    assert refused(UsageError, tmp_path, given) == (
+        f"{config_path(tmp_path)} holds an API key itself, where other programs can read it; put "
+        "it into a variable (api_key_env) or a file of mode 0400 (api_key_file)"
+    )
+
+
+def test_a_key_in_the_file_is_refused_even_if_a_better_one_is_set(tmp_path: Path) -> None:
+    given = Given(environment={"AI_MEMORY_EMBED_API_KEY": "k"}, table={"api_key": SECRET})
+
+    assert "holds an API key itself" in refused(UsageError, tmp_path, given)
+
+
+KEYS = [
+    (backend, ("AI_MEMORY_EMBED_API_KEY", *variables)) for backend, (_, variables) in REMOTE.items()
+]
+
+
+@pytest.mark.parametrize(
+    ("backend", "variables"),
+    [(backend, names[at:]) for backend, names in KEYS for at in range(len(names))],
+)
+def test_a_keys_variable_is_found_in_order_and_only_its_name_is_kept(
+    backend: str, variables: Sequence[str], tmp_path: Path
+) -> None:
+    given = Given(
+        environment=dict.fromkeys(variables, SECRET),
+        table={"backend": backend, "api_key_env": "ANOTHER", "model": "a/b"},
+    )
+
+    settings = read(tmp_path, given)
+
+    assert settings.key_source == variables[0]
+    assert SECRET not in repr(settings)
+    with pytest.raises(EmbedderError) as error:
+        settings.require_local()
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("backend", REMOTE)
+def test_another_vendors_key_is_not_taken(backend: str, tmp_path: Path) -> None:
+    own = REMOTE[backend][1]
+    others = {name for _, names in REMOTE.values() for name in names} - set(own)
+    assert others
+
+    given = Given(environment=dict.fromkeys(others, SECRET), table={"backend": backend})
+
+    assert read(tmp_path, given).key_source is None
+
+
+def test_an_empty_variable_holds_no_key(tmp_path: Path) -> None:
+    given = Given(
+        environment={"AI_MEMORY_EMBED_API_KEY": "", "OPENAI_API_KEY": SECRET},
+        table={"backend": "openai"},
+    )
+
+    assert read(tmp_path, given).key_source == "OPENAI_API_KEY"
+
+
+def test_api_key_env_names_the_variable(tmp_path: Path) -> None:
+    given = Given(
+        environment={"MY_KEY": SECRET}, table={"backend": "openai", "api_key_env": "MY_KEY"}
+    )
+
+    settings = read(tmp_path, given)
+
+    assert settings.key_source == "MY_KEY"
+    assert SECRET not in repr(settings)
+
+
+def make_key(path: Path, mode: int) -> Path:
+    path.write_text(SECRET)
+    path.chmod(mode)
+    return path
+
+
+def test_a_key_file_that_its_owner_alone_may_read_is_named(tmp_path: Path) -> None:
+    path = make_key(tmp_path / "key", 0o400)
+
+    settings = read(tmp_path, Given(table={"backend": "openai", "api_key_file": str(path)}))
+
+    assert settings.key_source == str(path)
+    assert SECRET not in repr(settings)
+
+
+def test_a_key_file_may_lie_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = make_key(tmp_path / "key", 0o400)
+
+    assert read(tmp_path, Given(table={"api_key_file": "~/key"})).key_source == str(path)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o500, 0o440, 0o404, 0o644, 0o777], ids=oct)
+def test_a_key_file_of_another_mode_is_refused(mode: int, tmp_path: Path) -> None:
+    path = make_key(tmp_path / "key", mode)
+
+    assert refused(UsageError, tmp_path, Given(table={"api_key_file": str(path)})) == (
+        f"{path} holds a key and must be readable by you alone: chmod 0400 it"
+    )
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory"])
+def test_a_key_file_that_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    if kind == "directory":
+        path.mkdir(mode=0o400)
+
+    assert refused(UsageError, tmp_path, Given(table={"api_key_file": str(path)})) == (
+        f"api_key_file names {path}, which is not a file; correct the setting"
+    )
