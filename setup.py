@@ -18,7 +18,7 @@ setup(
         "numpy>=2",
         "pyarrow>=20",
         "rich>=13",
-        "sentence-transformers>=5",
+        "sentence-transformers>=5.4",
         "huggingface-hub>=1",
         "tokenizers>=0.21",
     ],

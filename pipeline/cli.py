@@ -177,7 +177,8 @@ def _parser() -> _Parser:
 
 
 def _quieten() -> None:
-    """Keep the libraries' own warnings off stderr, which is for the operator."""
+    """Keep the libraries' own warnings off stderr, and their statistics on this machine."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.basicConfig(level=logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))

@@ -82,9 +82,7 @@ class Settings:
     def require_local(self) -> None:
         """Raise EmbedderError if the settings ask for an embedder that is not supported yet."""
         if not self.local:
-            # The host alone: a URL may hold a password.
-            host = urlsplit(self.base_url or "").hostname
-            where = f" at {host}" if host else ""
+            where = f" at {host}" if (host := _host(self.base_url)) else ""
             raise EmbedderError(
                 f"the settings ask for {self.model} by the backend {self.backend}{where}, and "
                 "remote embedders are not supported yet; no other model is put in its place: use "
@@ -125,7 +123,7 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         base_url=None if local else url or default_url,
         model=model,
         local=local,
-        key_source=_key_source(ladder, named),
+        key_source=_key_source(ladder, named, directory),
         dimension=options.dim or ladder.number("AI_MEMORY_EMBED_DIM", "dim", least=1, most=None),
         batch=_batch(options, ladder),
     )
@@ -172,6 +170,14 @@ def _database(options: Options, ladder: _Ladder, directory: Path) -> Path | None
     return default if default.exists() else None
 
 
+def _host(url: str | None) -> str | None:
+    """The host of a URL, which alone may be told: the rest may hold a password."""
+    try:
+        return urlsplit(url or "").hostname
+    except ValueError:
+        return None
+
+
 def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
@@ -179,7 +185,7 @@ def _expanded(path: str) -> Path:
         raise UsageError(f"there is no such home as in {path}; correct the path") from None
 
 
-def _key_source(ladder: _Ladder, backend: str) -> str | None:
+def _key_source(ladder: _Ladder, backend: str, directory: Path) -> str | None:
     if ladder.embeddings.get("api_key"):
         raise UsageError(
             f"{ladder.file} holds an API key itself, where other programs can read it; put it into "
@@ -190,7 +196,7 @@ def _key_source(ladder: _Ladder, backend: str) -> str | None:
         if ladder.environment.get(variable):
             return variable
     if file := ladder.text(table=["api_key_file"]):
-        path = _expanded(file)
+        path = directory / _expanded(file)
         if not path.is_file():
             raise UsageError(f"api_key_file names {path}, which is not a file; correct the setting")
         if stat.S_IMODE(path.stat().st_mode) & ~stat.S_IRUSR:
@@ -224,7 +230,8 @@ class _Ladder:
         if value is None:
             return None
         text = str(value).strip()
-        sound = text.isascii() and text.isdigit() and int(text) >= least
+        digits = text.isascii() and text.isdigit() and len(text) < 10
+        sound = digits and int(text) >= least
         if not sound or (most is not None and int(text) > most):
             up_to = "up" if most is None else f"to {most}"
             raise UsageError(

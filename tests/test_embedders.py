@@ -434,26 +434,65 @@ def test_a_model_without_its_tokenizer_is_refused(offline: None, tmp_path: Path)
     names = ("config.json", "modules.json", "1_Pooling", "model.safetensors")
     directory = link(tmp_path / "model", *names)
 
-    with pytest.raises(EmbedderError):
+    # It would load, and give texts of as many words the same vector.
+    with pytest.raises(EmbedderError, match=rf"^the model in {directory} has no tokenizer \("):
         load_embedder(Target("local", str(directory), 384))
 
 
-@pytest.mark.parametrize("kept", ["half", "renamed"])
-def test_a_model_without_all_its_weights_is_refused(
-    kept: str, offline: None, tmp_path: Path
-) -> None:
+def change_weights(directory: Path, change: Callable[[str], str | None]) -> Path:
+    """A copy of the real model with its weights renamed, or left out where the name is None."""
     from safetensors.numpy import load_file, save_file
 
+    link(directory, *SMALL_FILES, "modules.json", "1_Pooling", "sentence_bert_config.json")
     weights = load_file(PACKAGE / "model.safetensors")
-    if kept == "half":
-        weights = {name: weights[name] for name in sorted(weights)[: len(weights) // 2]}
-    else:
-        weights = {f"other.{name}": value for name, value in weights.items()}
-    directory = link(tmp_path / "model", *SMALL_FILES, "modules.json", "1_Pooling")
-    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    changed = {name: value for old, value in weights.items() if (name := change(old))}
+    save_file(changed, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
 
-    with pytest.raises(EmbedderError):
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name: None if name.startswith("encoder.layer.5.") else name,
+        lambda name: None if name == "embeddings.word_embeddings.weight" else name,
+        lambda name: f"other.{name}",
+    ],
+    ids=["a layer", "the words", "all"],
+)
+def test_a_model_that_lacks_weights_is_refused(
+    change: Callable[[str], str | None], offline: None, tmp_path: Path
+) -> None:
+    directory = change_weights(tmp_path / "model", change)
+
+    # It would load, with random numbers in their place.
+    with pytest.raises(EmbedderError, match=rf"^the model in {directory} lacks weights \("):
         load_embedder(Target("local", str(directory), 384))
+
+
+def test_a_model_without_a_pooler_which_is_not_used_gives_the_same_vectors(
+    minilm: LocalEmbedder, tmp_path: Path
+) -> None:
+    directory = change_weights(
+        tmp_path / "model", lambda name: None if name.startswith("pooler.") else name
+    )
+
+    vectors = load_embedder(Target("local", str(directory), 384)).embed(TEXTS)
+
+    np.testing.assert_allclose(vectors, minilm.embed(TEXTS), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("as_source", [False, True], ids=["as the model", "as its source"])
+def test_ai_memorys_bare_copy_named_by_its_directory_gives_the_same_vectors(
+    as_source: bool, minilm: LocalEmbedder, tmp_path: Path
+) -> None:
+    directory = write_cache(tmp_path, f"sentence-transformers/{MINILM}", {})
+    path = str(link(directory, *SMALL_FILES, "model.safetensors"))
+    target = Target("local", MINILM, 384, path) if as_source else Target("local", path, 384)
+
+    vectors = load_embedder(target).embed(TEXTS)
+
+    assert min(cosines(vectors, minilm.embed(TEXTS))) >= 0.99999
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
 ALONE = """

@@ -28,6 +28,7 @@ from transforms.embedders.models import (
     estimate_tokens,
     fetch_model,
     find_model,
+    require_tokenizer,
 )
 from transforms.errors import EmbedderError
 
@@ -310,6 +311,14 @@ DENSE_ONLY: Files = {
 }
 
 
+WITHOUT_DENSE: Files = {
+    **{
+        name: content for name, content in DENSE_ONLY.items() if name != "1_Dense/model.safetensors"
+    },
+    "model.safetensors": b"weights",
+}
+
+
 @pytest.mark.parametrize(
     "files",
     [
@@ -335,6 +344,8 @@ def test_a_directory_with_weights_is_a_model(files: Files, tmp_path: Path) -> No
 
 
 INCOMPLETE = [
+    pytest.param({**SHARDED, "model-2.safetensors": b"weights"}, id="another shard"),
+    pytest.param(WITHOUT_DENSE, id="all weights but the last module's"),
     pytest.param(NO_WEIGHTS, id="no weights"),
     pytest.param({"onnx/model.onnx": b"weights", **NO_WEIGHTS}, id="other weights"),
     pytest.param({"1_Pooling/config.json": {}, **NO_WEIGHTS}, id="modules"),
@@ -420,6 +431,52 @@ def test_a_directory_is_meant_by_its_full_path(
         assert absolute_source(name) == str(tmp_path / "mine")
     for name in ("maker/model", MINILM, "empty"):
         assert absolute_source(name) == name
+
+
+def test_an_empty_directory_of_its_name_does_not_hide_minilm(tmp_path: Path) -> None:
+    (tmp_path / MINILM).mkdir()
+
+    assert find_model(MINILM) == PACKAGE
+
+
+TRANSFORMER: Files = {"modules.json": [{"path": "", "type": "models.Transformer"}]}
+BELOW: Files = {"modules.json": [{"path": "0_Transformer", "type": "models.Transformer"}]}
+STATIC: Files = {"modules.json": [{"path": "0_Static", "type": "models.StaticEmbedding"}]}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer.json": "{}"},
+        {**TRANSFORMER, "tokenizer.json": "{}"},
+        {**BELOW, "0_Transformer/vocab.txt": ""},
+        {**TRANSFORMER, "vocab.json": "{}"},
+        {**TRANSFORMER, "spiece.model": b""},
+        {**TRANSFORMER, "sentencepiece.bpe.model": b""},
+        pytest.param(
+            {**TRANSFORMER, "spm.model": b""},
+        ),
+        STATIC,
+    ],
+    ids=lambda files: str(list(files)[-1]),
+)
+def test_a_tokenizer_is_a_file_beside_the_transformer(files: Files, tmp_path: Path) -> None:
+    require_tokenizer(write(tmp_path, files))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [{}, TRANSFORMER, {"tokenizer_config.json": "{}"}, {**BELOW, "tokenizer.json": "{}"}],
+    ids=["nothing", "modules", "settings alone", "elsewhere"],
+)
+def test_a_transformer_without_a_tokenizer_is_refused(files: Files, tmp_path: Path) -> None:
+    with pytest.raises(EmbedderError) as error:
+        require_tokenizer(write(tmp_path, files))
+
+    assert str(error.value) == (
+        f"the model in {tmp_path} has no tokenizer (tokenizer.json), so it would take all words "
+        "for the same; fetch it again"
+    )
 
 
 def modules(*kinds: str) -> list[dict[str, str]]:
@@ -588,6 +645,13 @@ def test_ai_memorys_copy_of_minilm_has_the_same_window(cache: Path) -> None:
 
 
 WINDOWS: Mapping[str, tuple[Files, int | None]] = {
+    "the tokenizer's": (
+        {
+            "config.json": {"max_position_embeddings": 512},
+            "tokenizer_config.json": {"model_max_length": 384},
+        },
+        384,
+    ),
     "the library's": (
         {
             "config.json": {"max_position_embeddings": 512},
@@ -812,13 +876,14 @@ def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -
 
 IMPATIENT = """
 import sys
-from types import SimpleNamespace
-from huggingface_hub.utils import _http
+import time
+from huggingface_hub import constants
 from transforms.embedders import models
 from transforms.errors import EmbedderError
 
 models.HUB_TIMEOUT_SECONDS = 0.1
-_http.time = SimpleNamespace(sleep=lambda _: None)  # It pauses for 23 s between its tries.
+constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.1
+time.sleep = lambda _: None  # The library pauses for 23 s between its tries.
 try:
     models.describe_model("maker/model")
 except EmbedderError as error:
@@ -826,7 +891,7 @@ except EmbedderError as error:
 """
 
 
-@pytest.mark.parametrize("answers", [1, 2], ids=["second", "third"])
+@pytest.mark.parametrize("answers", [1, 3], ids=["second", "fourth"])
 def test_a_hub_that_falls_silent_at_a_later_request_is_given_up(
     answers: int, tmp_path: Path
 ) -> None:
@@ -923,7 +988,7 @@ SMALL = {"config.json", "modules.json", "Pooling/config.json"}
 def downloads(hub: Hub) -> set[str]:
     """The files of which the hub was asked for the content."""
     return {
-        request.partition(f"/resolve/{REVISION}/")[2]
+        request.partition("/resolve/main/")[2]
         for request in hub.requests
         if request.startswith("GET /maker/model/resolve/")
     }

@@ -475,6 +475,27 @@ def test_a_remote_backend_is_refused_and_minilm_not_put_in_its_place(
     )
 
 
+@pytest.mark.parametrize(
+    ("url", "where"),
+    [
+        (f"https://server/v1?key={SECRET}", " at server"),
+        (f"https://{SECRET}@server:8000/v1", " at server"),
+        ("server/v1", ""),
+        pytest.param(
+            "http://[server",
+            "",
+        ),
+    ],
+)
+def test_nothing_but_the_host_of_an_address_is_told(url: str, where: str, tmp_path: Path) -> None:
+    settings = read(tmp_path, Given(table={"backend": "openai-compatible", "base_url": url}))
+
+    with pytest.raises(EmbedderError) as error:
+        settings.require_local()
+    assert f" by the backend openai-compatible{where}, and remote " in str(error.value)
+    assert SECRET not in str(error.value)
+
+
 def test_the_host_is_named_when_a_remote_backend_is_refused_and_no_password(
     tmp_path: Path,
 ) -> None:

@@ -78,13 +78,24 @@ def load_model(directory: Path) -> SentenceTransformer:
             f"the model in {directory} can't be loaded ({type(error).__name__}: "
             f"{_first_line(error)}); it may be incomplete, or need another library"
         ) from error
-    missing = [line for line in report if "MISSING" in line and not line.startswith("pooler.")]
+    missing = _missing_weights(report)
     if missing:
         raise EmbedderError(
-            f"the model in {directory} lacks weights ({missing[0].split()[0]} and others), and "
-            "random ones would take their place; fetch it again"
+            f"the model in {directory} lacks weights ({missing[0]}), and random ones would take "
+            "their place; fetch it again"
         )
     return model
+
+
+def _missing_weights(report: list[str]) -> list[str]:
+    """Names of weights in a report's table that are missing; the pooler's are never used.
+
+    >>> _missing_weights(["encoder.weight | MISSING |", "pooler.bias | MISSING |", "- MISSING: x"])
+    ['encoder.weight']
+    """
+    cells = [line.split("|") for line in report if "|" in line]
+    missing = [cell[0].strip() for cell in cells if cell[1].strip() == "MISSING"]
+    return [name for name in missing if not name.startswith("pooler.")]
 
 
 @contextmanager

@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,8 @@ _TOKENIZERS = (
     "vocab.json",
     "tokenizer.model",
     "spiece.model",
+    "spm.model",
+    "sentencepiece.model",
     "sentencepiece.bpe.model",
 )
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -104,7 +104,7 @@ def describe_model(model: str) -> ModelFiles:
             f"({_WEIGHTS[0]}) are missing; name another one with --model"
         )
     if directory is None:
-        directory = fetch_model(model, only=["*.json"])
+        directory = fetch_model(model, small_only=True)
     window = MINILM_WINDOW if is_minilm(model) else _window(directory)
     return ModelFiles(directory, _dimension(directory), window)
 
@@ -139,13 +139,19 @@ def estimate_tokens(
     return round(embedded * rows / len(counts)), round(cut * rows / len(counts))
 
 
-def fetch_model(model: str, *, only: list[str] | None = None) -> Path:
-    """Fetch a model from the hub into its cache; return the directory.
+def fetch_model(model: str, *, small_only: bool = False) -> Path:
+    """Fetch a model from the hub into its cache, perhaps its small files only.
 
-    Raises EmbedderError if the hub has no such model, doesn't answer within 10 s, or can't
-    give some small files (`only`) within a minute.
+    Returns the directory. Raises EmbedderError if the hub has no such model or falls silent.
     """
-    from huggingface_hub import HfApi, constants, errors, snapshot_download
+    from huggingface_hub import (
+        HfApi,
+        constants,
+        errors,
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+    )
 
     here = f"the model {model} is not on this machine"
     if constants.HF_HUB_OFFLINE:
@@ -154,14 +160,15 @@ def fetch_model(model: str, *, only: list[str] | None = None) -> Path:
             "--model, or unset that variable"
         )
     repository = model if "/" in model else f"sentence-transformers/{model}"
-    unused = ["onnx/*", "openvino/*", "*.h5"]
-
-    def download() -> str:
-        return str(snapshot_download(repository, allow_patterns=only, ignore_patterns=unused))
-
+    directory: Path | None = None
     try:
-        HfApi().model_info(repository, timeout=HUB_TIMEOUT_SECONDS)
-        return Path(download() if only is None else _within(6 * HUB_TIMEOUT_SECONDS, download))
+        info = HfApi().model_info(repository, timeout=HUB_TIMEOUT_SECONDS)
+        # File by file, each asked for first: the library waits 10 s for the content of a file,
+        # but minutes to learn that there is one, and without a limit for a list of them.
+        for name in _wanted([file.rfilename for file in info.siblings or []], small_only):
+            get_hf_file_metadata(hf_hub_url(repository, name), timeout=HUB_TIMEOUT_SECONDS)
+            file = hf_hub_download(repository, name, etag_timeout=HUB_TIMEOUT_SECONDS)
+            directory = Path(file.removesuffix(name))
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise EmbedderError(
             f"{here} and the hub has no {repository}, or keeps it private; check the name given "
@@ -172,20 +179,29 @@ def fetch_model(model: str, *, only: list[str] | None = None) -> Path:
             f"{here} and the hub at {constants.ENDPOINT} can't be reached "
             f"({type(error).__name__}); give the model's directory with --model, or connect"
         ) from error
+    if directory is None:
+        raise EmbedderError(
+            f"{here} and {repository} at the hub holds no files of a sentence-transformers model; "
+            "check the name given with --model"
+        )
+    return directory
 
 
-def _within(seconds: float, work: Callable[[], str]) -> str:
-    """Do some work in a thread that may be left behind; raise TimeoutError if it takes longer."""
-    outcome: Future[str] = Future()
+def _wanted(files: Sequence[str], small_only: bool) -> list[str]:
+    """The files of a repository that sentence-transformers reads with PyTorch.
 
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return outcome.result(seconds)
+    >>> _wanted(["config.json", "model.safetensors", "pytorch_model.bin", "onnx/a.onnx"], False)
+    ['config.json', 'model.safetensors']
+    """
+    other = {".h5", ".msgpack", ".ot", ".onnx", ".tflite"}
+    safe = any(name.endswith(".safetensors") for name in files)
+    wanted = []
+    for name in files:
+        path = Path(name)
+        twice = safe and path.name.startswith("pytorch_model")
+        if path.parts[0] not in ("onnx", "openvino") and path.suffix not in other and not twice:
+            wanted.append(name)
+    return [name for name in wanted if name.endswith(".json") or not small_only]
 
 
 def _looks_like_path(model: str) -> bool:
@@ -233,8 +249,11 @@ def _holds_weights(directory: Path) -> bool:
 
 def _holds_shards(folder: Path) -> bool:
     """Whether all files are there that an index of weights names; true without an index."""
-    named = _json(folder / f"{_WEIGHTS[0]}.index.json").get("weight_map", {})
-    return all((folder / name).is_file() for name in set(named.values()))
+    index = folder / f"{_WEIGHTS[0]}.index.json"
+    named = _json(index).get("weight_map")
+    if not isinstance(named, dict):
+        return not index.exists()
+    return all((folder / str(name)).is_file() for name in named.values())
 
 
 def _dimension(directory: Path) -> int | None:
@@ -281,8 +300,10 @@ def _window(directory: Path) -> int | None:
 
 
 def _number(config: dict[str, Any], *keys: str) -> int | None:
-    """The first of these settings that is a whole number."""
-    return next((config[key] for key in keys if type(config.get(key)) is int), None)
+    """The first of these settings that is a sound number."""
+    numbers = (config[key] for key in keys if type(config.get(key)) is int)
+    # Some files say -1 or 10^30 for "no limit".
+    return next((number for number in numbers if 0 < number < 10**9), None)
 
 
 def _kind(module: Mapping[str, str]) -> str:
