@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -44,11 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quieten()
     with _signals_recorded() as received:
         try:
-            return _run(parse_options(sys.argv[1:] if arguments is None else arguments))
+            code = _run(parse_options(sys.argv[1:] if arguments is None else arguments))
+            sys.stdout.flush()
+            return code
         except ReembedError as error:
             if not received:
-                print(f"reembed: error: {error}", file=sys.stderr)
+                print(f"reembed: error: {_one_line(str(error))}", file=sys.stderr)
                 return error.exit_code
+        except OSError as error:
+            if not received and not _is_output_lost(error):
+                raise
+            if not received:
+                return 0 if isinstance(error, BrokenPipeError) else 1
         except BaseException:
             # Runners turn an interruption into an error of their own.
             if not received:
@@ -66,6 +74,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """The console script."""
     sys.exit(main())
+
+
+def _one_line(text: str) -> str:
+    """Escape what would break a line, as the name of a row or of a file may.
+
+    >>> _one_line("a\\nb 日本")
+    'a\\\\nb 日本'
+    """
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def _is_output_lost(error: OSError) -> bool:
+    """Whether this is stdout failing: its reader has gone, or its disk is full; say the latter."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What is left in the buffer would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"reembed: error: the result can't be printed: {error}", file=sys.stderr)
+        return True
+    return False
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -89,6 +119,10 @@ def _run(options: Options) -> int:
 
     from pipeline import report
     from pipeline.plan import make_plan
+    from transforms.stores import recover_store
+
+    if not options.dry_run:
+        recover_store(database)
 
     plan = make_plan(database, settings, namespace=options.namespace)
     for line in report.preflight_lines(plan) if plan.ranges else [report.empty_line(plan)]:
@@ -106,7 +140,10 @@ def _run(options: Options) -> int:
         options=beam_options,
         progress=showing_progress,
         warn=lambda row: _logger.warning(
-            "[%s] skipped row %s: %s (previous vector kept)", plan.run.run_id, row.key, row.reason
+            "[%s] skipped row %s: %s (previous vector kept)",
+            plan.run.run_id,
+            _one_line(row.key),
+            row.reason,
         ),
     )
     show = report.outcome_json if options.json else report.outcome_text
@@ -179,6 +216,9 @@ def _parser() -> _Parser:
 def _quieten() -> None:
     """Keep the libraries' own warnings off stderr, and their statistics on this machine."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))

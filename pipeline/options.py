@@ -38,6 +38,12 @@ class Options:
         for name in ("db", "namespace", "model", "backend"):
             if getattr(self, name) == "":
                 raise UsageError(f"--{name} is empty; give a value, or leave it out")
+        for name in ("namespace", "model"):
+            try:
+                (getattr(self, name) or "").encode()
+            except UnicodeEncodeError:
+                value = getattr(self, name)
+                raise UsageError(f"--{name} holds bytes that are no text: {value!r}") from None
         if not 0 <= self.batch <= 10_000:
             raise UsageError(f"--batch must be from 0 (use the settings) to 10000: {self.batch}")
         if self.dim is not None and self.dim < 1:

@@ -20,7 +20,7 @@ from pipeline.build import build
 from pipeline.plan import Plan
 from pipeline.report import outcome_values
 from transforms.embedders import load_embedder
-from transforms.errors import UsageError, unwrap
+from transforms.errors import RunError, StagingError, UsageError, unwrap
 from transforms.rows import Skipped, Summary
 from transforms.staging import RunDirectory, begin_run, read_shards
 
@@ -95,7 +95,15 @@ def _run_pass(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
 
 
 def _record(summary: Summary, run: RunDirectory, name: str) -> None:
-    run.write_json(name, summary.to_json())
+    try:
+        run.write_json(name, summary.to_json())
+    except StagingError as error:
+        if not summary.replaced:
+            raise
+        raise RunError(
+            f"{summary.replaced} vectors are replaced, but the summary of the run could not be "
+            f"kept: {error}"
+        ) from error
 
 
 def _make_runner(name: str) -> PipelineRunner | str:
@@ -114,6 +122,9 @@ def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
 
     Raises UsageError for an option that Beam doesn't know, or a value that it refuses.
     """
+    for flag in flags:
+        if flag.partition("=")[0] in ("--runner", "--help", "-h"):
+            raise UsageError(f"{flag} is not for Beam; give it before the --")
     refused: list[str] = []
     complaint = io.StringIO()
 

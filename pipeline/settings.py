@@ -258,9 +258,11 @@ def _read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
     home = environment.get("HOME") or str(Path.home())
     base = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
     path = Path(base) / "ai-memory" / "config.toml"
-    if environment.get("AI_MEMORY_NO_CONFIG") or not path.is_file():
+    if environment.get("AI_MEMORY_NO_CONFIG"):
         return path, {}
     try:
+        if not path.is_file():
+            return path, {}
         return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"the configuration {path} can't be read: {error}; correct it") from None

@@ -4,6 +4,7 @@
       lock                      held (flock) by the process that runs
       RUN-ID/
         shards/0000007.1.000.parquet    range 7, pass 1, part 0
+        shards/pass-1.json              what the pass did
         summary.json            what was done; its presence says that the run ended
 
 A shard has one row for each row of the store that was read, in key order:
@@ -46,6 +47,10 @@ from transforms.rows import (
 
 SUMMARY = "summary.json"
 
+_RESERVE = "reserve"
+_RESERVE_BYTES = 65_536
+"""Kept free for the JSON files, so that a disk that fills up can't hide what was done."""
+
 SCHEMA_VERSION = 1
 """Version of the files in a run directory and of the JSON that is printed."""
 
@@ -83,9 +88,10 @@ class RunDirectory:
         shards: dict[int, list[Path]] = {}
         with _failing_clearly(self.shards):
             for path in sorted(self.shards.iterdir()):
-                index, pass_number, *_ = path.name.split(".")
+                index, _, rest = path.name.partition(".")
                 if path.suffix != ".parquet" or not index:
                     continue
+                pass_number = rest.partition(".")[0]
                 if before_pass is None or int(pass_number) < before_pass:
                     shards.setdefault(int(index), []).append(path)
         return shards
@@ -93,8 +99,10 @@ class RunDirectory:
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file. Safe to run twice: the last one stays."""
         text = json.dumps({**self.stamp, **values}, indent=2, ensure_ascii=False) + "\n"
-        with _failing_clearly(self.path), _published(self.path / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with _failing_clearly(self.path):
+            (self.shards / _RESERVE).unlink(missing_ok=True)
+            with _published(self.path / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read what `write_json` wrote."""
@@ -157,6 +165,8 @@ def begin_run(run: RunDirectory) -> Iterator[None]:
         with _failing_clearly(run.path):
             run.path.mkdir(mode=0o700)
             run.shards.mkdir(mode=0o700)
+            with _published(run.shards / _RESERVE) as reserve:
+                reserve.write_bytes(bytes(_RESERVE_BYTES))
         try:
             yield
         finally:

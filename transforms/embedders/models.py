@@ -98,7 +98,7 @@ def describe_model(model: str) -> ModelFiles:
     files are fetched. Raises EmbedderError if it is neither here nor there.
     """
     directory = find_model(model)
-    if directory is None and (_looks_like_path(model) or _expanded(model).is_dir()):
+    if directory is None and (_looks_like_path(model) or _is_directory(model)):
         raise EmbedderError(
             f"there is no sentence-transformers model in {model}: the directory or its weights "
             f"({_WEIGHTS[0]}) are missing; name another one with --model"
@@ -208,6 +208,13 @@ def _looks_like_path(model: str) -> bool:
     return model.startswith(("/", ".", "~")) or model.count("/") > 1
 
 
+def _is_directory(model: str) -> bool:
+    try:
+        return _expanded(model).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def _expanded(model: str) -> Path:
     try:
         return Path(model).expanduser()
@@ -228,7 +235,7 @@ def _places(model: str) -> Iterator[Path]:
     for name in (model, f"sentence-transformers/{model}"):
         repository = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
         revision = repository / "refs" / "main"
-        if revision.is_file():
+        if _is_file(revision):
             yield repository / "snapshots" / revision.read_text().strip()
         yield repository / "snapshots" / "main"  # ai-memory names the directory itself so.
     if minilm:
@@ -242,9 +249,17 @@ def _holds_weights(directory: Path) -> bool:
     modules = _modules(directory)
     folders = [directory / module["path"] for module in modules if _kind(module) == "Dense"]
     folders.append(directory / modules[0]["path"] if modules else directory)
-    return all(any((folder / name).is_file() for name in _WEIGHTS) for folder in folders) and all(
-        _holds_shards(folder) for folder in folders
+    return all(
+        any(_is_file(folder / name) for name in _WEIGHTS) and _holds_shards(folder)
+        for folder in folders
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # A name too long, a directory that may not be entered.
+        return False
 
 
 def _holds_shards(folder: Path) -> bool:

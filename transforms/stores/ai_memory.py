@@ -178,7 +178,7 @@ class Replacement:
 
 def open_store(path: Path, namespace: str | None = None) -> AiMemoryStore:
     """Look at a database and describe it; raise StoreError if it is no ai-memory store."""
-    path = path.absolute()
+    path = real_path(path)  # SQLite's side files lie beside the real file, not beside a link.
     wal = sqlite.check_file(path)
     kind, tables, columns, encoding = sqlite.read_only(path, wal=wal, query=_schema)
     if kind != "table" or not {"id", "namespace", "title", "content"} <= columns:
@@ -198,6 +198,25 @@ def open_store(path: Path, namespace: str | None = None) -> AiMemoryStore:
             "copy it into a UTF-8 database first"
         )
     return AiMemoryStore(path=path, namespace=namespace, wal=wal, columns=columns)
+
+
+def recover_store(path: Path) -> None:
+    """Let SQLite roll back a write that another process left half done, if there is one.
+
+    A read-only connection can't do it. Raises StoreError if the file can't be written.
+    """
+    path = real_path(path)
+    if Path(f"{path}-journal").exists():
+        sqlite.check_file(path)
+        sqlite.check_writable(path)
+
+
+def real_path(path: Path) -> Path:
+    """The path of the file itself, without symbolic links."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StoreError(f"{path} can't be read ({error}); check its name") from None
 
 
 def space_stamp(model: str) -> str:

@@ -6,7 +6,9 @@ https://sqlite.org/fileformat.html (the header).
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -35,17 +37,18 @@ def check_file(path: Path) -> bool:
     Call it before the process has a connection to the file: closing any descriptor of a
     file drops all POSIX locks that the process holds on it, SQLite's among them.
     """
-    if not path.exists():
-        raise StoreError(f"there is no database at {path}; name an existing one with --db")
-    if not path.is_file():
-        raise StoreError(f"{path} is not a file, so it can't be a database; name one with --db")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StoreError(f"{path} is not a file, so it can't be a database; name one with --db")
         with path.open("rb") as file:
             header = file.read(_HEADER_BYTES)
-    except OSError as error:
+    except FileNotFoundError:
         raise StoreError(
-            f"{path} can't be read ({error.strerror}); check its owner and mode"
+            f"there is no database at {path}; name an existing one with --db"
         ) from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise StoreError(f"{path} can't be read ({why}); check its name, owner and mode") from None
     if not header:
         raise StoreError(f"{path} is empty: it holds no store; name the right file with --db")
     if not header.startswith(_MAGIC) or len(header) < _HEADER_BYTES:
@@ -94,8 +97,8 @@ def _traces(path: Path) -> dict[str, tuple[int, int] | None]:
     traces: dict[str, tuple[int, int] | None] = {}
     for name in (str(path), f"{path}-wal", f"{path}-shm"):
         try:
-            stat = Path(name).stat()
-            traces[name] = (stat.st_size, stat.st_mtime_ns)
+            found = Path(name).stat()
+            traces[name] = (found.st_size, found.st_mtime_ns)
         except FileNotFoundError:
             traces[name] = None
     return traces
@@ -121,14 +124,24 @@ def write_transaction(path: Path, *, busy_seconds: float) -> Iterator[sqlite3.Co
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a database that can't be written now: read-only, or locked by another process."""
+    """Refuse a database that can't be written now: read-only, or locked by another process.
+
+    A write that another process left half done is rolled back by this, as by any other use.
+    """
+    # SQLite would open a read-only WAL database all the same, and leave files beside it.
+    for place in (path, path.parent):
+        if not os.access(place, os.W_OK):
+            raise StoreError(_SENTENCES["SQLITE_READONLY"].format(path=path))
     with write_transaction(path, busy_seconds=BUSY_SECONDS):
         pass  # Taking the write lock is the test; an empty transaction writes nothing.
 
 
 def _open(path: Path, mode: str, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
     return sqlite3.connect(
-        f"file:{quote(str(path))}?{mode}", uri=True, timeout=busy_seconds, isolation_level=None
+        f"file:{quote(os.fsencode(path))}?{mode}",
+        uri=True,
+        timeout=busy_seconds,
+        isolation_level=None,
     )
 
 
@@ -142,6 +155,8 @@ def translated(path: Path) -> Iterator[None]:
 
 
 _SENTENCES = {
+    "SQLITE_READONLY_ROLLBACK": "a write to {path} was cut off and its journal lies beside it; "
+    "start ai-memory or run reembed without --dry-run, and the write is rolled back",
     "SQLITE_BUSY": "{path} is locked by another process; wait for it to finish, or stop it, and "
     "run again",
     "SQLITE_LOCKED": "{path} is locked by another process; wait for it to finish, or stop it, and "
