@@ -19,6 +19,8 @@ from pipeline.options import RUNNERS, Options
 from transforms.errors import ReembedError, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
     from pipeline.settings import Settings
 
 _EPILOG = """\
@@ -45,18 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quieten()
     with _signals_recorded() as received:
         try:
-            code = _run(parse_options(sys.argv[1:] if arguments is None else arguments))
-            sys.stdout.flush()
-            return code
+            return _run(parse_options(sys.argv[1:] if arguments is None else arguments))
         except ReembedError as error:
             if not received:
                 print(f"reembed: error: {_one_line(str(error))}", file=sys.stderr)
                 return error.exit_code
-        except OSError as error:
-            if not received and not _is_output_lost(error):
-                raise
-            if not received:
-                return 0 if isinstance(error, BrokenPipeError) else 1
         except BaseException:
             # Runners turn an interruption into an error of their own.
             if not received:
@@ -85,17 +80,15 @@ def _one_line(text: str) -> str:
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
-def _is_output_lost(error: OSError) -> bool:
-    """Whether this is stdout failing: its reader has gone, or its disk is full; say the latter."""
+def _print_result(text: str) -> None:
+    """Print to stdout; a reader that has gone is no error, a disk that is full is one."""
     try:
-        sys.stdout.flush()
-    except OSError:
+        print(text, flush=True)
+    except OSError as error:
         # What is left in the buffer would fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            print(f"reembed: error: the result can't be printed: {error}", file=sys.stderr)
-        return True
-    return False
+            raise UsageError(f"the result can't be printed: {error.strerror}") from None
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -128,7 +121,7 @@ def _run(options: Options) -> int:
     for line in report.preflight_lines(plan) if plan.ranges else [report.empty_line(plan)]:
         print(line, file=sys.stderr, flush=True)
     if options.dry_run:
-        print(report.plan_json(plan) if options.json else report.plan_text(plan))
+        _print_result(report.plan_json(plan) if options.json else report.plan_text(plan))
         return 0
     from pipeline.progress import showing_progress
 
@@ -147,7 +140,7 @@ def _run(options: Options) -> int:
         ),
     )
     show = report.outcome_json if options.json else report.outcome_text
-    print(show(plan, outcome.summary, outcome.seconds))
+    _print_result(show(plan, outcome.summary, outcome.seconds))
     return 0
 
 
@@ -183,6 +176,9 @@ def _choose_database(settings: Settings) -> Path:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see reembed --help")
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        _print_result(self.format_help().rstrip("\n"))
 
 
 def _parser() -> _Parser:

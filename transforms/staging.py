@@ -162,12 +162,12 @@ def begin_run(run: RunDirectory) -> Iterator[None]:
         for unfinished in root.iterdir():
             if unfinished.is_dir() and not RunDirectory(unfinished).ended:
                 shutil.rmtree(unfinished, ignore_errors=True)
-        with _failing_clearly(run.path):
-            run.path.mkdir(mode=0o700)
-            run.shards.mkdir(mode=0o700)
-            with _published(run.shards / _RESERVE) as reserve:
-                reserve.write_bytes(bytes(_RESERVE_BYTES))
         try:
+            with _failing_clearly(run.path):
+                run.path.mkdir(mode=0o700)
+                run.shards.mkdir(mode=0o700)
+                with _published(run.shards / _RESERVE) as reserve:
+                    reserve.write_bytes(bytes(_RESERVE_BYTES))
             yield
         finally:
             if not run.ended:
@@ -239,11 +239,15 @@ def _failing_clearly(path: Path) -> Iterator[None]:
 def _lock(descriptor: int, root: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A run that failed may have removed the file between our opening and our locking it.
+        ours = os.path.samestat(os.fstat(descriptor), (root / "lock").stat())
     except OSError:
+        ours = False
+    if not ours:
         owner = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
         raise StagingError(
             f"another run is at work on {root.with_suffix('')} (process {owner}); "
             "wait for it to end"
-        ) from None
+        )
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

@@ -1,0 +1,506 @@
+"""The program as its user meets it: flags, output, exit codes, signals."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields as fields_of
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.options import RUNNERS, Options
+from tests.conftest import (
+    Program,
+    change,
+    clean_environment,
+    files,
+    make_store,
+    memory,
+    select,
+    unpack,
+)
+from tests.test_bad_input import IMPORTS_LISTED, Done, imported, refusal, tree
+from transforms.stores.codec import decode
+from transforms.stores.demo import generated_memories, hashed_vector
+
+FLAGS = {f"--{field.name.replace('_', '-')}" for field in fields_of(Options)} - {"--beam-options"}
+HEAVY = {"apache_beam", "torch", "sentence_transformers", "transformers"}
+INTERRUPTED = (
+    "reembed: interrupted; the store is whole: nothing was replaced, or, if the replacement had "
+    "begun, everything was"
+)
+
+
+def call_entry(*arguments: str) -> Done:
+    """Call what the console script calls."""
+    return subprocess.run(
+        [sys.executable, "-c", "from pipeline.cli import entry; entry()", *arguments],
+        env=clean_environment(Path.home()),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_names_every_flag_in_80_columns(program: Program) -> None:
+    done = program("--help", environment={"COLUMNS": "80"})
+
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert set(re.findall(r"^  (--[a-z-]+)", done.stdout, re.M)) == FLAGS
+    assert set(re.findall(r"\[(--[a-z-]+)", done.stdout)) == FLAGS
+    assert [name for name in RUNNERS if name not in done.stdout] == []
+
+
+def test_help_imports_nothing_that_is_heavy(program: Program) -> None:
+    done = program("--help", environment=IMPORTS_LISTED)
+
+    assert done.returncode == 0
+    assert (HEAVY | {"numpy", "pyarrow", "argparse"}) & imported(done) == {"argparse"}
+
+
+@pytest.mark.parametrize("how", ["--json", "--dry-run"])
+def test_a_dry_run_imports_neither_beam_nor_torch(
+    how: str, tmp_path: Path, program: Program
+) -> None:
+    path = unpack("v57", tmp_path / "ai-memory.db")
+
+    done = program("--db", path, "--dry-run", how, environment=IMPORTS_LISTED)
+
+    assert done.returncode == 0
+    assert (HEAVY | {"sqlite3", "tokenizers"}) & imported(done) == {"sqlite3", "tokenizers"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--batch", "x"]])
+def test_the_console_script_is_the_module(arguments: Sequence[str], program: Program) -> None:
+    script = Path(sys.executable).with_name("reembed")
+    environment = {"COLUMNS": "80"}
+    module = program(*arguments, environment=environment)
+    if script.exists():
+        other = subprocess.run(
+            [script, *arguments],
+            env=clean_environment(Path.home()) | environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    else:
+        other = call_entry(*arguments)
+
+    assert len(module.stdout + module.stderr) > 0
+    assert (other.returncode, other.stdout, other.stderr) == (
+        module.returncode,
+        module.stdout,
+        module.stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["-x"], "unrecognized arguments: -x"),
+        (["ai-memory.db"], "unrecognized arguments: ai-memory.db"),
+        (["--name", "notes"], "unrecognized arguments: --name notes"),
+        (["--dry"], "unrecognized arguments: --dry"),
+        (["--dry-run", "--json=yes"], "--json: ignored explicit argument 'yes'"),
+        (["--db"], "argument --db: expected one argument"),
+        (["--namespace"], "argument --namespace: expected one argument"),
+        (["--batch"], "argument --batch: expected one argument"),
+        (["--batch", "many"], "--batch: invalid int value: 'many'"),
+        (["--batch", "1.5"], "--batch: invalid int value: '1.5'"),
+        (["--batch", "-1"], "--batch must be from 0 (use the settings) to 10000: -1"),
+        (["--batch", "10001"], "--batch must be from 0 (use the settings) to 10000: 10001"),
+        (["--dim", "0"], "--dim must be a positive number of floats: 0"),
+        (["--dim", "-384"], "--dim must be a positive number of floats: -384"),
+        (["--db", ""], "--db is empty"),
+        (["--namespace", ""], "--namespace is empty"),
+        (["--model", ""], "--model is empty"),
+        (["--backend", ""], "--backend is empty"),
+        (["--runner", "SparkRunner"], "--runner SparkRunner is not one of DirectRunner"),
+        (["--runner", "directrunner"], "--runner directrunner is not one of DirectRunner"),
+        (["--", "--frobnicate=1"], "Beam has no option --frobnicate=1"),
+        (["--", "stray"], "Beam has no option stray"),
+        (["--", "--paralleli=4"], "Beam has no option --paralleli=4"),
+        (["--", "--parallelism=lots"], "argument --parallelism: invalid int value: 'lots'"),
+        (["--", "--parallelism"], "argument --parallelism: expected one argument"),
+        (["--", "--runner=FlinkRunner"], "--runner"),
+        (["--", "--help"], "--help"),
+    ],
+)
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_wrong_usage_is_refused_in_one_line_before_anything_is_looked_at(
+    arguments: Sequence[str], says: str, dry: Sequence[str], tmp_path: Path, program: Program
+) -> None:
+    # A run with no more than this is refused because there is no database here.
+    done = program(*dry, *arguments)
+
+    assert says in refusal(done, 2)
+    assert "no database was named" not in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_without_a_database_it_is_refused_and_none_is_made(
+    dry: Sequence[str], tmp_path: Path, program: Program
+) -> None:
+    done = program(*dry)
+
+    assert refusal(done, 2) == (
+        "no database was named, and there is no ai-memory.db here; name one with --db or "
+        "AI_MEMORY_DB"
+    )
+    assert tree(tmp_path) == {}
+
+
+def mixed_store(path: Path) -> Path:
+    """Rows of each kind: to embed, of exactly the cap, over it, encrypted, not UTF-8."""
+    old: dict[str, Any] = {"embedding": hashed_vector("old", 4), "embedding_dim": 4}
+    longest = 65_536 - len("title exact ")
+    make_store(
+        path,
+        [
+            memory("plain", **old),
+            memory("second", namespace="notes"),
+            memory("exact", "é " * (longest // 3) + "x" * (longest % 3), **old),
+            memory("over", "x" * (65_537 - len("title over ")), **old),
+            memory("far-over", "x" * 70_000, namespace="notes"),
+            memory("sealed", "", encrypted_envelope=b"sealed", **old),
+            memory("broken", **old),
+        ],
+    )
+    change(path, "UPDATE memories SET content = CAST(x'666fff6f' AS TEXT) WHERE id = 'broken'")
+    return path
+
+
+def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
+    tmp_path: Path, program: Program
+) -> None:
+    path = mixed_store(tmp_path / "ai-memory.db")
+    before = tree(tmp_path)
+
+    done = program("--db", path, "--dry-run", "--json")
+
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    plan = json.loads(done.stdout)
+    run_id, tokens = plan.pop("run_id"), plan.pop("tokens_estimated")
+    assert plan == {
+        "total_rows": 7,
+        "rows_with_embeddings": 5,
+        "rows_missing_embeddings": 2,
+        "target_model": "all-MiniLM-L6-v2 (384-dim, local)",
+        "target_dim": 384,
+        "backend": "ollama",
+        "schema_version": 1,
+        "database": str(path),
+        "namespace": None,
+        "rows_by_namespace": {"global": 5, "notes": 2},
+        "rows_by_stored_dim": {"4": 5},
+        "rows_skipped_by_rule": {"encrypted": 1, "over the byte cap": 2},
+        "texts_cut_estimated": 1,
+        "rows_sampled": 3,
+        "run_directory": f"{path}.reembed/{run_id}",
+    }
+    assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{4}", run_id)
+    assert 256 < tokens < 512
+    assert done.stderr == (
+        "reembed: PRE-FLIGHT — stored embedding dims: [4]; target: 384-dim (all-MiniLM-L6-v2 "
+        "(384-dim, local)); every scanned row's vector will be REPLACED\n"
+        "reembed: NOTE — stored vectors of dimension 4 can't be compared with the target's 384; "
+        "they are replaced all at once, and until then the store stays as it is\n"
+    )
+    assert tree(tmp_path) == before
+
+
+def test_a_dry_run_counts_in_words_what_it_counts_in_json(tmp_path: Path, program: Program) -> None:
+    path = mixed_store(tmp_path / "ai-memory.db")
+    before = tree(tmp_path)
+
+    done = program("--db", path, "--dry-run")
+
+    assert done.returncode == 0
+    head, blank, *table = done.stdout.splitlines()
+    assert (head, blank) == (
+        "reembed plan: total_rows=7 rows_with_embeddings=5 rows_missing_embeddings=2 "
+        "target_model='all-MiniLM-L6-v2 (384-dim, local)' target_dim=384 backend=ollama "
+        "(dry-run: nothing written)",
+        "",
+    )
+    values = dict(re.split(r"  +", line, maxsplit=1) for line in table)
+    tokens, staged = values.pop("tokens"), values.pop("staged in")
+    assert values == {
+        "database": str(path),
+        "rows": "7 (4 to embed)",
+        "namespaces": "global 5, notes 2",
+        "stored vectors": "4-dim 5, no vector 2",
+        "skipped by rule": "encrypted 1, over the byte cap 2",
+        "target": "all-MiniLM-L6-v2 (384-dim, local)",
+    }
+    assert re.fullmatch(
+        r"about \d+ \(from a sample of 3 rows\); about 1 texts are longer than the model's 256 "
+        r"tokens and are cut",
+        tokens,
+    )
+    assert staged.startswith(f"{path}.reembed/")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+@pytest.mark.parametrize("kind", ["no rows", "no such namespace", "no part of a namespace"])
+def test_where_no_row_is_meant_all_counts_are_zero_and_nothing_is_created(
+    kind: str, dry: Sequence[str], tmp_path: Path, program: Program
+) -> None:
+    rows = [memory("a", namespace="global"), memory("b", namespace="notes/work")]
+    path = make_store(tmp_path / "ai-memory.db", [] if kind == "no rows" else rows)
+    name = {"no rows": None, "no such namespace": "absent", "no part of a namespace": "notes"}[kind]
+    before = tree(tmp_path)
+
+    chosen = [] if name is None else ["--namespace", name]
+    done = program("--db", path, *chosen, *dry, "--json")
+    text = program("--db", path, *chosen, *dry)
+
+    said = "reembed: the store has no rows; nothing to do\n"
+    if name is not None:
+        said = (
+            f"reembed: the namespace {name!r} has no rows; nothing to do "
+            "(namespaces that have rows: global, notes/work)\n"
+        )
+    assert (done.returncode, done.stderr) == (0, said)
+    assert (text.returncode, text.stderr) == (0, said)
+    result = json.loads(done.stdout)
+    if dry:
+        names = ("total_rows", "rows_with_embeddings", "rows_missing_embeddings")
+        head = "reembed plan: total_rows=0 rows_with_embeddings=0 rows_missing_embeddings=0 "
+    else:
+        names = ("total", "reembedded", "skipped")
+        head = "reembed: 0/0 re-embedded, 0 skipped "
+    assert [result[name] for name in names] == [0, 0, 0]
+    assert text.stdout.startswith(head)
+    assert tree(tmp_path) == before
+
+
+def test_each_row_that_is_skipped_is_named_once_and_keeps_its_vector(
+    tmp_path: Path, program: Program
+) -> None:
+    path = mixed_store(tmp_path / "ai-memory.db")
+    query = "SELECT id, embedding, embedding_dim FROM memories ORDER BY id"
+    before = {key: rest for key, *rest in select(path, query)}
+
+    done = program("--db", path, "--json")
+
+    reasons = {
+        "over": "content 65537 bytes exceeds embed cap 65536 bytes",
+        "far-over": "content 70015 bytes exceeds embed cap 65536 bytes",
+        "sealed": "its content is encrypted",
+        "broken": "its text is not valid UTF-8",
+    }
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    result = json.loads(done.stdout)
+    warnings = [line for line in done.stderr.splitlines() if "WARN" in line or "skipped" in line]
+    assert sorted(warnings) == sorted(
+        f"WARN [{result['run_id']}] skipped row {key}: {reason} (previous vector kept)"
+        for key, reason in reasons.items()
+    )
+    assert {name: result[name] for name in ("total", "reembedded", "skipped", "remaining")} == {
+        "total": 7,
+        "reembedded": 3,
+        "skipped": 4,
+        "remaining": 0,
+    }
+    assert result["skipped_by_cause"] == {
+        "encrypted": 1,
+        "not valid text": 1,
+        "over the byte cap": 2,
+    }
+    after = {key: rest for key, *rest in select(path, query)}
+    assert {key: after[key] for key in reasons} == {key: before[key] for key in reasons}
+    embedded = sorted(after.keys() - reasons)
+    assert embedded == ["exact", "plain", "second"]
+    assert [(len(after[key][0]), after[key][1]) for key in embedded] == [(1537, 384)] * 3
+
+
+# Keeps the shards of a run, which it deletes when it has replaced the vectors.
+KEEPING_SHARDS = """
+import shutil, sys
+from transforms.staging import RunDirectory
+
+finish = RunDirectory.finish
+
+def keep(run, values):
+    shutil.copytree(run.shards, sys.argv.pop(1))
+    finish(run, values)
+
+RunDirectory.finish = keep
+from pipeline.cli import main
+
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_the_size_of_a_batch_changes_neither_the_vectors_nor_the_shards(tmp_path: Path) -> None:
+    vectors: dict[str, dict[str, Any]] = {}
+    shards: dict[str, dict[str, list[str]]] = {}
+    for batch in ("1", "500"):
+        path = make_store(tmp_path / f"{batch}.db", list(generated_memories(150)))
+        kept = tmp_path / f"kept-{batch}"
+        script = [sys.executable, "-c", KEEPING_SHARDS, str(kept)]
+        done = subprocess.run(
+            [*script, "--db", str(path), "--batch", batch, "--json"],
+            env=clean_environment(tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["reembedded"] == 150
+        stored = select(path, "SELECT id, embedding FROM memories")
+        vectors[batch] = {key: decode(blob) for key, blob in stored}
+        shards[batch] = {
+            path.name: pq.read_table(path).column("key").to_pylist()
+            for path in sorted(kept.glob("*.parquet"))
+        }
+
+    assert [len(keys) for keys in shards["1"].values()] == [64, 64, 22]
+    assert sorted(key for keys in shards["1"].values() for key in keys) == sorted(vectors["1"])
+    assert shards["1"] == shards["500"]
+    assert vectors["1"].keys() == vectors["500"].keys()
+    pairs = [(vectors["1"][key], vectors["500"][key]) for key in vectors["1"]]
+    assert max(float(np.abs(one - other).max()) for one, other in pairs) <= 1e-6
+    norms = [np.linalg.norm(one) * np.linalg.norm(other) for one, other in pairs]
+    cosines = [float(one @ other / norm) for (one, other), norm in zip(pairs, norms, strict=True)]
+    assert min(cosines) >= 0.999999
+
+
+def test_a_second_run_is_refused_with_the_process_id_of_the_first_and_a_dry_run_is_not(
+    tmp_path: Path, program: Program
+) -> None:
+    path = unpack("v57", tmp_path / "ai-memory.db")
+    root = tmp_path / "ai-memory.db.reembed"
+    shards = root / "20250106T090000Z-0000" / "shards"
+    shards.mkdir(parents=True)
+    (shards / "0000000.1.000.parquet").write_bytes(b"of the first run")
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        before = tree(tmp_path)
+
+        done = program("--db", path)
+        dry = program("--db", path, "--dry-run", "--json")
+
+    assert refusal(done, 1) == (
+        f"another run is at work on {path} (process {os.getpid()}); wait for it to end"
+    )
+    assert (dry.returncode, json.loads(dry.stdout)["total_rows"]) == (0, 202)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_interrupted_stops_soon_and_leaves_every_byte_as_it_was(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "temporary").mkdir()
+    path = make_store(tmp_path / "store" / "ai-memory.db", list(generated_memories(2000)))
+    before = tree(path.parent)
+    environment = clean_environment(tmp_path) | {"TMPDIR": str(tmp_path / "temporary")}
+    command = [sys.executable, "-m", "pipeline", "--db", str(path)]
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not list(path.parent.glob("*.reembed/*/shards/*.parquet")):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            process.send_signal(number)
+            started = time.monotonic()
+            stdout, stderr = process.communicate(timeout=10)
+            elapsed = time.monotonic() - started
+        finally:
+            process.kill()
+
+    print(f"stopped after {elapsed:.2f} s")
+    assert (process.returncode, stdout) == (code, "")
+    assert "Traceback" not in stderr
+    assert stderr.splitlines()[-1] == INTERRUPTED
+    assert tree(path.parent) == before
+    assert files(tmp_path / "temporary") == {}
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["--dry-run"], ["--dry-run", "--json"]])
+def test_output_that_nobody_reads_is_no_error(
+    arguments: Sequence[str], unbuffered: str, tmp_path: Path
+) -> None:
+    path = unpack("v57", tmp_path / "ai-memory.db")
+    before = tree(tmp_path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", "--db", str(path), *arguments],
+            env=clean_environment(tmp_path) | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+
+    assert [line for line in done.stderr.splitlines() if "PRE-FLIGHT" not in line] == []
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_can_not_be_written_is_refused_in_one_line(
+    unbuffered: str, tmp_path: Path
+) -> None:
+    path = unpack("v57", tmp_path / "ai-memory.db")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", "--db", str(path), "--dry-run"],
+            env=clean_environment(tmp_path) | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "PRE-FLIGHT" not in line]
+    assert [line.startswith("reembed: error: ") for line in lines] == [True]
+
+
+def test_names_that_the_terminal_can_not_show_are_no_error(
+    tmp_path: Path, program: Program
+) -> None:
+    path = make_store(tmp_path / "ai-memory.db", [memory("a", namespace="日本")])
+
+    done = program("--db", path, "--dry-run", environment={"PYTHONIOENCODING": "latin-1"})
+
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0
+    assert "rows             1 (1 to embed)" in done.stdout
