@@ -151,6 +151,19 @@ def test_a_row_that_is_skipped_and_then_mended_is_not_named(
     assert (summary.replaced, dict(summary.kept), warned) == (2, {}, [])
 
 
+def test_a_store_in_which_all_rows_are_skipped_by_rule_is_no_failure(tmp_path: Path) -> None:
+    old = b"\x01" + bytes(8)
+    rows = [memory(key, "", encrypted_envelope=b"e", embedding=old) for key in "abc"]
+    path = make_store(tmp_path / "m.db", rows)
+    warned: list[Skipped] = []
+
+    summary = run(fake_plan(path), warned).summary
+
+    assert (summary.replaced, summary.kept) == (0, {Cause.ENCRYPTED: 3})
+    assert [row.key for row in warned] == ["a", "b", "c"]
+    assert select(path, "SELECT DISTINCT embedding FROM memories") == [(old,)]
+
+
 def test_an_embedder_that_can_not_be_built_leaves_nothing(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
     plan = dataclasses.replace(fake_plan(path), target=dataclasses.replace(FAKE, backend="nothing"))

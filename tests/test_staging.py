@@ -146,9 +146,12 @@ def test_what_a_killed_run_left_is_removed_by_the_next(run: RunDirectory, tmp_pa
     killed = RunDirectory(tmp_path / "m.db.reembed" / "20200101T000000Z-dead")
     killed.shards.mkdir(parents=True)
     (killed.shards / "0000000.1.000.parquet").write_bytes(b"half")
+    other = tmp_path / "m.db.reembed" / "notes"
+    other.mkdir()
 
     with begin_run(run):
         assert not killed.path.exists()
+    assert other.exists()
 
 
 def test_a_second_run_is_refused_while_the_first_lives(run: RunDirectory, tmp_path: Path) -> None:

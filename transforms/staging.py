@@ -23,6 +23,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,6 +47,9 @@ from transforms.rows import (
 )
 
 SUMMARY = "summary.json"
+
+# A run's directory, or one that was being removed; what else is there is not ours to delete.
+_RUN_NAME = re.compile(r"\.?\d{8}T\d{6}Z-[0-9a-f]{4}(\.removed)?")
 
 _RESERVE = "reserve"
 _RESERVE_BYTES = 65_536
@@ -159,9 +163,9 @@ def begin_run(run: RunDirectory) -> Iterator[None]:
         descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         _lock(descriptor, root)
-        for unfinished in root.iterdir():
-            if unfinished.is_dir() and not RunDirectory(unfinished).ended:
-                shutil.rmtree(unfinished, ignore_errors=True)
+        for place in root.iterdir():
+            if _RUN_NAME.fullmatch(place.name) and not RunDirectory(place).ended:
+                shutil.rmtree(place, ignore_errors=True)
         try:
             with _failing_clearly(run.path):
                 run.path.mkdir(mode=0o700)
