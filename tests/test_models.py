@@ -291,7 +291,9 @@ def test_another_model_whose_name_ends_like_minilms_is_not_replaced_by_it(name: 
 
 
 def test_without_the_package_minilm_is_found_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_MINILM_PACKAGE", "a_package_that_is_not_installed")
+    monkeypatch.setattr(
+        "transforms.embedders.models._MINILM_PACKAGE", "a_package_that_is_not_installed"
+    )
 
     assert find_model(MINILM) is None
 
