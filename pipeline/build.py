@@ -30,6 +30,7 @@ def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary
         target=plan.target,
         run=plan.run,
         ranges=plan.ranges,
+        only=plan.pending if plan.replaced else None,
         pass_number=plan.pass_number,
         last=plan.last,
         replace=replace,

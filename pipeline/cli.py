@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.options import RUNNERS, Options
-from transforms.errors import ReembedError, StoreError, UsageError
+from transforms.errors import ReembedError, RunError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -35,7 +35,7 @@ exit codes:
 Flags that are not given are taken from ai-memory's environment variables and
 its configuration file; with none, the model is all-MiniLM-L6-v2, run here.
 Beam's own options stand after "--":
-  reembed --runner FlinkRunner -- --parallelism=4
+  reembed --runner PortableRunner -- --job_endpoint=localhost:8099
 """
 
 
@@ -59,10 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             "reembed: interrupted; the store is whole: nothing was replaced, or, if the "
             "replacement had begun, everything was",
-            file=sys.stderr,
+            file=sys.__stderr__,
+            flush=True,
         )
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(128 + received[0])  # The runner's threads would go on to the end of their range.
 
 
@@ -88,7 +87,10 @@ def _print_result(text: str) -> None:
         # What is left in the buffer would fail again when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            raise UsageError(f"the result can't be printed: {error.strerror}") from None
+            raise RunError(
+                f"the result can't be printed ({error.strerror}); a run has ended all the same, "
+                "and its summary.json says what it did"
+            ) from None
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -233,6 +235,7 @@ def _signals_recorded() -> Iterator[list[int]]:
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         received.append(number)
+        sys.stderr = io.StringIO()  # Runners print the traceback of what ends them.
         raise KeyboardInterrupt
 
     before = {

@@ -44,7 +44,8 @@ class Plan:
     """One run on one store: what is there, what it becomes, in which ranges, staged where.
 
     `pending` are the ranges of which rows are still to be embedded: all of them in the first
-    pass. In the `last` pass the replacement goes ahead whatever has changed meanwhile.
+    pass. In the `last` pass the replacement goes ahead whatever has changed meanwhile; once it
+    is `replaced`, further passes write only the ranges of which rows had changed.
     """
 
     store: AiMemoryStore
@@ -58,6 +59,7 @@ class Plan:
     tokens: TokenEstimate | None
     pass_number: int = 1
     last: bool = False
+    replaced: bool = False
 
 
 def make_plan(database: Path, settings: Settings, *, namespace: str | None) -> Plan:

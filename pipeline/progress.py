@@ -60,7 +60,7 @@ def _show_bar(plan: Plan, stop: threading.Event) -> None:
         TimeRemainingColumn(),
     )
     total = plan.survey.rows
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task("embedding", total=total, rate=0.0)
         for done, rate in _watch(plan, stop, _POLL_SECONDS):
             doing = "replacing" if done >= total else "embedding"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -25,7 +27,12 @@ from transforms.rows import Skipped, Summary
 from transforms.staging import RunDirectory, begin_run, read_shards
 
 MOST_PASSES = 3
-"""Passes over new and edited rows before the replacement goes ahead without the last of them."""
+"""Passes until the replacement goes ahead without the rows that are new or edited even then."""
+
+MOST_LATE_PASSES = 3
+"""Passes over such rows afterwards."""
+
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ def run_plan(
     started = time.monotonic()
     if not plan.ranges:
         return Outcome(Summary(), 0.0)
+    check_runner(runner, options)
     plan.store.check_writable()
     with begin_run(plan.run):
         try:
@@ -59,23 +67,32 @@ def run_plan(
             with progress(plan):
                 summary = _run_passes(plan, runner, options)
         finally:
-            for row in skipped_rows(plan):
-                warn(row)
+            with contextlib.suppress(StagingError):
+                for row in skipped_rows(plan):
+                    warn(row)
         outcome = Outcome(summary, time.monotonic() - started)
-        plan.run.finish(outcome_values(plan, summary, outcome.seconds))
+        # All is replaced: a summary that can't be kept is no reason to call the run failed.
+        with contextlib.suppress(StagingError):
+            plan.run.finish(outcome_values(plan, summary, outcome.seconds))
     return outcome
 
 
 def _run_passes(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
+    """Run passes until no row is new or edited, or they no longer help.
+
+    The first ones hold the replacement back, so that it comes all at once; the last of them
+    replaces, and a few more follow for the rows that changed even then.
+    """
     while True:
         summary = _run_pass(plan, runner, options)
-        if not summary.changed or plan.last:
+        if not summary.changed or plan.pass_number == MOST_PASSES + MOST_LATE_PASSES:
             return summary
         plan = replace(
             plan,
             pending=tuple(keys for keys in plan.ranges if keys.index in summary.changed),
             pass_number=plan.pass_number + 1,
             last=plan.pass_number + 1 >= MOST_PASSES,
+            replaced=plan.last,
         )
 
 
@@ -87,10 +104,13 @@ def _run_pass(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
     try:
         pipeline.run().wait_until_finish()
     except Exception as error:
-        known = unwrap(error)
-        if known is None:
+        if os.environ.get("REEMBED_TRACEBACK"):
             raise
-        raise known from error
+        last = ([line for line in str(error).splitlines() if line.strip()] or [""])[-1]
+        raise unwrap(error) or RunError(
+            f"{runner} failed: {type(error).__name__}: {last.strip()} (REEMBED_TRACEBACK=1 shows "
+            "all of it)"
+        ) from error
     return Summary.from_json(plan.run.read_json(name))
 
 
@@ -115,6 +135,34 @@ def _make_runner(name: str) -> PipelineRunner | str:
             return BundleBasedDirectRunner()
         case _:
             return name
+
+
+def check_runner(runner: str, options: PipelineOptions) -> None:
+    """Refuse a runner that would wait for ever, or fetch a program from the network.
+
+    Raises UsageError for a missing option, RunError for a job server that doesn't answer.
+    """
+    given = options.get_all_options()
+    if runner == "FlinkRunner" and not given["flink_job_server_jar"]:
+        raise UsageError(
+            "FlinkRunner needs a job server: give --flink_job_server_jar after --, or use "
+            "--runner PortableRunner -- --job_endpoint=HOST:PORT"
+        )
+    endpoint = given["job_endpoint"]
+    if runner != "PortableRunner" or endpoint == "embed":
+        return
+    host, _, port = (endpoint or "").rpartition(":")
+    if not port.isdigit():
+        raise UsageError(
+            f"PortableRunner needs a job server: give --job_endpoint=HOST:PORT after --, not "
+            f"{endpoint!r}"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except OSError as error:
+        raise RunError(
+            f"no job server answers at {endpoint} ({error}); start it, or correct --job_endpoint"
+        ) from None
 
 
 def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:

@@ -28,6 +28,7 @@ DEFAULT_DATABASE = "ai-memory.db"
 DEMO_VARIABLE = "REEMBED_DEMO_STORE"
 
 LOCAL = "local"
+EGRESS = ("allow", "deny", "loopback-only", "internal-only")
 TIERS = ("keyword", "semantic", "smart", "autonomous")
 
 # Default URL, and the variables that may hold the key.
@@ -78,6 +79,7 @@ class Settings:
     key_source: str | None
     dimension: int | None
     batch: int
+    egress: str
 
     def require_local(self) -> None:
         """Raise EmbedderError if the settings ask for an embedder that is not supported yet."""
@@ -126,6 +128,7 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         key_source=_key_source(ladder, named, directory),
         dimension=options.dim or ladder.number("AI_MEMORY_EMBED_DIM", "dim", least=1, most=None),
         batch=_batch(options, ladder),
+        egress=_egress(ladder),
     )
 
 
@@ -159,6 +162,16 @@ def _batch(options: Options, ladder: _Ladder) -> int:
     if configured is None:
         configured = DEFAULT_BATCH
     return options.batch or configured or LAST_RESORT_BATCH
+
+
+def _egress(ladder: _Ladder) -> str:
+    """Where texts may be sent. An embedder on this machine sends them nowhere."""
+    egress = ladder.text("AI_MEMORY_INFERENCE_EGRESS") or EGRESS[0]
+    if egress not in EGRESS:
+        raise UsageError(
+            f"AI_MEMORY_INFERENCE_EGRESS must be one of {', '.join(EGRESS)}, not {egress!r}"
+        )
+    return egress
 
 
 def _database(options: Options, ladder: _Ladder, directory: Path) -> Path | None:

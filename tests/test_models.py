@@ -1037,3 +1037,19 @@ def test_a_model_in_shards_is_not_taken_for_complete_after_it_was_described(
         assert within(30, lambda: describe_model("maker/model")).dimension == 8
 
         assert find_model("maker/model") is None
+
+
+def test_a_tokenizer_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("x")
+
+    with pytest.raises(EmbedderError, match=r"the tokenizer .*tokenizer\.json can't be read"):
+        ModelFiles(tmp_path, 8, None).count_tokens(["a"])
+
+
+@pytest.mark.parametrize(("cut", "dimension"), [(4, 4), (8, 8), (100, 8), (None, 8)])
+def test_a_model_that_cuts_its_vectors_says_so(
+    cut: int | None, dimension: int, tmp_path: Path
+) -> None:
+    files = {**MODEL, "config_sentence_transformers.json": {"truncate_dim": cut}}
+
+    assert describe_model(str(write(tmp_path / "a-model", files))).dimension == dimension

@@ -5,17 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from pipeline.plan import Plan
-from pipeline.run import MOST_PASSES, Outcome, parse_beam_options, run_plan
+from pipeline.run import (
+    MOST_LATE_PASSES,
+    MOST_PASSES,
+    Outcome,
+    check_runner,
+    parse_beam_options,
+    run_plan,
+)
 from tests.conftest import FAKE, change, fake_plan, files, make_store, memory, select
 from transforms import replace as replacing
 from transforms.embedders.fake import POISON, FakeEmbedder
-from transforms.errors import EmbedderError, StagingError, StoreError, UsageError
+from transforms.errors import EmbedderError, RunError, StagingError, StoreError, UsageError
 from transforms.rows import Cause, Skipped, Summary
 from transforms.staging import RunDirectory
 from transforms.stores.codec import decode
@@ -126,12 +134,48 @@ def test_rows_edited_and_added_meanwhile_get_the_vectors_of_their_present_texts(
     assert texts["99"] == "new row"
 
 
+def edits_of_one_row(count: int) -> list[tuple[str]]:
+    return [(f"UPDATE memories SET content = 'v{i}' WHERE id = '3'",) for i in range(count)]
+
+
+def test_a_row_that_is_edited_until_the_replacement_gets_its_vector_in_a_late_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(5)])
+    editing(monkeypatch, path, edits_of_one_row(MOST_PASSES))
+
+    summary = run(fake_plan(path, rows=2)).summary
+
+    assert (summary.replaced, summary.remaining, summary.total) == (5, 0, 5)
+    expected = FakeEmbedder(8).embed([f"title 3 v{MOST_PASSES - 1}"])[0].tolist()
+    assert stored(path)["3"] == expected
+    assert None not in stored(path).values()
+
+
+def test_a_late_pass_writes_only_the_ranges_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)])
+    change(
+        path,
+        "CREATE TABLE written (id TEXT)",
+        "CREATE TRIGGER writing AFTER UPDATE OF embedding ON memories "
+        "BEGIN INSERT INTO written VALUES (new.id); END",
+    )
+    editing(monkeypatch, path, edits_of_one_row(MOST_PASSES))
+
+    run(fake_plan(path, rows=2))
+
+    counts = dict(select(path, "SELECT id, count(*) FROM written GROUP BY id"))
+    # Row 3 first waits while its range's other row is written, then both are.
+    assert counts == {f"{i}": 1 for i in range(9)} | {"2": 2}
+
+
 def test_a_row_that_is_edited_in_every_pass_is_left_and_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(5)])
-    edits = [(f"UPDATE memories SET content = 'v{i}' WHERE id = '3'",) for i in range(MOST_PASSES)]
-    editing(monkeypatch, path, edits)
+    editing(monkeypatch, path, edits_of_one_row(MOST_PASSES + MOST_LATE_PASSES))
 
     summary = run(fake_plan(path, rows=2)).summary
 
@@ -207,6 +251,52 @@ def test_a_plan_without_rows_touches_nothing(tmp_path: Path) -> None:
 
     assert run(plan) == Outcome(Summary(), 0.0)
     assert files(tmp_path) == before
+
+
+def test_a_summary_that_can_not_be_kept_does_not_fail_a_run_that_has_replaced_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+
+    def full(run: RunDirectory, values: object) -> None:
+        raise StagingError("the disk is full")
+
+    monkeypatch.setattr(RunDirectory, "finish", full)
+
+    assert run(fake_plan(path)).summary == Summary(embedded=1, replaced=1)
+    assert stored(path)["a"] is not None
+
+
+def test_a_runner_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    before = files(tmp_path)
+    plan = dataclasses.replace(fake_plan(path), batch="many")  # type: ignore[arg-type]
+
+    with pytest.raises(RunError, match=r"^DirectRunner failed: .*REEMBED_TRACEBACK=1"):
+        run(plan)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("runner", "flags", "says"),
+    [
+        ("FlinkRunner", [], "FlinkRunner needs a job server"),
+        ("PortableRunner", [], "PortableRunner needs a job server"),
+        ("PortableRunner", ["--job_endpoint=nowhere"], "not 'nowhere'"),
+        ("PortableRunner", ["--job_endpoint=127.0.0.1:1"], "no job server answers at 127.0.0.1:1"),
+    ],
+)
+def test_a_runner_without_its_job_server_is_refused(
+    runner: str, flags: list[str], says: str
+) -> None:
+    with pytest.raises((UsageError, RunError), match=says):
+        check_runner(runner, parse_beam_options(runner, flags))
+
+
+def test_a_job_server_that_answers_is_enough() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        flags = [f"--job_endpoint=127.0.0.1:{server.getsockname()[1]}"]
+        check_runner("PortableRunner", parse_beam_options("PortableRunner", flags))
 
 
 @pytest.mark.parametrize("flags", [["--nope=1"], ["--direct_num_workers=x"], ["word"]])

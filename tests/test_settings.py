@@ -237,8 +237,22 @@ def test_no_settings_at_all_mean_local_minilm_under_the_configured_backends_name
         key_source=None,
         dimension=None,
         batch=100,
+        egress="allow",
     )
     settings.require_local()
+
+
+@pytest.mark.parametrize("egress", ["allow", "deny", "loopback-only", "internal-only"])
+def test_where_texts_may_be_sent_is_read(egress: str, tmp_path: Path) -> None:
+    given = Given(environment={"AI_MEMORY_INFERENCE_EGRESS": egress})
+
+    assert read(tmp_path, given).egress == egress
+
+
+def test_an_egress_that_is_none_is_refused(tmp_path: Path) -> None:
+    given = Given(environment={"AI_MEMORY_INFERENCE_EGRESS": "denyy"})
+
+    assert "must be one of allow, deny" in refused(UsageError, tmp_path, given)
 
 
 # Which model, and whether sentence-transformers embeds with it.

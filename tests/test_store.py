@@ -346,3 +346,46 @@ def test_vectors_are_read_back_as_they_were_given(tmp_path: Path) -> None:
     ((blob,),) = select(path, "SELECT embedding FROM memories")
     assert isinstance(blob, bytes)
     assert decode(blob).tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("events", "refused"),
+    [
+        ([], False),
+        ([("record_stop", 1)], True),
+        ([("record_stop", 1), ("record_resume", 2)], False),
+        ([("record_stop", 3), ("record_resume", 2)], True),
+        ([("record_stop", 1), ("record_resume", 2), ("record_stop", 3), ("other", 4)], True),
+    ],
+)
+def test_a_record_stop_is_obeyed_before_and_in_the_replacement(
+    tmp_path: Path, events: list[tuple[str, int]], refused: bool
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    for at, (event, sequence) in enumerate(events):
+        change(
+            path,
+            "INSERT INTO signed_events (id, agent_id, event_type, payload_hash, timestamp, "
+            f"sequence) VALUES ('{at}', 'a', 'substrate.{event}', x'', '', {sequence})",
+        )
+    store = open_store(path)
+
+    if refused:
+        with pytest.raises(StoreError, match="a record-stop is in force"):
+            store.check_writable()
+        with pytest.raises(StoreError, match="a record-stop is in force"), store.replacing():
+            pass
+    else:
+        store.check_writable()
+        with store.replacing() as table:
+            table.put([(1, RAW)], dimension=2, model="m")
+    assert select(path, "SELECT count(embedding) FROM memories") == [(int(not refused),)]
+
+
+@pytest.mark.parametrize("lie", ["'abc'", "1.5", "-7", "0"])
+def test_a_dimension_that_is_none_is_taken_from_the_vector(tmp_path: Path, lie: str) -> None:
+    rows = [memory(key, embedding=encode(VECTOR), embedding_dim=2) for key in "ab"]
+    path = make_store(tmp_path / "m.db", rows)
+    change(path, f"UPDATE memories SET embedding_dim = {lie} WHERE id = 'a'")
+
+    assert take_survey(open_store(path)).dimensions == {2: 2}

@@ -11,7 +11,7 @@ from transforms.staging import RunDirectory, read_shards
 from transforms.stores import AiMemoryStore
 
 PART_TEXT_BYTES = 1_048_576
-"""Most text in one `RangeRows`, so that a range of very long texts is not held at once."""
+"""Most text that is embedded, staged and counted as one; a range of long texts is several."""
 
 
 def read_rows(

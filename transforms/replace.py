@@ -28,37 +28,40 @@ def replace_vectors(
     *,
     target: Target,
     last: bool,
+    only: Sequence[KeyRange] | None = None,
 ) -> Summary:
     """Put the staged vectors of all ranges into the store, in one transaction.
 
     A row gets its vector only if its text, read inside the transaction, still has the digest
     that the vector was made from. If rows are new or edited, and this is not the `last` pass,
-    nothing is written, and the summary names their ranges. Safe to run twice: the same rows
-    get the same vectors.
+    nothing is written, and the summary names their ranges. Once a pass has replaced all
+    ranges, `only` names those of which rows had changed: the others are looked at, not
+    written again. Safe to run twice: the same rows get the same vectors.
 
     Raises TooManySkippedError if over half of the tried rows failed, or all of them.
     """
     shards = run.list_shards()
-    found = Summary()
+    found: dict[int, Summary] = {}
     for keys in ranges:
         staged = read_shards(shards.get(keys.index, ()), with_vectors=False)
-        found += match_rows(keys.index, store.read_range(keys), staged).summary
-    check_failures(found)
-    if found.changed and not last:
-        return Summary(changed=found.changed)
-    done = Summary()
+        found[keys.index] = match_rows(keys.index, store.read_range(keys), staged).summary
+    all_found = sum(found.values(), start=Summary())
+    check_failures(all_found)
+    if all_found.changed and not last:
+        return Summary(changed=all_found.changed)
+    written = ranges if only is None else only
     waiting: list[tuple[int, bytes]] = []
     with store.replacing() as table:
-        for keys in ranges:
+        for keys in written:
             staged = read_shards(shards.get(keys.index, ()), with_vectors=True)
             match = match_rows(keys.index, table.read_range(keys), staged)
-            done += match.summary
+            found[keys.index] = match.summary
             waiting += match.vectors
             if len(waiting) * target.dimension * 4 > _FLUSH_BYTES:
                 table.put(waiting, dimension=target.dimension, model=target.model)
                 waiting.clear()
         table.put(waiting, dimension=target.dimension, model=target.model)
-    return done
+    return sum(found.values(), start=Summary())
 
 
 class Match(NamedTuple):
@@ -118,14 +121,15 @@ class ReplaceOutputs(NamedTuple):
 class ReplaceVectors(beam.PTransform[PCollection[RangeVectors], ReplaceOutputs]):
     """Stage each range's vectors as a shard; when all are staged, replace them in the store.
 
-    `ranges` are those of the whole table, of which earlier passes may have staged some.
-    Without `replace`, it ends at the shards.
+    `ranges` are those of the whole table, of which earlier passes may have staged some, and
+    `only` those that are to be written, if not all. Without `replace`, it ends at the shards.
     """
 
     store: AiMemoryStore
     target: Target
     run: RunDirectory
     ranges: tuple[KeyRange, ...]
+    only: tuple[KeyRange, ...] | None
     pass_number: int
     last: bool
     replace: bool
@@ -152,5 +156,10 @@ class _Replace(beam.DoFn):
     def process(self, run: RunDirectory, staged: list[StagedRange]) -> Iterator[Summary]:
         config = self._config
         yield replace_vectors(
-            config.store, run, config.ranges, target=config.target, last=config.last
+            config.store,
+            run,
+            config.ranges,
+            target=config.target,
+            last=config.last,
+            only=config.only,
         )

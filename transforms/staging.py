@@ -157,29 +157,30 @@ def begin_run(run: RunDirectory) -> Iterator[None]:
     store was not changed by them. Raises StagingError if another run holds the lock.
     """
     root = run.path.parent
-    made = not root.exists()
-    with _failing_clearly(root):
-        root.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    made = False
+    descriptor = None
     try:
+        with _failing_clearly(root):
+            made = not root.exists()
+            root.mkdir(mode=0o700, exist_ok=True)
+            descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         _lock(descriptor, root)
         for place in root.iterdir():
             if _RUN_NAME.fullmatch(place.name) and not RunDirectory(place).ended:
                 shutil.rmtree(place, ignore_errors=True)
-        try:
-            with _failing_clearly(run.path):
-                run.path.mkdir(mode=0o700)
-                run.shards.mkdir(mode=0o700)
-                with _published(run.shards / _RESERVE) as reserve:
-                    reserve.write_bytes(bytes(_RESERVE_BYTES))
-            yield
-        finally:
-            if not run.ended:
-                run.remove()
-                if made:
-                    shutil.rmtree(root, ignore_errors=True)
+        with _failing_clearly(run.path):
+            run.path.mkdir(mode=0o700)
+            run.shards.mkdir(mode=0o700)
+            with _published(run.shards / _RESERVE) as reserve:
+                reserve.write_bytes(bytes(_RESERVE_BYTES))
+        yield
     finally:
-        os.close(descriptor)
+        if not run.ended:
+            run.remove()
+            if made:
+                shutil.rmtree(root, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def read_shards(paths: Iterable[Path], *, with_vectors: bool) -> Iterator[StagedRow]:

@@ -5,12 +5,17 @@ https://huggingface.co/docs/huggingface_hub/package_reference/file_download
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 from transforms.errors import EmbedderError
 
 HUB_TIMEOUT_SECONDS = 10.0
+
+T = TypeVar("T")
 
 
 def fetch_model(model: str, *, small_only: bool = False) -> Path:
@@ -34,8 +39,9 @@ def fetch_model(model: str, *, small_only: bool = False) -> Path:
             "--model, or unset that variable"
         )
     repository = model if "/" in model else f"sentence-transformers/{model}"
-    directory: Path | None = None
-    try:
+
+    def fetch() -> Path | None:
+        directory = None
         info = HfApi().model_info(repository, timeout=HUB_TIMEOUT_SECONDS)
         # File by file, each asked for first: the library waits 10 s for the content of a file,
         # but minutes to learn that there is one, and without a limit for a list of them.
@@ -43,6 +49,11 @@ def fetch_model(model: str, *, small_only: bool = False) -> Path:
             get_hf_file_metadata(hf_hub_url(repository, name), timeout=HUB_TIMEOUT_SECONDS)
             file = hf_hub_download(repository, name, etag_timeout=HUB_TIMEOUT_SECONDS)
             directory = Path(file.removesuffix(name))
+        return directory
+
+    try:
+        # Small files have a minute in all; a large one has as long as it keeps coming.
+        directory = _within(6 * HUB_TIMEOUT_SECONDS, fetch) if small_only else fetch()
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise EmbedderError(
             f"{here} and the hub has no {repository}, or keeps it private; check the name given "
@@ -59,6 +70,20 @@ def fetch_model(model: str, *, small_only: bool = False) -> Path:
             "check the name given with --model"
         )
     return directory
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """Do some work in a thread that may be left behind; raise TimeoutError if it takes longer."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result(seconds)
 
 
 def _wanted(files: Sequence[str], small_only: bool) -> list[str]:

@@ -56,7 +56,12 @@ class ModelFiles:
             return None
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(file))
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # The library raises nothing narrower.
+            raise EmbedderError(
+                f"the tokenizer {file} can't be read ({error}); fetch the model again"
+            ) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
@@ -221,7 +226,8 @@ def _dimension(directory: Path) -> int | None:
                 pass
             case _:
                 return None
-    return dimension
+    cut = _number(_json(directory / "config_sentence_transformers.json"), "truncate_dim")
+    return dimension if dimension is None or cut is None else min(dimension, cut)
 
 
 _HIDDEN_SIZE = ("hidden_size", "d_model", "dim")

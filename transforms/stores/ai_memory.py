@@ -66,7 +66,8 @@ class AiMemoryStore:
         return sqlite.read_only(self.path, wal=self.wal, query=query)
 
     def check_writable(self) -> None:
-        """Raise StoreError if the database is read-only, or locked for over 5 s."""
+        """Raise StoreError if the database is read-only, stopped, or locked for over 5 s."""
+        sqlite.read_only(self.path, wal=self.wal, query=self._check_recording)
         sqlite.check_writable(self.path)
 
     @contextmanager
@@ -75,7 +76,22 @@ class AiMemoryStore:
         with sqlite.write_transaction(
             self.path, busy_seconds=sqlite.COMMIT_BUSY_SECONDS
         ) as connection:
+            self._check_recording(connection)
             yield Replacement(self, connection)
+
+    def _check_recording(self, db: sqlite3.Connection) -> None:
+        """Obey a record-stop: the newest of the events that stop and resume all writing."""
+        if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'signed_events'").fetchone():
+            newest = db.execute(
+                "SELECT event_type FROM signed_events WHERE event_type IN "
+                "('substrate.record_stop', 'substrate.record_resume') "
+                "ORDER BY sequence DESC, rowid DESC LIMIT 1"
+            ).fetchone()
+            if newest == ("substrate.record_stop",):
+                raise StoreError(
+                    f"a record-stop is in force in {self.path}, and no program may write to it; "
+                    "resume recording with ai-memory and run again"
+                )
 
     def rows_in(self, db: sqlite3.Connection, keys: KeyRange) -> list[Row]:
         """Read the rows of a range over a connection, in key order."""

@@ -99,7 +99,7 @@ def _traces(path: Path) -> dict[str, tuple[int, int] | None]:
         try:
             found = Path(name).stat()
             traces[name] = (found.st_size, found.st_mtime_ns)
-        except FileNotFoundError:
+        except OSError:  # Most often there is none; the name of a side file may be too long.
             traces[name] = None
     return traces
 

@@ -48,8 +48,10 @@ def take_survey(store: AiMemoryStore) -> Survey:
 
 
 def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
-    stored = f"ifnull(embedding_dim, {_BLOB_DIMENSION})"
-    dimension = stored if "embedding_dim" in store.columns else _BLOB_DIMENSION
+    dimension = _BLOB_DIMENSION
+    if "embedding_dim" in store.columns:
+        sound = "typeof(embedding_dim) = 'integer' AND embedding_dim > 0"
+        dimension = f"CASE WHEN {sound} THEN embedding_dim ELSE {dimension} END"
     groups = db.execute(
         f"SELECT CAST(namespace AS BLOB), CASE WHEN embedding IS NOT NULL THEN {dimension} END, "
         f"CASE WHEN {store.encrypted} THEN 1 WHEN {TEXT_BYTES} > {TEXT_CAP_BYTES} THEN 2 "
@@ -62,7 +64,7 @@ def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
     rules: Counter[int] = Counter()
     text_bytes = 0
     for raw_namespace, stored_dimension, rule, rows, size in groups:
-        namespaces[raw_namespace.decode(errors="replace")] += rows
+        namespaces[(raw_namespace or b"").decode(errors="replace")] += rows
         if stored_dimension is not None:
             dimensions[stored_dimension] += rows
         rules[rule] += rows
@@ -81,4 +83,4 @@ def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
 
 def _all_namespaces(db: sqlite3.Connection) -> tuple[str, ...]:
     names = db.execute("SELECT DISTINCT CAST(namespace AS BLOB) FROM memories ORDER BY 1")
-    return tuple(raw.decode(errors="replace") for (raw,) in names)
+    return tuple((raw or b"").decode(errors="replace") for (raw,) in names)
