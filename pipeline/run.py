@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import os
 import socket
 import time
@@ -33,6 +34,8 @@ MOST_LATE_PASSES = 3
 """Passes over such rows afterwards."""
 
 _CONNECT_SECONDS = 10.0
+
+_logger = logging.getLogger("reembed")
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,11 @@ def run_plan(
                 for row in skipped_rows(plan):
                     warn(row)
         outcome = Outcome(summary, time.monotonic() - started)
-        # All is replaced: a summary that can't be kept is no reason to call the run failed.
-        with contextlib.suppress(StagingError):
+        try:
             plan.run.finish(outcome_values(plan, summary, outcome.seconds))
+        except StagingError as error:
+            # All is replaced, so the run has not failed; its result is printed all the same.
+            _logger.warning("[%s] no summary is kept: %s", plan.run.run_id, error.__cause__)
     return outcome
 
 
@@ -87,12 +92,14 @@ def _run_passes(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
         summary = _run_pass(plan, runner, options)
         if not summary.changed or plan.pass_number == MOST_PASSES + MOST_LATE_PASSES:
             return summary
+        # Also in an early pass, if rows changed between the look and the write lock.
+        replaced = plan.replaced or summary.replaced > 0
         plan = replace(
             plan,
             pending=tuple(keys for keys in plan.ranges if keys.index in summary.changed),
             pass_number=plan.pass_number + 1,
-            last=plan.pass_number + 1 >= MOST_PASSES,
-            replaced=plan.last,
+            last=replaced or plan.pass_number + 1 >= MOST_PASSES,
+            replaced=replaced,
         )
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from transforms.embedders.fake import POISON, FakeEmbedder
 from transforms.errors import EmbedderError, RunError, StagingError, StoreError, UsageError
 from transforms.rows import Cause, Skipped, Summary
 from transforms.staging import RunDirectory
+from transforms.stores import AiMemoryStore, Replacement
 from transforms.stores.codec import decode
 
 
@@ -150,6 +152,26 @@ def test_a_row_that_is_edited_until_the_replacement_gets_its_vector_in_a_late_pa
     expected = FakeEmbedder(8).embed([f"title 3 v{MOST_PASSES - 1}"])[0].tolist()
     assert stored(path)["3"] == expected
     assert None not in stored(path).values()
+
+
+def test_a_row_that_is_edited_between_the_look_and_the_lock_gets_its_vector_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(5)])
+    lock = AiMemoryStore.replacing
+    edits = edits_of_one_row(1)
+
+    def late(store: AiMemoryStore) -> AbstractContextManager[Replacement]:
+        if edits:
+            change(path, *edits.pop())
+        return lock(store)
+
+    monkeypatch.setattr(AiMemoryStore, "replacing", late)
+
+    summary = run(fake_plan(path, rows=2)).summary
+
+    assert (summary.replaced, summary.remaining) == (5, 0)
+    assert stored(path)["3"] == FakeEmbedder(8).embed(["title 3 v0"])[0].tolist()
 
 
 def test_a_late_pass_writes_only_the_ranges_that_changed(
