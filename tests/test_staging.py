@@ -146,11 +146,15 @@ def test_what_a_killed_run_left_is_removed_by_the_next(run: RunDirectory, tmp_pa
     killed = RunDirectory(tmp_path / "m.db.reembed" / "20200101T000000Z-dead")
     killed.shards.mkdir(parents=True)
     (killed.shards / "0000000.1.000.parquet").write_bytes(b"half")
+    ended = RunDirectory(tmp_path / "m.db.reembed" / "20200102T000000Z-dead")
+    ended.shards.mkdir(parents=True)
+    ended.write_json("summary.json", {})
     other = tmp_path / "m.db.reembed" / "notes"
     other.mkdir()
 
     with begin_run(run):
         assert not killed.path.exists()
+        assert [path.name for path in ended.path.iterdir()] == ["summary.json"]
     assert other.exists()
 
 

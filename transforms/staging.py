@@ -153,8 +153,8 @@ def plan_run(database: Path) -> RunDirectory:
 def begin_run(run: RunDirectory) -> Iterator[None]:
     """Make the run's directory, and hold the lock that keeps other runs off the database.
 
-    The lock dies with the process. Directories of runs that never ended are removed: the
-    store was not changed by them. Raises StagingError if another run holds the lock.
+    The lock dies with the process. What killed runs have left is removed: their vectors are in
+    the store, all of them or none. Raises StagingError if another run holds the lock.
     """
     root = run.path.parent
     made = False
@@ -166,8 +166,10 @@ def begin_run(run: RunDirectory) -> Iterator[None]:
             descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         _lock(descriptor, root)
         for place in root.iterdir():
-            if _RUN_NAME.fullmatch(place.name) and not RunDirectory(place).ended:
-                shutil.rmtree(place, ignore_errors=True)
+            if _RUN_NAME.fullmatch(place.name):
+                earlier = RunDirectory(place)
+                # Killed before its summary, a run has left all; killed after it, its shards.
+                shutil.rmtree(earlier.shards if earlier.ended else place, ignore_errors=True)
         with _failing_clearly(run.path):
             run.path.mkdir(mode=0o700)
             run.shards.mkdir(mode=0o700)
