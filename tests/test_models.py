@@ -917,6 +917,32 @@ def test_a_hub_that_falls_silent_at_a_later_request_is_given_up(
     assert f"{NOT_HERE}the hub at {hub.url} can't be reached (" in ended.stderr.splitlines()[-1]
 
 
+def test_a_hub_that_answers_a_byte_at_a_time_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Each byte comes well within the time for an answer, and there is no end to them.
+    monkeypatch.setattr(hub_module, "HUB_TIMEOUT_SECONDS", 0.3)
+    ended = threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while not ended.wait(0.05):
+            connection.sendall(b" ")
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=(server,), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        use_hub(monkeypatch, url)
+        message = refused(describe_model, "maker/model", seconds=10)
+        ended.set()
+        thread.join()
+
+    assert message.startswith(f"{NOT_HERE}the hub at {url} can't be reached (TimeoutError)")
+
+
 def test_a_user_waits_for_the_hub_at_most_10_seconds() -> None:
     assert hub_module.HUB_TIMEOUT_SECONDS == 10
 

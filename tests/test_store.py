@@ -254,7 +254,6 @@ def test_the_survey_counts_what_the_plan_shows(tmp_path: Path, mode: str) -> Non
     assert survey.namespaces == {"global": 4, "notes": 2}
     assert survey.dimensions == {2: 4, 3: 1}
     assert survey.by_rule == {Cause.ENCRYPTED: 1, Cause.OVER_CAP: 1}
-    assert survey.text_bytes == 3 + 3 * len("title a content a")
 
 
 def test_reading_leaves_a_closed_wal_database_alone(tmp_path: Path) -> None:

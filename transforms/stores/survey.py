@@ -24,8 +24,7 @@ class Survey:
 
     `dimensions` counts the stored vectors by length; 0 stands for one that can't be decoded.
     `by_rule` counts the rows that will be skipped without being offered to the model.
-    `text_bytes` is the size of the texts that will be embedded. Where no row is meant,
-    `existing` names the namespaces that there are.
+    Where no row is meant, `existing` names the namespaces that there are.
     """
 
     rows: int
@@ -33,7 +32,6 @@ class Survey:
     namespaces: Mapping[str, int]
     dimensions: Mapping[int, int]
     by_rule: Mapping[Cause, int]
-    text_bytes: int
     existing: tuple[str, ...]
 
     @property
@@ -55,20 +53,18 @@ def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
     groups = db.execute(
         f"SELECT CAST(namespace AS BLOB), CASE WHEN embedding IS NOT NULL THEN {dimension} END, "
         f"CASE WHEN {store.encrypted} THEN 1 WHEN {TEXT_BYTES} > {TEXT_CAP_BYTES} THEN 2 "
-        f"WHEN typeof(id) <> 'text' THEN 3 ELSE 0 END, count(*), sum({TEXT_BYTES}) "
+        f"WHEN typeof(id) <> 'text' THEN 3 ELSE 0 END, count(*) "
         "FROM memories WHERE ?1 IS NULL OR namespace = ?1 GROUP BY 1, 2, 3",
         (store.namespace,),
     )
     namespaces: Counter[str] = Counter()
     dimensions: Counter[int] = Counter()
     rules: Counter[int] = Counter()
-    text_bytes = 0
-    for raw_namespace, stored_dimension, rule, rows, size in groups:
+    for raw_namespace, stored_dimension, rule, rows in groups:
         namespaces[(raw_namespace or b"").decode(errors="replace")] += rows
         if stored_dimension is not None:
             dimensions[stored_dimension] += rows
         rules[rule] += rows
-        text_bytes += 0 if rule else size
     causes = {1: Cause.ENCRYPTED, 2: Cause.OVER_CAP, 3: Cause.NOT_TEXT}
     return Survey(
         rows=namespaces.total(),
@@ -76,7 +72,6 @@ def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
         namespaces=dict(namespaces.most_common()),
         dimensions=dict(sorted(dimensions.items())),
         by_rule={cause: rules[rule] for rule, cause in causes.items() if rules[rule]},
-        text_bytes=text_bytes,
         existing=() if namespaces else _all_namespaces(db),
     )
 
