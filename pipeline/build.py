@@ -23,14 +23,17 @@ def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary
     to a row runs in one fused stage.
     """
     ranges = root | "Ranges" >> beam.Create(plan.pending) | "Spread" >> beam.Reshuffle()
-    rows = ranges | "Read" >> ReadRows(plan.store, plan.run, plan.pass_number)
-    embedded = rows | "Embed" >> EmbedRows(plan.target, plan.batch)
+    rows = ranges | "Read" >> ReadRows(
+        plan.store,
+        plan.run,
+        plan.pass_number,
+        late=plan.late,
+        retry_skipped=plan.retry_skipped,
+    )
+    embedded = rows | "Embed" >> EmbedRows(plan.target, plan.batch, plan.pause)
     outcome = embedded.vectors | "Replace" >> ReplaceVectors(
-        store=plan.store,
-        target=plan.target,
-        run=plan.run,
-        ranges=plan.ranges,
-        only=plan.pending if plan.replaced else None,
+        plan.job,
+        pending=plan.pending,
         pass_number=plan.pass_number,
         last=plan.last,
         replace=replace,

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from pipeline.options import RUNNERS, Options
-from transforms.errors import ReembedError, RunError, StoreError, UsageError
+from pipeline.options import RUNNERS, CommandOptions, Options
+from pipeline.words import one_line
+from transforms.errors import IncompleteError, ReembedError, RunError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -24,13 +25,21 @@ if TYPE_CHECKING:
     from pipeline.settings import Settings
 
 _EPILOG = """\
+commands that look after runs (reembed COMMAND --help):
+  status    the runs on a database, how far they have come, what to do next
+  verify    check the table against a run, and a sample against the model
+  rollback  put the previous vectors back
+  cleanup   remove runs that have ended
+
 exit codes:
   0  done, or the plan printed (skipped rows are named on stderr)
   1  failed; the store is unchanged
   2  wrong usage or settings, or no embedder configured
   3  the embedder could not be built
+  4  a stamp was refused; the store is unchanged
   5  too many rows failed; the store is unchanged
-  130, 143  interrupted (Ctrl-C, SIGTERM)
+  6  the replacement is incomplete: run again to finish it, or roll back
+  130, 143  interrupted (Ctrl-C, SIGTERM); the same command goes on
 
 Flags that are not given are taken from ai-memory's environment variables and
 its configuration file; with none, the model is all-MiniLM-L6-v2, run here.
@@ -47,18 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quieten()
     with _signals_recorded() as received:
         try:
-            return _run(parse_options(sys.argv[1:] if arguments is None else arguments))
+            return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         except ReembedError as error:
             if not received:
-                print(f"reembed: error: {_one_line(str(error))}", file=sys.stderr)
+                print(f"reembed: error: {one_line(str(error))}", file=sys.stderr)
                 return error.exit_code
         except BaseException:
             # Runners turn an interruption into an error of their own.
             if not received:
                 raise
         print(
-            "reembed: interrupted; the store is whole: nothing was replaced, or, if the "
-            "replacement had begun, everything was",
+            "reembed: interrupted; what is staged stays and the same command goes on from there "
+            "(reembed status says how far it has come)",
             file=sys.__stderr__,
             flush=True,
         )
@@ -68,15 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """The console script."""
     sys.exit(main())
-
-
-def _one_line(text: str) -> str:
-    """Escape what would break a line, as the name of a row or of a file may.
-
-    >>> _one_line("a\\nb 日本")
-    'a\\\\nb 日本'
-    """
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def _print_result(text: str) -> None:
@@ -102,6 +102,36 @@ def parse_options(arguments: Sequence[str]) -> Options:
     return Options(**vars(_parser().parse_args(ours)), beam_options=tuple(beam_options))
 
 
+def parse_command(arguments: Sequence[str]) -> CommandOptions:
+    """Parse the command line of a command; raise UsageError for what is wrong with it."""
+    command, *rest = arguments
+    return CommandOptions(command, **vars(_command_parser(command).parse_args(rest)))
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        return _run_command(parse_command(arguments))
+    return _run(parse_options(arguments))
+
+
+def _run_command(options: CommandOptions) -> int:
+    from pipeline.settings import read_settings
+    from pipeline.upkeep import run_command
+    from transforms.stores import recover_store
+
+    # A model that can't be used now must not keep anyone from looking or going back.
+    asked = Options(db=options.db, backend="local")
+    database = _choose_database(read_settings(asked, os.environ, Path.cwd()))
+    if options.command == "rollback":
+        recover_store(database)
+    report = run_command(options, database)
+    _print_result(report.json if options.json else report.text)
+    if report.trouble is None:
+        return 0
+    print(f"reembed: error: {one_line(str(report.trouble))}", file=sys.stderr)
+    return report.trouble.exit_code
+
+
 def _run(options: Options) -> int:
     from pipeline.settings import read_settings
 
@@ -119,15 +149,18 @@ def _run(options: Options) -> int:
     if not options.dry_run:
         recover_store(database)
 
-    plan = make_plan(database, settings, namespace=options.namespace)
+    plan = make_plan(database, settings, options)
     for line in report.preflight_lines(plan) if plan.ranges else [report.empty_line(plan)]:
         print(line, file=sys.stderr, flush=True)
     if options.dry_run:
         _print_result(report.plan_json(plan) if options.json else report.plan_text(plan))
-        return 0
+        return IncompleteError.exit_code if plan.late else 0
+    from pipeline import surroundings
     from pipeline.progress import showing_progress
 
     if plan.ranges:
+        for line in surroundings.warnings(database):
+            _logger.warning("%s", line)
         print(f"reembed: loading {plan.target}", file=sys.stderr, flush=True)
     outcome = run_plan(
         plan,
@@ -135,15 +168,23 @@ def _run(options: Options) -> int:
         options=beam_options,
         progress=showing_progress,
         warn=lambda row: _logger.warning(
-            "[%s] skipped row %s: %s (previous vector kept)",
+            "[%s] skipped row %s: %s (previous vector %s)",
             plan.run.run_id,
-            _one_line(row.key),
+            one_line(row.key),
             row.reason,
+            "cleared" if plan.rules.clear_skipped else "kept",
         ),
     )
     show = report.outcome_json if options.json else report.outcome_text
-    _print_result(show(plan, outcome.summary, outcome.seconds))
-    return 0
+    _print_result(show(plan, outcome))
+    if not outcome.summary.remaining:
+        return 0
+    print(
+        f"reembed: error: {outcome.summary.remaining} rows remain, so the replacement is "
+        "incomplete; run again to finish it, or undo it with reembed rollback",
+        file=sys.stderr,
+    )
+    return IncompleteError.exit_code
 
 
 def _choose_database(settings: Settings) -> Path:
@@ -208,6 +249,71 @@ def _parser() -> _Parser:
     add("--backend", metavar="NAME", help="what embeds: local, or ai-memory's backend")
     add("--dim", type=int, metavar="N", help="refuse a model of another dimension")
     add("--runner", default="DirectRunner", metavar="NAME", help=f"one of {', '.join(RUNNERS)}")
+    add = parser.add_argument_group("which rows").add_argument
+    add("--missing-only", action="store_true", help="only rows that have no vector")
+    add(
+        "--skip-current-space",
+        action="store_true",
+        help="not rows whose stamp and length are the target's",
+    )
+    add("--retry-skipped", action="store_true", help="only rows that the last run skipped")
+    add("--stamp-only", action="store_true", help="stamp the model's own vectors, embed a sample")
+    add("--max-rows", type=int, metavar="N", help="stage N rows now, the rest the next time")
+    add("--partial", action="store_true", help="with --max-rows: replace those rows at once")
+    add = parser.add_argument_group("how").add_argument
+    add("--fresh", action="store_true", help="start over; discard what an earlier try staged")
+    add("--run-dir", metavar="DIR", help="where to stage and keep the backup (beside FILE)")
+    add("--skipped", default="keep", metavar="WHAT", help="keep or clear a skipped row's vector")
+    add(
+        "--max-skipped",
+        type=_share,
+        default=0.5,
+        metavar="SHARE",
+        help="replace nothing if more of the tried rows failed (50%%)",
+    )
+    add("--one-transaction", action="store_true", help="replace all at once above 50,000 rows too")
+    add("--sleep-ms", type=int, default=0, metavar="N", help="wait after each batch")
+    return parser
+
+
+def _share(text: str) -> float:
+    """A share, as 0.25 or 25%; the message of what is none says what it should be.
+
+    >>> _share("25%"), _share("0.25")
+    (0.25, 0.25)
+    """
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share such as 10% or 0.1") from None
+
+
+COMMANDS = {
+    "status": "Show the runs on a database: state, rows, skips, size on disk and next step.",
+    "verify": "Check each vector of the table against the run that wrote it: length, numbers,\n"
+    "norm and digest, and a sample of rows against the model.",
+    "rollback": "Put the vectors back that a run replaced. Rows whose text or vector changed\n"
+    "since are left as they are, and named.",
+    "cleanup": "Remove runs that have ended. The newest backup is kept unless --yes is given.",
+}
+
+
+def _command_parser(command: str) -> _Parser:
+    parser = _Parser(
+        prog=f"reembed {command}",
+        description=COMMANDS[command],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--db", metavar="FILE", help="the database")
+    add("--run-dir", metavar="DIR", help="where the run was staged, if not beside FILE")
+    if command != "status":
+        which = "only this run" if command == "cleanup" else "the run (the newest that fits)"
+        add("--run", metavar="ID", help=which)
+    if command == "cleanup":
+        add("--yes", action="store_true", help="also remove the only way back")
+    add("--json", action="store_true", help="print the result as one line of JSON")
     return parser
 
 

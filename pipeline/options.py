@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transforms.errors import UsageError
+from transforms.modes import Mode
 
 RUNNERS = (
     "DirectRunner",
@@ -15,12 +16,14 @@ RUNNERS = (
 )
 """Runners whose workers can reach a file of this machine."""
 
+SKIPPED = ("keep", "clear")
+
 
 @dataclass(frozen=True)
 class Options:
-    """The command line, refused on construction if unsound.
+    """The command line of a run, refused on construction if unsound.
 
-    None stands for a flag that was not given: the settings decide.
+    None stands for a flag that was not given: the settings decide. `max_skipped` is a share.
     """
 
     db: str | None = None
@@ -32,12 +35,24 @@ class Options:
     backend: str | None = None
     dim: int | None = None
     runner: str = "DirectRunner"
+    run_dir: str | None = None
+    fresh: bool = False
+    missing_only: bool = False
+    skip_current_space: bool = False
+    stamp_only: bool = False
+    retry_skipped: bool = False
+    max_rows: int | None = None
+    partial: bool = False
+    sleep_ms: int = 0
+    max_skipped: float = 0.5
+    skipped: str = "keep"
+    one_transaction: bool = False
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("db", "namespace", "model", "backend"):
+        for name in ("db", "namespace", "model", "backend", "run_dir"):
             if getattr(self, name) == "":
-                raise UsageError(f"--{name} is empty; give a value, or leave it out")
+                raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
         for name in ("namespace", "model"):
             try:
                 (getattr(self, name) or "").encode()
@@ -53,3 +68,56 @@ class Options:
                 f"--runner {self.runner} is not one of {', '.join(RUNNERS)}; runners whose workers "
                 "can't reach the database file are not supported yet"
             )
+        self._check_modes()
+
+    def _check_modes(self) -> None:
+        modes = ("missing_only", "skip_current_space", "stamp_only", "retry_skipped")
+        given = [_flag(name) for name in modes if getattr(self, name)]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)} exclude each other; give one of them")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise UsageError(f"--max-rows must be a positive number of rows: {self.max_rows}")
+        if self.partial and self.max_rows is None:
+            raise UsageError("--partial goes with --max-rows, which says how many rows to take")
+        if self.stamp_only and self.max_rows is not None:
+            raise UsageError("--max-rows does not go with --stamp-only, which embeds only a sample")
+        if self.retry_skipped and self.max_rows is not None:
+            raise UsageError("--max-rows does not go with --retry-skipped, which takes few rows")
+        if self.fresh and self.retry_skipped:
+            raise UsageError("--fresh and --retry-skipped exclude each other; give one of them")
+        if self.sleep_ms < 0:
+            raise UsageError(f"--sleep-ms must be 0 or more milliseconds: {self.sleep_ms}")
+        if not 0 <= self.max_skipped <= 1:
+            raise UsageError(
+                f"--max-skipped must be a share from 0 to 1, or from 0% to 100%: {self.max_skipped}"
+            )
+        if self.skipped not in SKIPPED:
+            raise UsageError(f"--skipped must be one of {', '.join(SKIPPED)}: {self.skipped!r}")
+
+    @property
+    def mode(self) -> Mode:
+        """Which rows are meant."""
+        return next(
+            (mode for mode in Mode if getattr(self, mode.replace(" ", "_"), False)), Mode.ALL
+        )
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """The command line of what looks after runs: status, verify, rollback or cleanup."""
+
+    command: str
+    db: str | None = None
+    run_dir: str | None = None
+    run: str | None = None
+    yes: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("db", "run_dir", "run"):
+            if getattr(self, name) == "":
+                raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

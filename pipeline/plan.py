@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pipeline.options import Options
+from pipeline.resume import Earlier, find_earlier, find_scope, fresh_runs, list_runs
 from pipeline.settings import Settings
 from transforms.embedders import Target
 from transforms.embedders.hub import fetch_model
 from transforms.embedders.models import (
+    ModelFiles,
     absolute_source,
     canonical_name,
     describe_model,
@@ -17,8 +22,10 @@ from transforms.embedders.models import (
     find_model,
 )
 from transforms.errors import EmbedderError
+from transforms.modes import Mode
+from transforms.replacing import ReplaceJob, Rules
 from transforms.rows import KeyRange
-from transforms.staging import RunDirectory, plan_run
+from transforms.staging import RunDirectory, Scope, State, new_run, new_token, staging_root
 from transforms.stores import AiMemoryStore, Survey, open_store, take_survey
 
 MOST_RANGE_ROWS = 512
@@ -43,9 +50,11 @@ class TokenEstimate:
 class Plan:
     """One run on one store: what is there, what it becomes, in which ranges, staged where.
 
+    `earlier` is the run that goes on, of which `staged_rows` are there; None for a new one.
     `pending` are the ranges of which rows are still to be embedded: all of them in the first
-    pass. In the `last` pass the replacement goes ahead whatever has changed meanwhile; once it
-    is `replaced`, further passes write only the ranges of which rows had changed.
+    pass. In the `last` pass before the replacement it goes ahead whatever has changed; `late`
+    passes are those after it was begun.
+    `others` are unfinished runs that are not about the same rows.
     """
 
     store: AiMemoryStore
@@ -54,22 +63,102 @@ class Plan:
     backend: str
     batch: int
     run: RunDirectory
+    scope: Scope
     ranges: tuple[KeyRange, ...]
     pending: tuple[KeyRange, ...]
     tokens: TokenEstimate | None
+    attempt: str
+    earlier: Earlier | None = None
+    staged_rows: int = 0
+    others: tuple[RunDirectory, ...] = ()
+    discarded: tuple[RunDirectory, ...] = ()
+    rules: Rules = field(default_factory=Rules)
+    pause: float = 0.0
+    most_rows: int | None = None
+    partial: bool = False
+    retry_skipped: bool = False
     pass_number: int = 1
     last: bool = False
-    replaced: bool = False
+    late: bool = False
+
+    @property
+    def job(self) -> ReplaceJob:
+        """The replacement."""
+        return ReplaceJob(
+            store=self.store,
+            run=self.run,
+            ranges=self.ranges,
+            target=self.target,
+            rules=self.rules,
+            attempt=self.attempt,
+            vector_bytes=self.survey.vector_bytes,
+        )
+
+    @property
+    def mode(self) -> Mode:
+        """Which rows are meant."""
+        return self.store.selection.mode
 
 
-def make_plan(database: Path, settings: Settings, *, namespace: str | None) -> Plan:
-    """Look at the store and at the model's files.
+def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
+    """Look at the store, at the model's files and at earlier runs.
 
     Changes nothing, and sends no row's text anywhere. Raises StoreError for a database that
-    is no store, EmbedderError for a model that can't be had.
+    is no store, EmbedderError for a model that can't be had, IncompleteError for a replacement
+    that was begun and must first be finished or undone.
     """
-    store = open_store(database, namespace)
+    store = open_store(database, options.namespace)
     settings.require_local()
+    target, files = _find_target(settings)
+    runs = list_runs(store.path, options.run_dir)
+    scope = find_scope(runs, namespace=options.namespace, mode=options.mode)
+    earlier = find_earlier(runs, scope, target, fresh=options.fresh)
+    discarded = fresh_runs(runs, scope) if options.fresh else []
+    keys = None if scope.keys is None else frozenset(scope.keys)
+    store = store.select(
+        Mode(scope.mode), model=target.model, dimension=target.dimension, keys=keys
+    )
+    survey = take_survey(store)
+    ranges, sampled = store.cut_ranges(range_rows(survey.rows), SAMPLED_ROWS)
+    texts = store.read_texts(sampled)
+    estimate = estimate_tokens(files, texts, rows=survey.to_embed)
+    if earlier:
+        ranges = earlier.manifest.ranges
+    elif keys is not None:
+        ranges = holding(ranges, keys)
+    parent = Path(options.run_dir).expanduser() if options.run_dir else staging_root(store.path)
+    ours = [earlier.run] if earlier else discarded
+    return Plan(
+        store=store,
+        survey=survey,
+        target=target,
+        backend=settings.backend,
+        batch=settings.batch,
+        run=earlier.run if earlier else new_run(parent),
+        scope=scope,
+        ranges=ranges,
+        pending=ranges,
+        tokens=TokenEstimate(*estimate, len(texts), files.window) if estimate else None,
+        attempt=new_token(),
+        earlier=earlier,
+        staged_rows=min(earlier.run.staged_rows(), survey.meant) if earlier else 0,
+        others=tuple(run for run, m in runs if not m.state.ended and run not in ours),
+        discarded=tuple(discarded),
+        rules=Rules(
+            most_skipped=options.max_skipped,
+            clear_skipped=options.skipped == "clear",
+            one_transaction=options.one_transaction,
+        ),
+        pause=options.sleep_ms / 1000,
+        most_rows=options.max_rows,
+        partial=options.partial,
+        retry_skipped=options.retry_skipped,
+        pass_number=earlier.run.last_pass() + 1 if earlier else 1,
+        late=earlier is not None and earlier.manifest.state is State.REPLACING,
+    )
+
+
+def _find_target(settings: Settings) -> tuple[Target, ModelFiles]:
     source = absolute_source(settings.model)
     model = canonical_name(source)
     files = describe_model(source)
@@ -79,21 +168,23 @@ def make_plan(database: Path, settings: Settings, *, namespace: str | None) -> P
             f"{model} makes vectors of {dimension} numbers, but {settings.dimension} were asked "
             "for; correct --dim or the configured dimension, or choose another model"
         )
-    survey = take_survey(store)
-    ranges, sampled = store.cut_ranges(range_rows(survey.rows), SAMPLED_ROWS)
-    texts = store.read_texts(sampled)
-    estimate = estimate_tokens(files, texts, rows=survey.to_embed)
-    return Plan(
-        store=store,
-        survey=survey,
-        target=Target("local", model, dimension, source),
-        backend=settings.backend,
-        batch=settings.batch,
-        run=plan_run(store.path),
-        ranges=ranges,
-        pending=ranges,
-        tokens=TokenEstimate(*estimate, len(texts), files.window) if estimate else None,
-    )
+    target = Target("local", model, dimension, source, files.prompt, files.window, files.normalized)
+    return target, files
+
+
+def holding(ranges: Sequence[KeyRange], keys: Iterable[str]) -> tuple[KeyRange, ...]:
+    """The ranges that hold any of these keys, numbered anew; at least one if there are any keys.
+
+    >>> ranges = [KeyRange(0, None, "b"), KeyRange(1, "b", "d"), KeyRange(2, "d", None)]
+    >>> [(keys.after, keys.until) for keys in holding(ranges, ["a", "z"])]
+    [(None, 'b'), ('d', None)]
+    """
+    ends = [keys.until.encode() for keys in ranges if keys.until is not None]
+    # A row whose id is not text is in the first range if that is NULL, else in any.
+    odd = any(key.startswith("rowid ") for key in keys)
+    wanted = {bisect_left(ends, key.encode()) for key in keys}
+    found = [keys for at, keys in enumerate(ranges) if odd or at in wanted]
+    return tuple(replace(keys, index=index) for index, keys in enumerate(found))
 
 
 def range_rows(rows: int) -> int:

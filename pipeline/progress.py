@@ -34,12 +34,11 @@ def showing_progress(plan: Plan) -> Iterator[None]:
 
 
 def staged_rows(plan: Plan) -> int:
-    """How many of the plan's rows are staged, by the ranges that are."""
+    """How many of the plan's rows are staged."""
     try:
-        staged = plan.run.list_shards()
+        return min(plan.run.staged_rows(), plan.survey.meant)
     except StagingError:
         return 0  # The run that has the directory will say what is wrong with it.
-    return sum(keys.rows for keys in plan.ranges if keys.index in staged)
 
 
 def _show_bar(plan: Plan, stop: threading.Event) -> None:
@@ -59,7 +58,7 @@ def _show_bar(plan: Plan, stop: threading.Event) -> None:
         TextColumn("rows  {task.fields[rate]:.0f} rows/s"),
         TimeRemainingColumn(),
     )
-    total = plan.survey.rows
+    total = plan.survey.meant
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task("embedding", total=total, rate=0.0)
         for done, rate in _watch(plan, stop, _POLL_SECONDS):
@@ -68,7 +67,7 @@ def _show_bar(plan: Plan, stop: threading.Event) -> None:
 
 
 def _show_lines(plan: Plan, stop: threading.Event) -> None:
-    total = plan.survey.rows
+    total = plan.survey.meant
     for done, rate in _watch(plan, stop, _LINE_SECONDS):
         left = f", about {(total - done) / rate:.0f} s left" if rate and done < total else ""
         if not stop.is_set():
@@ -81,7 +80,7 @@ def _show_lines(plan: Plan, stop: threading.Event) -> None:
 
 def _watch(plan: Plan, stop: threading.Event, seconds: float) -> Iterator[tuple[int, float]]:
     """Give (rows done, rows a second) at every poll."""
-    started = time.monotonic()
+    started, before = time.monotonic(), staged_rows(plan)
     while not stop.wait(seconds):
         done = staged_rows(plan)
-        yield done, done / (time.monotonic() - started)
+        yield done, (done - before) / (time.monotonic() - started)

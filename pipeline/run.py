@@ -6,14 +6,17 @@ import argparse
 import contextlib
 import io
 import logging
+import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import UTC, datetime
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
@@ -21,29 +24,45 @@ from apache_beam.runners.runner import PipelineRunner
 
 from pipeline.build import build
 from pipeline.plan import Plan
-from pipeline.report import outcome_values
-from transforms.embedders import load_embedder
-from transforms.errors import RunError, StagingError, UsageError, unwrap
-from transforms.rows import Skipped, Summary
-from transforms.staging import RunDirectory, begin_run, read_shards
+from pipeline.report import Outcome, outcome_values
+from pipeline.resume import describe
+from pipeline.words import one_line
+from transforms.embedders import load_embedder, probe_embedder, same_vectors
+from transforms.errors import (
+    IncompleteError,
+    ReembedError,
+    RunError,
+    StagingError,
+    UsageError,
+    unwrap,
+)
+from transforms.modes import Mode
+from transforms.replacing import replace_vectors
+from transforms.rows import KeyRange, Skipped, Summary, Vectors
+from transforms.staging import (
+    Manifest,
+    RunDirectory,
+    State,
+    discard_run_if_empty,
+    find_runs,
+    lock_database,
+    make_run,
+    read_shards,
+    remove_run,
+    require_room,
+)
+from transforms.staging.runs import REMAINING, SKIPPED, SUMMARY
+from transforms.stamp import check_witnesses, stage_stored
 
-MOST_PASSES = 3
-"""Passes until the replacement goes ahead without the rows that are new or edited even then."""
+MOST_STALE_PASSES = 3
+"""Passes in a row that leave no fewer new and edited rows than before, until it goes on without."""
 
-MOST_LATE_PASSES = 3
-"""Passes over such rows afterwards."""
+_NAMED_ROWS = 20
+"""Remaining rows that are named on stderr; all are in the run directory."""
 
 _CONNECT_SECONDS = 10.0
 
 _logger = logging.getLogger("reembed")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run did, and for how long."""
-
-    summary: Summary
-    seconds: float
 
 
 def run_plan(
@@ -57,56 +76,155 @@ def run_plan(
     """Run a plan; `progress` is entered while rows are embedded, `warn` told each skipped row.
 
     Raises ReembedError for trouble that has a name: a store that is locked, an embedder that
-    can't be built, a full disk, too many rows that failed. The store is then unchanged.
+    can't be built, a full disk, too many rows that failed. The store is then unchanged, unless
+    it is an IncompleteError. What is staged stays, and the next run goes on from there.
     """
     started = time.monotonic()
     if not plan.ranges:
         return Outcome(Summary(), 0.0)
     check_runner(runner, options)
-    plan.store.check_writable()
-    with begin_run(plan.run):
+    plan.store.check_access()
+    with lock_database(plan.store.path):
+        plan.store.check_writable()
+        _confirm(plan)
+        probe = probe_embedder(load_embedder(plan.target))
+        _begin(plan, probe)
         try:
-            load_embedder(plan.target)
-            with progress(plan):
-                summary = _run_passes(plan, runner, options)
-        finally:
-            with contextlib.suppress(StagingError):
-                for row in skipped_rows(plan):
-                    warn(row)
-        outcome = Outcome(summary, time.monotonic() - started)
-        try:
-            plan.run.finish(outcome_values(plan, summary, outcome.seconds))
-        except StagingError as error:
-            # All is replaced, so the run has not failed; its result is printed all the same.
-            _logger.warning("[%s] no summary is kept: %s", plan.run.run_id, error.__cause__)
+            outcome = _run_begun(plan, runner, options, progress, warn, started)
+            _finish(plan, outcome)
+        except BaseException as error:
+            _note_failure(plan, error)
+            raise
     return outcome
 
 
-def _run_passes(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
+def _run_begun(
+    plan: Plan,
+    runner: str,
+    options: PipelineOptions,
+    progress: Callable[[Plan], AbstractContextManager[None]],
+    warn: Callable[[Skipped], None],
+    started: float,
+) -> Outcome:
+    try:
+        if not plan.late:
+            plan.store.check_sound()
+            rows = plan.survey.to_embed
+            require_room(plan.job.room(rows, staged=max(0, rows - plan.staged_rows)))
+        plan, complete = limit_rows(plan)
+        replaces = complete or plan.partial
+
+        def run_pass(plan: Plan) -> Summary:
+            if plan.mode is Mode.STAMP_ONLY:
+                return _stamp(plan)
+            return _run_pass(plan, runner, options, replaces=replaces)
+
+        with progress(plan):
+            summary = _run_passes(plan, run_pass) if complete else run_pass(plan)
+    finally:
+        with contextlib.suppress(StagingError):
+            skipped = list(skipped_rows(plan))
+            plan.run.write_lines(SKIPPED, map(_skipped_line, skipped))
+            for row in skipped:
+                warn(row)
+    staged = None if replaces else plan.run.staged_rows()
+    return Outcome(summary, time.monotonic() - started, staged)
+
+
+def _confirm(plan: Plan) -> None:
+    """Look once more, now that no other process can begin anything."""
+    if plan.earlier and plan.earlier.run.read_manifest() != plan.earlier.manifest:
+        raise RunError(f"another process has worked on the run {plan.run.run_id}; run again")
+    for run, manifest in find_runs(plan.store.path):
+        if manifest.state.incomplete and run != plan.run:
+            raise IncompleteError(f"{describe(run, manifest)}; run again")
+
+
+def _begin(plan: Plan, probe: Vectors) -> None:
+    """Make the run's directory, or take over that of an earlier attempt."""
+    for run in plan.discarded:
+        remove_run(run, plan.store.path)
+    if plan.earlier is None:
+        manifest = Manifest(
+            run_id=plan.run.run_id,
+            database=str(plan.store.path),
+            started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            scope=plan.scope,
+            target=vars(plan.target),
+            probe=probe.tolist(),
+            ranges=plan.ranges,
+            rows=plan.survey.meant,
+            attempt=plan.attempt,
+        )
+        make_run(plan.run, plan.store.path, manifest)
+        return
+    manifest = plan.earlier.manifest
+    if not same_vectors(np.array(manifest.probe, dtype=np.float32), probe):
+        kind = IncompleteError if manifest.state.incomplete else RunError
+        raise kind(
+            f"{plan.target} does not behave as it did when the run {plan.run.run_id} began: it "
+            "gives other vectors for the same texts, and mixing the two would be wrong; bring the "
+            "former model back, or "
+            + ("undo with reembed rollback" if plan.late else "start over with --fresh")
+        )
+    plan.run.set_reserve()
+    plan.run.write_manifest(replace(manifest, attempt=plan.attempt, stopped=None))
+    damaged, lost = plan.run.remove_damaged()
+    for name in damaged:
+        _logger.warning("[%s] the shard %s was damaged; it is made again", plan.run.run_id, name)
+    for name in lost:
+        _logger.warning(
+            "[%s] the backup file %s is damaged: rollback can't put its rows back",
+            plan.run.run_id,
+            name,
+        )
+
+
+def limit_rows(plan: Plan) -> tuple[Plan, bool]:
+    """Limit what is staged to --max-rows; also say whether that is all there is to stage."""
+    if plan.most_rows is None:
+        return plan, True
+    left = plan.most_rows
+    pending: list[KeyRange] = []
+    for keys in plan.ranges:
+        rows = len(plan.job.match(keys, with_stored=plan.late).unstaged)
+        if rows and left > 0:
+            pending.append(replace(keys, most=left))
+        left -= rows
+    return replace(plan, pending=tuple(pending), last=plan.partial), left >= 0
+
+
+def _run_passes(plan: Plan, run_pass: Callable[[Plan], Summary]) -> Summary:
     """Run passes until no row is new or edited, or they no longer help.
 
     The first ones hold the replacement back, so that it comes all at once; the last of them
-    replaces, and a few more follow for the rows that changed even then.
+    replaces, and more follow for the rows that changed even then.
     """
+    least, stale = math.inf, 0
     while True:
-        summary = _run_pass(plan, runner, options)
-        if not summary.changed or plan.pass_number == MOST_PASSES + MOST_LATE_PASSES:
+        summary = run_pass(plan)
+        if not summary.changed:
             return summary
-        # Also in an early pass, if rows changed between the look and the write lock.
-        replaced = plan.replaced or summary.replaced > 0
+        late = plan.run.read_manifest().state is State.REPLACING
+        # What is left before the replacement and after it are counted apart.
+        stale = stale + 1 if summary.remaining >= least and late == plan.late else 0
+        least = summary.remaining if stale == 0 else least
+        if late and stale == MOST_STALE_PASSES:
+            return summary
         plan = replace(
             plan,
             pending=tuple(keys for keys in plan.ranges if keys.index in summary.changed),
             pass_number=plan.pass_number + 1,
-            last=replaced or plan.pass_number + 1 >= MOST_PASSES,
-            replaced=replaced,
+            last=stale == MOST_STALE_PASSES,
+            late=late,
+            retry_skipped=False,
         )
 
 
-def _run_pass(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
+def _run_pass(plan: Plan, runner: str, options: PipelineOptions, *, replaces: bool) -> Summary:
     pipeline = beam.Pipeline(runner=_make_runner(runner), options=options)
-    name = f"shards/pass-{plan.pass_number}.json"
-    summary = build(pipeline, plan, replace=True)
+    name = f"pass-{plan.pass_number}.json"
+    summary = build(pipeline, plan, replace=replaces)
     summary | "Record" >> beam.Map(_record, plan.run, name)
     try:
         pipeline.run().wait_until_finish()
@@ -122,15 +240,58 @@ def _run_pass(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
 
 
 def _record(summary: Summary, run: RunDirectory, name: str) -> None:
+    run.write_json(name, summary.to_json())
+
+
+def _stamp(plan: Plan) -> Summary:
+    """A pass that embeds nothing but a sample: the vectors that there are get the stamp."""
+    if not plan.late:
+        check_witnesses(plan.store, plan.ranges, load_embedder(plan.target))
+    for keys in plan.pending:
+        stage_stored(plan.store, plan.run, keys, pass_number=plan.pass_number, target=plan.target)
+    return replace_vectors(plan.job, pending=plan.pending, last=plan.last)
+
+
+def _finish(plan: Plan, outcome: Outcome) -> None:
+    """Keep what was done; delete the shards if all their vectors are in the store."""
+    if outcome.staged is not None:
+        return
+    values = outcome_values(plan, outcome)
+    remaining = [
+        key
+        for keys in plan.ranges
+        if keys.index in outcome.summary.changed
+        for key in plan.job.match(keys, with_stored=True).remaining
+    ]
+    for key in [] if plan.partial else remaining[:_NAMED_ROWS]:
+        _logger.warning(
+            "[%s] row %s remains: it was added or edited too late", plan.run.run_id, one_line(key)
+        )
     try:
-        run.write_json(name, summary.to_json())
+        plan.run.write_lines(REMAINING, ({"id": key} for key in remaining))
+        if outcome.summary.remaining:
+            plan.run.advance(plan.attempt, outcome=values)
+            return
+        plan.run.write_json(SUMMARY, values)
+        plan.run.advance(plan.attempt, state=State.REPLACED, outcome=values)
     except StagingError as error:
-        if not summary.replaced:
-            raise
-        raise RunError(
-            f"{summary.replaced} vectors are replaced, but the summary of the run could not be "
-            f"kept: {error}"
+        # All is replaced, so the run has not failed; its result is printed all the same.
+        _logger.warning("[%s] no summary is kept: %s", plan.run.run_id, error.__cause__)
+        return
+    plan.run.remove_shards()
+
+
+def _note_failure(plan: Plan, error: BaseException) -> None:
+    """Leave word of why the run stopped; raise IncompleteError if it has begun to replace."""
+    manifest = None
+    with contextlib.suppress(ReembedError):
+        manifest = plan.run.advance(plan.attempt, stopped=str(error) or "interrupted")
+    if manifest and manifest.state is State.REPLACING and isinstance(error, ReembedError):
+        raise IncompleteError(
+            f"{error}; {describe(plan.run, manifest)}: run again to finish it, or undo it with "
+            "reembed rollback"
         ) from error
+    discard_run_if_empty(plan.run, plan.store.path)
 
 
 def _make_runner(name: str) -> PipelineRunner | str:
@@ -203,3 +364,12 @@ def skipped_rows(plan: Plan) -> Iterator[Skipped]:
     for shards in plan.run.list_shards().values():
         last = {row.key: row for row in read_shards(shards, with_vectors=False)}
         yield from (row.skipped for row in last.values() if row.skipped is not None)
+
+
+def _skipped_line(row: Skipped) -> dict[str, str]:
+    return {
+        "id": row.key,
+        "namespace": row.namespace,
+        "cause": str(row.cause),
+        "reason": row.reason,
+    }

@@ -8,21 +8,27 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.plan import Plan, range_rows
+from pipeline import plan as planning
+from pipeline.options import Options
+from pipeline.plan import Plan, make_plan, range_rows
+from pipeline.settings import read_settings
 from transforms.embedders import Target
-from transforms.staging import plan_run
-from transforms.stores import open_store, take_survey
+from transforms.embedders.models import ModelFiles
+from transforms.staging import Manifest, make_run, staging_root
 from transforms.stores.demo import Memory, create_store
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parent.parent
 DIMENSION = 8
 FAKE = Target("fake", "all-MiniLM-L6-v2", DIMENSION)
+NO_FILES = ModelFiles(Path("nowhere"), DIMENSION, None)
+SETTINGS = read_settings(Options(backend="local"), {}, Path("/"))
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -59,22 +65,34 @@ def make_store(path: Path, memories: Sequence[Memory], journal_mode: str = "dele
     return path
 
 
-def fake_plan(path: Path, *, rows: int | None = None, namespace: str | None = None) -> Plan:
+def fake_plan(
+    path: Path, *, rows: int | None = None, namespace: str | None = None, **flags: Any
+) -> Plan:
     """A plan that embeds with the fake embedder, in ranges of so many rows."""
-    store = open_store(path, namespace)
-    survey = take_survey(store)
-    ranges, _ = store.cut_ranges(rows or range_rows(survey.rows), 10)
-    return Plan(
-        store=store,
-        survey=survey,
-        target=FAKE,
-        backend="local",
-        batch=4,
-        run=plan_run(path),
-        ranges=ranges,
-        pending=ranges,
-        tokens=None,
+    options = Options(namespace=namespace, **flags)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "_find_target", lambda settings: (FAKE, NO_FILES))
+        patch.setattr(planning, "range_rows", lambda count: rows or range_rows(count))
+        plan = make_plan(path, SETTINGS, options)
+    return replace(plan, batch=4)
+
+
+def begin(plan: Plan, *, probe: Sequence[Sequence[float]] = ()) -> Plan:
+    """Make the directory of a plan's run, as a run does before it embeds anything."""
+    manifest = Manifest(
+        run_id=plan.run.run_id,
+        database=str(plan.store.path),
+        started="2026-01-01T00:00:00Z",
+        scope=plan.scope,
+        target=vars(plan.target),
+        probe=probe,
+        ranges=plan.ranges,
+        rows=plan.survey.meant,
+        attempt=plan.attempt,
     )
+    staging_root(plan.store.path).mkdir(exist_ok=True)
+    make_run(plan.run, plan.store.path, manifest)
+    return plan
 
 
 def select(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -126,7 +144,16 @@ def files(directory: Path) -> dict[str, bytes]:
 @pytest.fixture
 def program(tmp_path: Path) -> Program:
     """Run the program as a user does, in an environment without ai-memory settings."""
+    return _program(tmp_path, "pipeline")
 
+
+@pytest.fixture
+def fake_program(tmp_path: Path) -> Program:
+    """Run the program with the fake embedder in place of the model; see `tests/fake_program.py`."""
+    return _program(tmp_path, "tests.fake_program")
+
+
+def _program(tmp_path: Path, module: str) -> Program:
     def run(
         *arguments: str | Path,
         environment: Mapping[str, str] | None = None,
@@ -135,7 +162,7 @@ def program(tmp_path: Path) -> Program:
         timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*wrapper, sys.executable, "-m", "pipeline", *map(str, arguments)],
+            [*wrapper, sys.executable, "-m", module, *map(str, arguments)],
             env=clean_environment(tmp_path) | dict(environment or {}),
             cwd=directory,
             capture_output=True,

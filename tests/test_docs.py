@@ -29,7 +29,7 @@ def test_the_readme_names_every_json_key(tmp_path: Path) -> None:
     named = re.findall(r"`(\w+)`", tables)
 
     keys = json.loads(report.plan_json(plan)) | json.loads(
-        report.outcome_json(plan, Summary(replaced=1), 1.0)
+        report.outcome_json(plan, report.Outcome(Summary(replaced=1), 1.0))
     )
 
     assert sorted(set(named)) == sorted(keys)
@@ -44,7 +44,7 @@ def test_the_readme_names_every_exit_code() -> None:
     assert codes == {0, 130, 143} | {kind.exit_code for kind in ReembedError.__subclasses__()}
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/design.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/design.md", "docs/reliability.md"])
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):
@@ -56,8 +56,20 @@ def test_the_design_names_every_module() -> None:
     layers = design[design.index("## Layers") : design.index("## The graph")]
     modules = [
         path.stem
-        for path in [*(ROOT / "pipeline").glob("*.py"), *(ROOT / "transforms").glob("*.py")]
+        for layer in ("pipeline", "transforms")
+        for path in (ROOT / layer).rglob("*.py")
         if path.stem != "__init__"
     ]
+    assert len(modules) > 30
 
     assert [name for name in modules if not re.search(rf"\b{name}\b", layers)] == []
+
+
+def test_the_tests_that_the_reliability_table_names_exist() -> None:
+    table = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"tests/(test_\w+\.py)(?: -k (\w+))?", table)
+
+    assert len(named) > 10
+    for file, words in named:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert re.search(rf"def test_\w*{words}", text), (file, words)

@@ -1,5 +1,6 @@
 """Embed: rows become vectors, one batch at a time; a text that fails becomes a skipped row."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -20,11 +21,13 @@ Embedded = NDArray[np.float32] | tuple[Cause, str]
 """A text's vector, shape (dimension,), or why there is none."""
 
 
-def embed_rows(part: RangeRows, embedder: Embedder, *, dimension: int, batch: int) -> RangeVectors:
+def embed_rows(
+    part: RangeRows, embedder: Embedder, *, dimension: int, batch: int, pause: float = 0.0
+) -> RangeVectors:
     """Embed the rows of a part: equal texts once, texts of like length together.
 
-    `batch` is the most texts in one call of the embedder. Every row comes back, in order,
-    with its vector or with why it has none.
+    `batch` is the most texts in one call of the embedder, and `pause` the seconds to wait
+    after each. Every row comes back, in order, with its vector or with why it has none.
     """
     texts = {row.text for row in part.rows if row.skipped is None}
     ordered = sorted(texts, key=lambda text: (len(text), text))
@@ -32,6 +35,7 @@ def embed_rows(part: RangeRows, embedder: Embedder, *, dimension: int, batch: in
     for at in range(0, len(ordered), batch):
         some = ordered[at : at + batch]
         results.update(zip(some, embed_texts(some, embedder, dimension), strict=True))
+        time.sleep(pause)
     rows = tuple(_staged(row, results.get(row.text)) for row in part.rows)
     return RangeVectors(part.range, part.part, dimension, rows)
 
@@ -40,7 +44,7 @@ def _staged(row: Row, result: Embedded | None) -> StagedRow:
     if row.skipped is not None or result is None:
         return StagedRow(row.key, row.digest, None, row.skipped)
     if isinstance(result, tuple):
-        return StagedRow(row.key, row.digest, None, Skipped(row.key, *result))
+        return StagedRow(row.key, row.digest, None, Skipped(row.key, *result, row.namespace))
     return StagedRow(row.key, row.digest, result.astype("<f4").tobytes())
 
 
@@ -98,31 +102,35 @@ class EmbedRows(beam.PTransform[PCollection[RangeRows], EmbedOutputs]):
 
     target: Target
     batch: int
+    pause: float = 0.0
 
     def expand(self, rows: PCollection[RangeRows]) -> EmbedOutputs:
-        outputs = rows | beam.ParDo(_EmbedRows(self.target, self.batch)).with_outputs(
-            SKIPPED, main="vectors"
-        )
+        outputs = rows | beam.ParDo(_EmbedRows(self)).with_outputs(SKIPPED, main="vectors")
         return EmbedOutputs(outputs.vectors, outputs.skipped)
 
 
 class _EmbedRows(beam.DoFn):
     _embedder: Embedder
 
-    def __init__(self, target: Target, batch: int) -> None:
-        self._target = target
-        self._batch = batch
+    def __init__(self, config: EmbedRows) -> None:
+        self._config = config
         self._embedded = Metrics.counter("reembed", "embedded")
         self._skipped = Metrics.counter("reembed", "skipped")
 
     def setup(self) -> None:
-        self._embedder = load_embedder(self._target)
+        self._embedder = load_embedder(self._config.target)
 
     def process(
         self, part: RangeRows
     ) -> Iterator[RangeVectors | TaggedOutput[Literal["skipped"], Skipped]]:
-        dimension = self._target.dimension
-        vectors = embed_rows(part, self._embedder, dimension=dimension, batch=self._batch)
+        config = self._config
+        vectors = embed_rows(
+            part,
+            self._embedder,
+            dimension=config.target.dimension,
+            batch=config.batch,
+            pause=config.pause,
+        )
         for row in vectors.rows:
             if row.skipped is None:
                 self._embedded.inc()

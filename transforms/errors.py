@@ -7,7 +7,10 @@
     ├── StoreError                  1  the database can't be read or written
     ├── StagingError                1  the run directory can't be used
     ├── RunError                    1  the run failed; the store is unchanged
-    └── TooManySkippedError         5  too many rows failed; the store is unchanged
+    ├── VerifyError                 1  the store does not hold what a run says it wrote
+    ├── StampError                  4  a stamp was refused
+    ├── TooManySkippedError         5  too many rows failed; the store is unchanged
+    └── IncompleteError             6  a replacement is incomplete: rerun or roll back
 
     TextRejected            one text that a model will not take: trouble with a row, which
                             becomes a `Skipped` value and never ends a run
@@ -54,10 +57,26 @@ class RunError(ReembedError):
     """The run failed; the store is unchanged."""
 
 
+class VerifyError(ReembedError):
+    """The store does not hold what a run says it wrote."""
+
+
+class StampError(ReembedError):
+    """Vectors may not be stamped as the target model's, or the store has no stamps."""
+
+    exit_code = 4
+
+
 class TooManySkippedError(ReembedError):
     """Too many rows failed to be worth replacing the others; the store is unchanged."""
 
     exit_code = 5
+
+
+class IncompleteError(ReembedError):
+    """A replacement, or its undoing, was begun and has not come to its end."""
+
+    exit_code = 6
 
 
 class TextRejected(Exception):

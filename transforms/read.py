@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
+from transforms.match import concerns
 from transforms.rows import KeyRange, RangeRows, Row
-from transforms.staging import RunDirectory, read_shards
+from transforms.staging import RunDirectory, read_ledger, read_shards
 from transforms.stores import AiMemoryStore
 
 PART_TEXT_BYTES = 1_048_576
@@ -15,18 +16,32 @@ PART_TEXT_BYTES = 1_048_576
 
 
 def read_rows(
-    store: AiMemoryStore, keys: KeyRange, run: RunDirectory, *, pass_number: int
+    store: AiMemoryStore,
+    keys: KeyRange,
+    run: RunDirectory,
+    *,
+    pass_number: int,
+    late: bool = False,
+    retry_skipped: bool = False,
 ) -> Iterator[RangeRows]:
     """Read the rows of a range that earlier passes have not staged, at most 1 MiB at a time.
 
-    In a first pass these are all rows; in a catch-up pass the new and the edited ones.
+    In a first pass these are all rows; in a later one the new and the edited ones and, with
+    `retry_skipped`, those that the model would not take. No more than `keys.most` of them.
+    A `late` pass, one after the replacement was begun, also sees rows that are meant no more
+    since they have a vector: the run's own, of another text.
     """
-    shards = run.list_shards(before_pass=pass_number) if pass_number > 1 else {}
-    known = read_shards(shards.get(keys.index, ()), with_vectors=False)
-    staged = {(row.key, row.digest) for row in known}
-    fresh = (row for row in store.read_range(keys) if (row.key, row.digest) not in staged)
-    for part, rows in enumerate(split_rows(fresh, PART_TEXT_BYTES)):
-        yield RangeRows(keys, part, rows)
+    known = read_shards(run.shards_of(keys.index, before_pass=pass_number), with_vectors=False)
+    latest = {(row.key, row.digest): row.skipped for row in known}
+    if retry_skipped:
+        latest = {row: skip for row, skip in latest.items() if skip is None or skip.cause.by_rule}
+    rows = store.read_range(keys, with_stored=late)
+    if late:
+        ledger = read_ledger(run.backup, keys.index, with_vectors=False)
+        rows = [row for row in rows if concerns(row, ledger)]
+    fresh = [row for row in rows if (row.key, row.digest) not in latest]
+    for part, some in enumerate(split_rows(fresh[: keys.most], PART_TEXT_BYTES)):
+        yield RangeRows(keys, part, some)
 
 
 def split_rows(rows: Iterable[Row], most_bytes: int) -> Iterator[tuple[Row, ...]]:
@@ -56,6 +71,8 @@ class ReadRows(beam.PTransform[PCollection[KeyRange], PCollection[RangeRows]]):
     store: AiMemoryStore
     run: RunDirectory
     pass_number: int
+    late: bool = False
+    retry_skipped: bool = False
 
     def expand(self, ranges: PCollection[KeyRange]) -> PCollection[RangeRows]:
         rows: PCollection[RangeRows] = ranges | beam.ParDo(_ReadRows(self))
@@ -68,4 +85,11 @@ class _ReadRows(beam.DoFn):
 
     def process(self, keys: KeyRange) -> Iterator[RangeRows]:
         config = self._config
-        return read_rows(config.store, keys, config.run, pass_number=config.pass_number)
+        return read_rows(
+            config.store,
+            keys,
+            config.run,
+            pass_number=config.pass_number,
+            late=config.late,
+            retry_skipped=config.retry_skipped,
+        )

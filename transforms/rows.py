@@ -38,13 +38,15 @@ class KeyRange:
     """The rows whose key is above `after` and at most `until`; None leaves that end open.
 
     Keys compare as their UTF-8 bytes, as SQLite's BINARY collation does. `rows` is the
-    number of rows when the range was cut: an estimate, used for progress only.
+    number of rows when the range was cut: an estimate, used for progress only. `most` is how
+    many rows are staged of it at most, None for all.
     """
 
     index: int
     after: str | None
     until: str | None
     rows: int = 0
+    most: int | None = None
 
     def __post_init__(self) -> None:
         if self.index < 0:
@@ -55,11 +57,29 @@ class KeyRange:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A row that keeps its previous vector, and why. Never holds the row's text."""
+    """A row that gets no vector, and why. Never holds the row's text."""
 
     key: str
     cause: Cause
     reason: str
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The columns of one row that a replacement touches, exactly as they are stored.
+
+    `vector` is the vector's bytes; None if there is none. `others` are the other columns, in
+    a form that only the store reads.
+    """
+
+    vector: bytes | None
+    others: str
+
+    @property
+    def digest(self) -> bytes:
+        """The digest of all of it."""
+        return _digest(self.others.encode() + b"\0" + (self.vector or b""), b"stored")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +88,8 @@ class Row:
 
     `digest` stands for the exact text: a vector may be stored only while the row still has
     the digest that the vector was made from. A row skipped by rule has no text to embed.
+    `meant` says whether the run is about this row: not, for one that has a vector where only
+    missing ones are wanted. `stored` is there where it was asked for.
     """
 
     key: str
@@ -75,6 +97,9 @@ class Row:
     text: str
     digest: bytes
     skipped: Skipped | None = None
+    namespace: str = ""
+    meant: bool = True
+    stored: Stored | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +144,32 @@ class StagedRange:
     skipped: int
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a row held before a run wrote to it, and what the run wrote: a row of the backup.
+
+    `digest` is that of the text that the row then had, `written` that of the new vector, `was`
+    that of `stored`, which is None where it was not read. What can't be put back, since the
+    previous vector belonged to another text, is not `restorable`.
+    """
+
+    key: str
+    digest: bytes
+    written: bytes
+    was: bytes
+    restorable: bool
+    stored: Stored | None
+
+
 @dataclass(frozen=True)
 class Summary:
     """What was done, in rows. A value with a zero, `Summary()`, and a plus.
 
-    `embedded` and `skipped` (by cause) count the work of staging. `replaced`, `kept` (by
-    cause) and `remaining` say what the replacement left in the table: a new vector, the
-    previous one of a skipped row, or the previous one of a row whose text changed since it
-    was embedded. `changed` names the ranges in which rows are new or edited.
+    `embedded` and `skipped` (by cause) count the work of staging. The others say what the
+    table holds: `replaced` rows have the new vector, `kept` (by cause) are the skipped ones,
+    `remaining` are new, edited or overwritten since. `in_old_space` counts those of the last
+    two kinds that still have a vector that is not this run's. `changed` names the ranges in
+    which rows are remaining.
     """
 
     embedded: int = 0
@@ -134,11 +177,12 @@ class Summary:
     replaced: int = 0
     kept: Mapping[Cause, int] = field(default_factory=dict)
     remaining: int = 0
+    in_old_space: int = 0
     changed: frozenset[int] = frozenset()
 
     @property
     def total(self) -> int:
-        """Rows of the table that the replacement looked at."""
+        """Rows of the table that the run is about."""
         return self.replaced + sum(self.kept.values()) + self.remaining
 
     def __add__(self, other: Summary) -> Summary:
@@ -148,6 +192,7 @@ class Summary:
             replaced=self.replaced + other.replaced,
             kept=_added(self.kept, other.kept),
             remaining=self.remaining + other.remaining,
+            in_old_space=self.in_old_space + other.in_old_space,
             changed=self.changed | other.changed,
         )
 
@@ -160,6 +205,7 @@ class Summary:
             "replaced": self.replaced,
             "kept": {str(cause): count for cause, count in sorted(self.kept.items())},
             "remaining": self.remaining,
+            "in_old_space": self.in_old_space,
             "changed": sorted(self.changed),
         }
 
@@ -172,18 +218,28 @@ class Summary:
             replaced=values["replaced"],
             kept={Cause(cause): count for cause, count in values["kept"].items()},
             remaining=values["remaining"],
+            in_old_space=values["in_old_space"],
             changed=frozenset(values["changed"]),
         )
 
 
 def text_digest(text: bytes) -> bytes:
     """The digest of a text: BLAKE2b (RFC 7693) of its UTF-8 bytes, 16 bytes long."""
-    return blake2b(text, digest_size=DIGEST_BYTES).digest()
+    return _digest(text)
 
 
 def skipped_digest(skipped: Skipped) -> bytes:
     """The digest of a row that was skipped by rule: of its reason, apart from all texts'."""
-    return blake2b(skipped.reason.encode(), digest_size=DIGEST_BYTES, person=b"skipped").digest()
+    return _digest(skipped.reason.encode(), b"skipped")
+
+
+def vector_digest(vector: bytes | None) -> bytes:
+    """The digest of a stored vector; that of no vector is apart from all others."""
+    return _digest(b"", b"no vector") if vector is None else _digest(vector, b"vector")
+
+
+def _digest(content: bytes, person: bytes = b"") -> bytes:
+    return blake2b(content, digest_size=DIGEST_BYTES, person=person).digest()
 
 
 def _added(one: Mapping[Cause, int], other: Mapping[Cause, int]) -> dict[Cause, int]:

@@ -42,12 +42,15 @@ class ModelFiles:
     """A model as its files describe it.
 
     `directory` holds the files that were found (perhaps without the weights). `window` is
-    the number of tokens that the model looks at. None: the files don't say.
+    the number of tokens that the model looks at. None: the files don't say. `prompt` stands
+    before each document, and `normalized` says whether vectors are made to have length 1.
     """
 
     directory: Path
     dimension: int | None
     window: int | None
+    prompt: str = ""
+    normalized: bool = False
 
     def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
         """Count each text's tokens, special ones included; None without a fast tokenizer."""
@@ -109,8 +112,15 @@ def describe_model(model: str) -> ModelFiles:
         )
     if directory is None:
         directory = fetch_model(model, small_only=True)
-    window = MINILM_WINDOW if is_minilm(model) else _window(directory)
-    return ModelFiles(directory, _dimension(directory), window)
+    minilm = is_minilm(model)
+    modules = _modules(directory)
+    return ModelFiles(
+        directory,
+        dimension=_dimension(directory),
+        window=MINILM_WINDOW if minilm else _window(directory),
+        prompt=_prompt(directory),
+        normalized=_kind(modules[-1]) == "Normalize" if modules else minilm,
+    )
 
 
 def require_tokenizer(directory: Path) -> None:
@@ -252,6 +262,15 @@ def _window(directory: Path) -> int | None:
         _number(_json(first / "config.json"), "max_position_embeddings"),
     )
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _prompt(directory: Path) -> str:
+    """What sentence-transformers puts before a document."""
+    config = _json(directory / "config_sentence_transformers.json")
+    prompts = config.get("prompts")
+    names = ("document", "passage", "corpus", config.get("default_prompt_name"))
+    texts = [prompts.get(name) for name in names] if isinstance(prompts, dict) else []
+    return next((text for text in texts if isinstance(text, str) and text), "")
 
 
 def _number(config: dict[str, Any], *keys: str) -> int | None:

@@ -10,13 +10,25 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from transforms.errors import StoreError
-from transforms.rows import Cause, KeyRange, Row, Skipped, skipped_digest, text_digest
+from transforms.errors import StampError, StoreError
+from transforms.modes import Mode
+from transforms.rows import (
+    Cause,
+    KeyRange,
+    Row,
+    Skipped,
+    Stored,
+    skipped_digest,
+    text_digest,
+)
 from transforms.stores import sqlite
 from transforms.stores.codec import encode
 
@@ -26,6 +38,20 @@ TEXT_CAP_BYTES = 65_536
 # Titles and contents are taken as bytes: `length(text)` stops at a NUL, and one text that is
 # not UTF-8 would fail the fetch of a whole range.
 TEXT_BYTES = "ifnull(length(CAST(title AS BLOB)),0) + 1 + ifnull(length(CAST(content AS BLOB)),0)"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows that are meant, beyond their namespace.
+
+    `stamp` and `dimension` are those of the target, for the modes that look at what a row has;
+    `keys` are the rows of the mode that names them.
+    """
+
+    mode: Mode = Mode.ALL
+    stamp: str = ""
+    dimension: int = 0
+    keys: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +65,23 @@ class AiMemoryStore:
     namespace: str | None
     wal: bool
     columns: frozenset[str]
+    selection: Selection = Selection()
+
+    def select(
+        self, mode: Mode, *, model: str, dimension: int, keys: frozenset[str] | None = None
+    ) -> AiMemoryStore:
+        """The same store, with only the rows meant that a mode is about.
+
+        Raises StampError if the mode looks at stamps and the store has none.
+        """
+        if mode in (Mode.SKIP_CURRENT_SPACE, Mode.STAMP_ONLY) and "embedding_space" not in (
+            self.columns
+        ):
+            raise StampError(
+                f"{self.path} keeps no stamps (it has no column embedding_space), so it can't be "
+                f"told which model made a vector; run without --{mode.replace(' ', '-')}"
+            )
+        return replace(self, selection=Selection(mode, space_stamp(model), dimension, keys))
 
     def cut_ranges(self, rows: int, samples: int) -> tuple[tuple[KeyRange, ...], tuple[str, ...]]:
         """Cut the table, in key order, into ranges of `rows` rows; also sample some keys.
@@ -50,25 +93,62 @@ class AiMemoryStore:
             self.path, wal=self.wal, query=lambda db: self._cut(db, rows, samples)
         )
 
-    def read_range(self, keys: KeyRange) -> list[Row]:
-        """Read the rows of a range, in key order."""
-        return sqlite.read_only(self.path, wal=self.wal, query=lambda db: self.rows_in(db, keys))
+    def read_range(self, keys: KeyRange, *, with_stored: bool = False) -> list[Row]:
+        """Read the rows of a range that are meant, in key order.
+
+        With what is stored: all rows of the namespace, and whether they are meant.
+        """
+        return sqlite.read_only(
+            self.path,
+            wal=self.wal,
+            query=lambda db: self.rows_in(db, keys, with_stored=with_stored),
+            busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
+        )
 
     def read_texts(self, keys: Sequence[str]) -> list[str]:
         """Read the texts of a few rows; of encrypted rows and those over the cap, none."""
 
-        select = f"SELECT {self._row_columns} FROM memories WHERE id = ?"
+        select = f"SELECT {self._row_columns} FROM memories WHERE id = :key"
 
         def query(db: sqlite3.Connection) -> list[str]:
-            rows = [_row(values) for key in keys for values in db.execute(select, (key,))]
+            rows = [
+                _row(values)
+                for key in keys
+                for values in db.execute(select, self.values | {"key": key})
+            ]
             return [row.text for row in rows if row.skipped is None]
 
         return sqlite.read_only(self.path, wal=self.wal, query=query)
+
+    def check_access(self) -> None:
+        """Raise StoreError if this user may not write the database."""
+        sqlite.check_access(self.path)
 
     def check_writable(self) -> None:
         """Raise StoreError if the database is read-only, stopped, or locked for over 5 s."""
         sqlite.read_only(self.path, wal=self.wal, query=self._check_recording)
         sqlite.check_writable(self.path)
+
+    def check_sound(self) -> None:
+        """Raise StoreError if SQLite finds damage in the file."""
+        found = sqlite.read_only(self.path, wal=self.wal, query=sqlite.find_damage)
+        if found:
+            raise StoreError(
+                f"{self.path} is damaged ({found[0]}); its vectors are not replaced, lest the "
+                "damage spread: restore or repair it, and run again (PRAGMA integrity_check says "
+                "more)"
+            )
+
+    def describe(self, vector: bytes | None, *, model: str, dimension: int) -> Stored:
+        """What a row holds once it has a vector of a model (little-endian float32), or none."""
+        values: dict[str, int | str | None] = {
+            "embedding_dim": None if vector is None else dimension,
+            "embedding_space": None if vector is None else space_stamp(model),
+        }
+        others = " ".join(
+            _described(column, value) for column, value in values.items() if column in self.columns
+        )
+        return Stored(None if vector is None else encode(np.frombuffer(vector, "<f4")), others)
 
     @contextmanager
     def replacing(self) -> Iterator[Replacement]:
@@ -93,27 +173,58 @@ class AiMemoryStore:
                     "resume recording with ai-memory and run again"
                 )
 
-    def rows_in(self, db: sqlite3.Connection, keys: KeyRange) -> list[Row]:
-        """Read the rows of a range over a connection, in key order."""
-        conditions, values = [], []
+    def rows_in(self, db: sqlite3.Connection, keys: KeyRange, *, with_stored: bool) -> list[Row]:
+        """Read the rows of a range over a connection, in key order; see `read_range`."""
+        conditions = []
         if keys.after is not None:
-            conditions.append("id > ?")
-            values.append(keys.after)
+            conditions.append("id > :after")
         if keys.until is not None:
             # A TEXT PRIMARY KEY may be NULL; such rows sort first, so the first range has them.
-            conditions.append("id <= ?")
-            values.append(keys.until)
+            conditions.append("id <= :until")
         if self.namespace is not None:
             # The plus keeps SQLite on the key's index; the namespace's would cost a scan a range.
-            conditions.append("+namespace = ?")
-            values.append(self.namespace)
+            conditions.append("+namespace = :namespace")
+        if not with_stored:
+            conditions.append(self.meant)
         where = " AND ".join(conditions) or "TRUE"
-        select = f"SELECT {self._row_columns} FROM memories WHERE "
-        rows = db.execute(f"{select} {where} ORDER BY id", values).fetchall()
+        columns = self._row_columns + (f", {self._stored_columns}" if with_stored else "")
+        select = f"SELECT {columns} FROM memories WHERE "
+        values = self.values | {"after": keys.after, "until": keys.until}
+        found = db.execute(f"{select} {where} ORDER BY id", values).fetchall()
         if keys.after is None and keys.until is not None:
-            where = where.replace("id <= ?", "id IS NULL")
-            rows = db.execute(f"{select} {where}", values[1:]).fetchall() + rows
-        return [_row(row) for row in rows]
+            where = where.replace("id <= :until", "id IS NULL")
+            found = db.execute(f"{select} {where}", values).fetchall() + found
+        rows = [_row(row) for row in found]
+        named = self.selection.keys
+        if named is None:
+            return rows
+        if with_stored:
+            return [replace(row, meant=row.key in named) for row in rows]
+        return [row for row in rows if row.key in named]
+
+    @property
+    def meant(self) -> str:
+        """The SQL condition for a row that the run is about."""
+        lengths = "length(embedding) IN (4 * :dimension, 1 + 4 * :dimension)"
+        match self.selection.mode:
+            case Mode.MISSING_ONLY:
+                return "embedding IS NULL"
+            case Mode.SKIP_CURRENT_SPACE:
+                return f"NOT (ifnull(embedding_space, '') = :stamp AND ifnull({lengths}, FALSE))"
+            case Mode.STAMP_ONLY:
+                return f"ifnull(embedding_space, '') <> :stamp AND ifnull({lengths}, FALSE)"
+            case _:
+                return "TRUE"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What is bound to the names in the conditions."""
+        selection = self.selection
+        return {
+            "namespace": self.namespace,
+            "stamp": selection.stamp,
+            "dimension": selection.dimension,
+        }
 
     @property
     def _row_columns(self) -> str:
@@ -122,8 +233,27 @@ class AiMemoryStore:
         return (
             f"rowid, CASE typeof(id) WHEN 'text' THEN CAST(id AS BLOB) END, {encrypted}, "
             f"{TEXT_BYTES}, CASE WHEN {fits} THEN ifnull(CAST(title AS BLOB), x'') END, "
-            f"CASE WHEN {fits} THEN ifnull(CAST(content AS BLOB), x'') END"
+            f"CASE WHEN {fits} THEN ifnull(CAST(content AS BLOB), x'') END, "
+            f"CAST(namespace AS BLOB), {self.meant}"
         )
+
+    @property
+    def _stored_columns(self) -> str:
+        """What a replacement touches: the vector's bytes, and the rest as `_described` has it.
+
+        hex() shows a text's or a BLOB's bytes and a number's digits, whatever they are.
+        """
+        others = [
+            f"'{column}=' || typeof({column}) || ':' || hex({column})"
+            for column in REPLACED_COLUMNS
+            if column in self.columns
+        ]
+        odd = (
+            "CASE WHEN typeof(embedding) IN ('null', 'blob') THEN '' "
+            "ELSE ' embedding=' || typeof(embedding) || ':' || hex(embedding) END"
+        )
+        described = " || ' ' || ".join(others) or "''"
+        return f"CASE typeof(embedding) WHEN 'blob' THEN embedding END, {described} || {odd}"
 
     @property
     def encrypted(self) -> str:
@@ -169,26 +299,30 @@ class Replacement:
         self._db = db
 
     def read_range(self, keys: KeyRange) -> list[Row]:
-        """Read the rows of a range as this transaction sees them, in key order."""
-        return self._store.rows_in(self._db, keys)
+        """Read the rows of a range as this transaction sees them, with what they hold."""
+        return self._store.rows_in(self._db, keys, with_stored=True)
 
-    def put(self, vectors: Sequence[tuple[int, bytes]], *, dimension: int, model: str) -> None:
-        """Store vectors (rowid, little-endian float32); nothing else of a row changes.
+    def put(self, changes: Sequence[tuple[int, Stored]]) -> None:
+        """Store what rows (by rowid) are to hold; nothing else of a row changes.
 
         Written in the order of rowids, the file's own: twice as fast as in that of keys.
         """
-        described = {"embedding_dim": dimension, "embedding_space": space_stamp(model)}
-        columns = [column for column in described if column in self._store.columns]
-        values = [described[column] for column in columns]
-        changes = ", ".join(f"{column} = ?" for column in ["embedding", *columns])
-        written = self._db.executemany(
-            f"UPDATE memories SET {changes} WHERE rowid = ?",
-            ((encode(np.frombuffer(raw, "<f4")), *values, rowid) for rowid, raw in sorted(vectors)),
-        ).rowcount
-        if written != len(vectors):
+        written = 0
+        ordered = sorted(changes, key=lambda change: change[0])
+        for others, group in groupby(ordered, key=lambda change: change[1].others):
+            columns = _parsed(others)
+            settings = ", ".join(f"{column} = {place}" for column, place, _ in columns)
+            values = [value for _, _, value in columns]
+            odd = any(column == "embedding" for column, _, _ in columns)
+            first = "" if odd else "embedding = ?" + (", " if settings else "")
+            written += self._db.executemany(
+                f"UPDATE memories SET {first}{settings} WHERE rowid = ?",
+                ((*([] if odd else [row.vector]), *values, rowid) for rowid, row in group),
+            ).rowcount
+        if written != len(changes):
             raise StoreError(
-                f"SQLite replaced {written} of {len(vectors)} vectors of {self._store.path}; "
-                "the transaction was undone and the store is unchanged"
+                f"SQLite wrote {written} of {len(changes)} rows of {self._store.path}; "
+                "the transaction was undone and the store is as it was"
             )
 
 
@@ -258,6 +392,48 @@ _FAMILIES = {
 }
 
 
+REPLACED_COLUMNS = ("embedding_dim", "embedding_space")
+"""The columns that a replacement sets besides the vector, where they exist."""
+
+
+def _described(column: str, value: int | str | None) -> str:
+    """Describe what a column holds: its name, its type in SQLite and its bytes.
+
+    >>> _described("embedding_dim", 384), _described("embedding_space", None)
+    ('embedding_dim=integer:333834', 'embedding_space=null:')
+    """
+    kind = {int: "integer", str: "text", type(None): "null"}[type(value)]
+    content = "" if value is None else str(value)
+    return f"{column}={kind}:{content.encode().hex().upper()}"
+
+
+@lru_cache(maxsize=64)
+def _parsed(others: str) -> tuple[tuple[str, str, Any], ...]:
+    """Read what `_described` gave: (column, placeholder, value) for each.
+
+    >>> _parsed("embedding_dim=integer:333834 embedding_space=text:61")
+    (('embedding_dim', '?', 384), ('embedding_space', 'CAST(? AS TEXT)', b'a'))
+    """
+    return tuple(_parsed_column(described) for described in others.split())
+
+
+def _parsed_column(described: str) -> tuple[str, str, Any]:
+    column, _, value = described.partition("=")
+    kind, _, digits = value.partition(":")
+    content = bytes.fromhex(digits)
+    match kind:
+        case "null":
+            return column, "?", None
+        case "integer":
+            return column, "?", int(content)
+        case "real":
+            return column, "?", float(content)
+        case "text":  # As bytes, which need not be UTF-8.
+            return column, "CAST(? AS TEXT)", content
+        case _:
+            return column, "?", content
+
+
 def _schema(db: sqlite3.Connection) -> tuple[str | None, list[str], frozenset[str], str]:
     kind = db.execute("SELECT type FROM sqlite_schema WHERE name = 'memories'").fetchone()
     tables = db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name LIMIT 8")
@@ -290,10 +466,12 @@ def _ranges(borders: Sequence[str], total: int, rows: int) -> tuple[KeyRange, ..
     )
 
 
-def _row(values: tuple[int, bytes | None, int, int, bytes | None, bytes | None]) -> Row:
-    rowid, raw_key, encrypted, size, title, content = values
+def _row(values: Sequence[Any]) -> Row:
+    rowid, raw_key, encrypted, size, title, content, raw_namespace, meant, *rest = values
     raw_text = None if title is None or content is None else title + b" " + content
     key, text = _utf8(raw_key), _utf8(raw_text)
+    namespace = (raw_namespace or b"").decode(errors="replace")
+    stored = Stored(*rest) if rest else None
     cause, reason = Cause.NOT_TEXT, ""
     if key is None:
         key, reason = f"rowid {rowid}", "its id is not text"
@@ -305,9 +483,10 @@ def _row(values: tuple[int, bytes | None, int, int, bytes | None, bytes | None])
     elif text is None or raw_text is None:
         reason = "its text is not valid UTF-8"
     else:
-        return Row(key, rowid, text, text_digest(raw_text))
-    skipped = Skipped(key, cause, reason)
-    return Row(key, rowid, "", skipped_digest(skipped), skipped)
+        digest = text_digest(raw_text)
+        return Row(key, rowid, text, digest, None, namespace, bool(meant), stored)
+    skipped = Skipped(key, cause, reason, namespace)
+    return Row(key, rowid, "", skipped_digest(skipped), skipped, namespace, bool(meant), stored)
 
 
 def _utf8(raw: bytes | None) -> str | None:

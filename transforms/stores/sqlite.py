@@ -59,7 +59,13 @@ def check_file(path: Path) -> bool:
     return header[18] == _WAL_VERSION
 
 
-def read_only(path: Path, *, wal: bool, query: Callable[[sqlite3.Connection], T]) -> T:
+def read_only(
+    path: Path,
+    *,
+    wal: bool,
+    query: Callable[[sqlite3.Connection], T],
+    busy_seconds: float | None = None,
+) -> T:
     """Run `query` on a read-only connection that leaves no file behind; it may run twice.
 
     A plain read-only connection to a WAL database makes `-wal` and `-shm` and leaves them
@@ -79,7 +85,7 @@ def read_only(path: Path, *, wal: bool, query: Callable[[sqlite3.Connection], T]
         else:
             if _traces(path) == before:
                 return result
-    with translated(path), closing(_open(path, "mode=ro")) as connection:
+    with translated(path), closing(_open(path, "mode=ro", busy_seconds)) as connection:
         return query(connection)
 
 
@@ -128,19 +134,30 @@ def check_writable(path: Path) -> None:
 
     A write that another process left half done is rolled back by this, as by any other use.
     """
-    # SQLite would open a read-only WAL database all the same, and leave files beside it.
-    for place in (path, path.parent):
-        if not os.access(place, os.W_OK):
-            raise StoreError(_SENTENCES["SQLITE_READONLY"].format(path=path))
+    check_access(path)
     with write_transaction(path, busy_seconds=BUSY_SECONDS):
         pass  # Taking the write lock is the test; an empty transaction writes nothing.
 
 
-def _open(path: Path, mode: str, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
+def check_access(path: Path) -> None:
+    """Refuse a database that this user may not write."""
+    # SQLite would open a read-only WAL database all the same, and leave files beside it.
+    for place in (path, path.parent):
+        if not os.access(place, os.W_OK):
+            raise StoreError(_SENTENCES["SQLITE_READONLY"].format(path=path))
+
+
+def find_damage(connection: sqlite3.Connection) -> list[str]:
+    """What SQLite's quick check finds wrong with the file; nothing for a sound one."""
+    found = [str(line) for (line,) in connection.execute("PRAGMA quick_check(1)")]
+    return [] if found == ["ok"] else [" ".join(line.split()) for line in found]
+
+
+def _open(path: Path, mode: str, busy_seconds: float | None = None) -> sqlite3.Connection:
     return sqlite3.connect(
         f"file:{quote(os.fsencode(path))}?{mode}",
         uri=True,
-        timeout=busy_seconds,
+        timeout=BUSY_SECONDS if busy_seconds is None else busy_seconds,
         isolation_level=None,
     )
 

@@ -20,15 +20,18 @@ _BLOB_DIMENSION = (
 
 @dataclass(frozen=True)
 class Survey:
-    """Counts of the rows that are meant: all, or those of one namespace.
+    """Counts of the rows of a store, or of one namespace of it.
 
-    `dimensions` counts the stored vectors by length; 0 stands for one that can't be decoded.
-    `by_rule` counts the rows that will be skipped without being offered to the model.
-    Where no row is meant, `existing` names the namespaces that there are.
+    `meant` of them are those that the run is about. `dimensions` counts the stored vectors by
+    length; 0 stands for one that can't be decoded. `vector_bytes` is the size of all of them.
+    `by_rule` counts the rows, of those that are meant, that will be skipped without being
+    offered to the model. Where there is no row, `existing` names the namespaces that there are.
     """
 
     rows: int
+    meant: int
     with_vector: int
+    vector_bytes: int
     namespaces: Mapping[str, int]
     dimensions: Mapping[int, int]
     by_rule: Mapping[Cause, int]
@@ -37,7 +40,7 @@ class Survey:
     @property
     def to_embed(self) -> int:
         """Rows that will be offered to the model."""
-        return self.rows - sum(self.by_rule.values())
+        return self.meant - sum(self.by_rule.values())
 
 
 def take_survey(store: AiMemoryStore) -> Survey:
@@ -53,22 +56,32 @@ def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
     groups = db.execute(
         f"SELECT CAST(namespace AS BLOB), CASE WHEN embedding IS NOT NULL THEN {dimension} END, "
         f"CASE WHEN {store.encrypted} THEN 1 WHEN {TEXT_BYTES} > {TEXT_CAP_BYTES} THEN 2 "
-        f"WHEN typeof(id) <> 'text' THEN 3 ELSE 0 END, count(*) "
-        "FROM memories WHERE ?1 IS NULL OR namespace = ?1 GROUP BY 1, 2, 3",
-        (store.namespace,),
+        f"WHEN typeof(id) <> 'text' THEN 3 ELSE 0 END, {store.meant}, count(*), "
+        "sum(ifnull(length(CAST(embedding AS BLOB)), 0)) "
+        "FROM memories WHERE :namespace IS NULL OR namespace = :namespace GROUP BY 1, 2, 3, 4",
+        store.values,
     )
     namespaces: Counter[str] = Counter()
     dimensions: Counter[int] = Counter()
     rules: Counter[int] = Counter()
-    for raw_namespace, stored_dimension, rule, rows in groups:
+    meant = vector_bytes = 0
+    for raw_namespace, stored_dimension, rule, is_meant, rows, size in groups:
         namespaces[(raw_namespace or b"").decode(errors="replace")] += rows
         if stored_dimension is not None:
             dimensions[stored_dimension] += rows
-        rules[rule] += rows
+        vector_bytes += size
+        if is_meant:
+            meant += rows
+            rules[rule] += rows
+    named = store.selection.keys
+    if named is not None:
+        meant, rules = len(named), Counter()
     causes = {1: Cause.ENCRYPTED, 2: Cause.OVER_CAP, 3: Cause.NOT_TEXT}
     return Survey(
         rows=namespaces.total(),
+        meant=meant,
         with_vector=dimensions.total(),
+        vector_bytes=vector_bytes,
         namespaces=dict(namespaces.most_common()),
         dimensions=dict(sorted(dimensions.items())),
         by_rule={cause: rules[rule] for rule, cause in causes.items() if rules[rule]},

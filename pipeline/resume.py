@@ -1,0 +1,105 @@
+"""Which run goes on: an earlier one that did not come to its end, or a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.words import places
+from transforms.embedders import Target
+from transforms.errors import IncompleteError, RunError, UsageError
+from transforms.modes import Mode
+from transforms.staging import Manifest, RunDirectory, Scope, State, find_runs, spans
+from transforms.staging.runs import SKIPPED
+
+Runs = Sequence[tuple[RunDirectory, Manifest]]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An earlier run that did not come to its end."""
+
+    run: RunDirectory
+    manifest: Manifest
+
+
+def find_earlier(runs: Runs, scope: Scope, target: Target, *, fresh: bool) -> Earlier | None:
+    """Find the run that the same command would go on with; None if there is none.
+
+    Raises IncompleteError if a replacement was begun and this command does not finish it, and
+    RunError if the target is not the one that the run was begun with.
+    """
+    for run, manifest in runs:
+        if not manifest.state.incomplete:
+            continue
+        if manifest.state is State.ROLLING_BACK:
+            raise IncompleteError(f"{describe(run, manifest)}; finish it with reembed rollback")
+        differences = target.differences(manifest.target)
+        if differences or manifest.scope != scope or fresh:
+            raise IncompleteError(
+                f"{describe(run, manifest)}; finish it with its own command, or undo it with "
+                "reembed rollback, before another one"
+            )
+        return Earlier(run, manifest)
+    for run, manifest in reversed(runs):
+        if manifest.state is not State.STAGING or manifest.scope != scope:
+            continue
+        differences = target.differences(manifest.target)
+        if fresh:
+            return None
+        if differences:
+            raise RunError(
+                f"the run {run.run_id} has staged rows for another target: "
+                f"{'; '.join(differences)}; mixing the two would be wrong: give the same target "
+                "as before, or start over with --fresh"
+            )
+        return Earlier(run, manifest)
+    return None
+
+
+def find_scope(runs: Runs, *, namespace: str | None, mode: Mode) -> Scope:
+    """Which rows the command is about.
+
+    To retry skipped rows means those of the run that is not finished or, if all are, of the
+    last one. Raises UsageError if there is none.
+    """
+    if mode is not Mode.RETRY_SKIPPED:
+        return Scope(namespace, str(mode))
+    for run, manifest in reversed(runs):
+        if manifest.scope.namespace != namespace or manifest.state is State.ROLLED_BACK:
+            continue
+        if not manifest.state.ended:
+            return manifest.scope
+        keys = [str(row["id"]) for row in run.read_lines(SKIPPED)]
+        return Scope(namespace, str(mode), tuple(sorted(keys)))
+    raise UsageError("there is no run whose skipped rows could be tried again; run without it")
+
+
+def describe(run: RunDirectory, manifest: Manifest) -> str:
+    """Say how far a run has come that may have written to the store."""
+    target = f"{manifest.target['model']} ({manifest.target['dimension']}-dim)"
+    if manifest.state is State.ROLLING_BACK:
+        return f"run {run.run_id} (to {target}) is half rolled back"
+    if len(manifest.done) == len(manifest.ranges):
+        return (
+            f"run {run.run_id} (to {target}) has replaced all ranges but not come to its end: some "
+            "rows may be left that were added or edited meanwhile"
+        )
+    return (
+        f"the replacement by run {run.run_id} (to {target}) is incomplete: of ranges 0-"
+        f"{len(manifest.ranges) - 1}, {places(spans(manifest.done))} hold new vectors, and "
+        f"{places(spans(manifest.writing))} were being written"
+    )
+
+
+def fresh_runs(runs: Runs, scope: Scope) -> list[RunDirectory]:
+    """The unfinished runs that --fresh does away with."""
+    return [
+        run for run, manifest in runs if manifest.state is State.STAGING and manifest.scope == scope
+    ]
+
+
+def list_runs(database: Path, run_dir: str | None) -> Runs:
+    """The runs on a database, the oldest first."""
+    return find_runs(database, Path(run_dir).expanduser().absolute() if run_dir else None)

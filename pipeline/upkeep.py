@@ -1,0 +1,337 @@
+"""What an operator does with runs afterwards: status, verify, rollback and cleanup.
+
+Each gives a `Report`: the result as text and as JSON, and the exit code. None imports Beam.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.options import CommandOptions
+from pipeline.resume import Runs, describe, list_runs
+from pipeline.words import counts, one_line, places, size, table
+from transforms.embedders import Target, cosines, load_embedder, probe_embedder, same_vectors
+from transforms.errors import (
+    EmbedderError,
+    IncompleteError,
+    ReembedError,
+    StoreError,
+    UsageError,
+    VerifyError,
+)
+from transforms.modes import Mode
+from transforms.replacing import ReplaceJob, Rules
+from transforms.rollback import RolledBack, roll_back
+from transforms.staging import (
+    Manifest,
+    RunDirectory,
+    State,
+    lock_database,
+    lock_holder,
+    new_token,
+    remove_run,
+    spans,
+    tree_bytes,
+)
+from transforms.staging.runs import LEFT, ROLLBACK
+from transforms.stamp import WITNESS_COSINE
+from transforms.stores import AiMemoryStore, decode, open_store
+from transforms.verify import WRONG, sample_rows, verify_rows
+
+SAMPLED_ROWS = 64
+"""Rows that `verify` embeds again."""
+
+_NAMED_ROWS = 20
+"""Rows that are named on stderr; all are in the run directory."""
+
+_logger = logging.getLogger("reembed")
+
+_NEXT = {
+    State.STAGING: "the same command goes on; --fresh starts over",
+    State.REPLACING: "the same command finishes it; reembed rollback undoes it",
+    State.REPLACED: "reembed verify checks it; reembed rollback undoes it",
+    State.ROLLING_BACK: "reembed rollback finishes it",
+    State.ROLLED_BACK: "reembed cleanup removes it",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A result as text and as JSON; `trouble` is what the exit code comes from, if not 0."""
+
+    text: str
+    values: Mapping[str, Any]
+    trouble: ReembedError | None = None
+
+    @property
+    def json(self) -> str:
+        """The result as one line of JSON."""
+        return json.dumps({"schema_version": 1, **self.values}, ensure_ascii=False)
+
+
+def run_command(options: CommandOptions, database: Path) -> Report:
+    """Do what the command says; raise ReembedError for what keeps it from it."""
+    store = open_store(database)
+    runs = list_runs(store.path, options.run_dir)
+    match options.command:
+        case "status":
+            return show_status(store, runs)
+        case "verify":
+            return verify(store, _choose(runs, options.run, State.REPLACED, State.REPLACING))
+        case "rollback":
+            undoable = (State.REPLACED, State.REPLACING, State.ROLLING_BACK)
+            return undo(store, _choose(runs, options.run, *undoable))
+        case _:
+            return clean_up(store, runs, named=options.run, yes=options.yes)
+
+
+def show_status(store: AiMemoryStore, runs: Runs) -> Report:
+    """Say of each run its state, rows, skips, size on disk and next step."""
+    values = [_status_values(store, run, manifest) for run, manifest in runs]
+    texts = [_status_text(value) for value in values]
+    text = "\n\n".join(texts) or f"no runs on {store.path}; nothing is staged, nothing to undo"
+    holder = lock_holder(store.path)
+    if holder:
+        text = f"at work on {store.path}: {holder}\n\n{text}"
+    unfinished = [(run, manifest) for run, manifest in runs if manifest.state.incomplete]
+    trouble = IncompleteError(f"{describe(*unfinished[0])}") if unfinished else None
+    found = {"database": str(store.path), "at_work": holder, "runs": values}
+    return Report(text, found, trouble)
+
+
+def _status_values(store: AiMemoryStore, run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
+    outcome = manifest.outcome
+    new = _new_ranges(store, run, manifest) if manifest.state is State.REPLACING else frozenset()
+    return {
+        "run_id": run.run_id,
+        "state": str(manifest.state),
+        "started": manifest.started,
+        "stopped": manifest.stopped,
+        "model": manifest.target["model"],
+        "dim": manifest.target["dimension"],
+        "namespace": manifest.scope.namespace,
+        "mode": manifest.scope.mode,
+        "rows": manifest.rows,
+        "staged": run.staged_rows() if run.shards.is_dir() else None,
+        "reembedded": outcome.get("reembedded"),
+        "skipped": outcome.get("skipped"),
+        "remaining": outcome.get("remaining"),
+        "ranges": len(manifest.ranges),
+        "ranges_replaced": spans(new),
+        "rows_in_ranges_replaced": sum(k.rows for k in manifest.ranges if k.index in new),
+        "bytes": tree_bytes(run.path),
+        "backup_bytes": tree_bytes(run.backup),
+        "run_directory": str(run.path),
+        "next": _NEXT[manifest.state],
+    }
+
+
+def _new_ranges(store: AiMemoryStore, run: RunDirectory, manifest: Manifest) -> frozenset[int]:
+    """The ranges that hold new vectors; of the transaction begun last, the table tells."""
+    job = _job(store, run, manifest)
+    writing = [keys for keys in manifest.ranges if keys.index in manifest.writing]
+    matches = [job.match(keys, with_stored=True) for keys in writing]
+    return manifest.done | {match.index for match in matches if match.done and not match.changes}
+
+
+def _status_text(values: Mapping[str, Any]) -> str:
+    new, last = places(values["ranges_replaced"]), values["ranges"] - 1
+    lines = {
+        "state": values["state"] + (f" ({values['stopped']})" if values["stopped"] else ""),
+        "target": f"{values['model']} ({values['dim']}-dim)",
+        "about": f"{values['mode']}, "
+        + ("all namespaces" if values["namespace"] is None else f"namespace {values['namespace']}"),
+        "rows": f"{values['rows']:,}",
+        "staged": f"{values['staged'] or 0:,}",
+        "re-embedded": f"{values['reembedded'] or 0:,}",
+        "skipped": f"{values['skipped'] or 0:,}",
+        "remaining": f"{values['remaining'] or 0:,}",
+        "new vectors": f"in ranges {new} of 0-{last}: {values['rows_in_ranges_replaced']:,} rows; "
+        "the others hold the previous ones",
+        "on disk": f"{size(values['bytes'])}, of which the backup {size(values['backup_bytes'])}",
+        "directory": values["run_directory"],
+        "next": values["next"],
+    }
+    unless = {
+        "staged": values["staged"] is None,
+        "re-embedded": values["reembedded"] is None,
+        "skipped": values["skipped"] is None,
+        "remaining": not values["remaining"],
+        "new vectors": values["state"] != State.REPLACING or values["remaining"],
+    }
+    shown = {name: line for name, line in lines.items() if not unless.get(name)}
+    return f"run {values['run_id']}, begun {values['started']}\n" + table(shown)
+
+
+def verify(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
+    """Check the table against a run, and a sample of its rows against the model."""
+    run, manifest = chosen
+    target = Target(**manifest.target)
+    job = _job(store, run, manifest)
+    findings = verify_rows(
+        job.store,
+        run,
+        manifest.ranges,
+        dimension=target.dimension,
+        normalized=target.normalized,
+    )
+    embedder = load_embedder(target)
+    if not same_vectors(np.array(manifest.probe, dtype=np.float32), probe_embedder(embedder)):
+        raise EmbedderError(
+            f"{target} does not behave as it did when the run {run.run_id} began, so its rows "
+            "can't be checked with it; bring the former model back"
+        )
+    sample = sample_rows(job.store, run, manifest.ranges, count=SAMPLED_ROWS)
+    lowest = None
+    if sample:
+        stored = np.vstack([decode(row.stored.vector or b"") for row in sample if row.stored])
+        found = cosines(embedder.embed([row.text for row in sample]), stored)
+        lowest = float(found.min())
+        for row, cosine in zip(sample, found, strict=True):
+            if cosine < WITNESS_COSINE:
+                findings.fault("other vector", row.key)
+    for kind, keys in findings.keys.items():
+        for key in keys[:_NAMED_ROWS]:
+            _logger.warning("[%s] row %s holds %s", run.run_id, one_line(key), WRONG[kind])
+    wrong = sum(findings.wrong.values())
+    trouble: ReembedError | None = None
+    if manifest.state.incomplete:
+        trouble = IncompleteError(f"{describe(run, manifest)}; finish it or roll back")
+    elif wrong:
+        trouble = VerifyError(
+            f"{wrong} findings in {store.path}; run again to re-embed the rows that are wrong"
+        )
+    lines = {
+        "run": run.run_id,
+        "rows checked": f"{findings.checked:,}",
+        "changed since": f"{findings.changed:,} (a new text and vector by another program)",
+        "not of the run": f"{findings.unwritten:,} (skipped, or added since)",
+        "sample": f"{len(sample)} rows embedded again, lowest cosine "
+        + ("-" if lowest is None else f"{lowest:.6f}"),
+        "wrong": counts({WRONG[kind]: count for kind, count in findings.wrong.items()}),
+    }
+    values = {
+        "run_id": run.run_id,
+        "checked": findings.checked,
+        "changed": findings.changed,
+        "unwritten": findings.unwritten,
+        "sampled": len(sample),
+        "lowest_cosine": lowest,
+        "wrong": dict(findings.wrong),
+        "wrong_ids": findings.keys,
+    }
+    head = "all is as the run left it" if not wrong else f"{wrong} findings"
+    return Report(f"reembed verify: {head}\n\n{table(lines)}", values, trouble)
+
+
+def undo(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
+    """Put the previous vectors back where rows still hold what a run wrote."""
+    run, manifest = chosen
+    store.check_access()
+    with lock_database(store.path):
+        store.check_writable()
+        if run.read_manifest() != manifest:
+            raise StoreError(f"another process has worked on the run {run.run_id}; try again")
+        attempt = new_token()
+        run.set_reserve()
+        _, lost = run.remove_damaged()
+        for name in lost:
+            _logger.warning("[%s] the backup file %s is damaged and can't help", run.run_id, name)
+        run.write_manifest(replace(manifest, attempt=attempt))
+        job = _job(store, run, manifest)
+        try:
+            result = roll_back(job.store, run, manifest.ranges, attempt=attempt)
+        except ReembedError as error:
+            raise IncompleteError(
+                f"{error}; the rollback of run {run.run_id} is incomplete: try it again"
+            ) from error
+        values = _undo_values(run, result)
+        run.write_lines(LEFT, ({"id": key, "reason": why} for key, why in result.left.items()))
+        run.write_json(ROLLBACK, values)
+        run.advance(attempt, state=State.ROLLED_BACK, writing=frozenset(), stopped=None)
+        run.remove_shards()
+    for key, why in list(result.left.items())[:_NAMED_ROWS]:
+        _logger.warning("[%s] row %s is left as it is: %s", run.run_id, one_line(key), why)
+    lines = {
+        "restored": f"{result.restored:,} rows hold their previous vectors again",
+        "as before": f"{result.unchanged:,} rows",
+        "left": f"{len(result.left):,} rows"
+        + (f" (named in {run.path / LEFT})" if result.left else ""),
+        "next": "set the ai-memory daemon back to the former model and restart it",
+    }
+    return Report(f"reembed: run {run.run_id} is rolled back\n\n{table(lines)}", values)
+
+
+def _undo_values(run: RunDirectory, result: RolledBack) -> dict[str, Any]:
+    return {
+        "run_id": run.run_id,
+        "restored": result.restored,
+        "unchanged": result.unchanged,
+        "left": len(result.left),
+        "left_by_reason": dict(Counter(result.left.values())),
+    }
+
+
+def clean_up(store: AiMemoryStore, runs: Runs, *, named: str | None, yes: bool) -> Report:
+    """Remove runs that have ended; the newest backup only if `yes`.
+
+    Without a name: all that have ended. By its name also one that is not finished.
+    """
+    incomplete = [(run, manifest) for run, manifest in runs if manifest.state.incomplete]
+    if incomplete:
+        raise IncompleteError(f"{describe(*incomplete[0])}; finish it or roll back before cleaning")
+    replaced = [run for run, manifest in runs if manifest.state is State.REPLACED]
+    if named is not None and named not in [run.run_id for run, _ in runs]:
+        raise UsageError(f"there is no run {named}; reembed status names those that there are")
+    removed, kept = [], {}
+    freed = 0
+    with lock_database(store.path):
+        for run, manifest in runs:
+            if named not in (None, run.run_id):
+                continue
+            if named is None and not manifest.state.ended:
+                kept[run.run_id] = "it is not finished; --run names it to remove it all the same"
+            elif run in replaced[-1:] and not yes:
+                kept[run.run_id] = (
+                    "it is the only way back to the previous vectors; --yes removes it"
+                )
+            else:
+                freed += tree_bytes(run.path)
+                remove_run(run, store.path)
+                removed.append(run.run_id)
+    lines = dict.fromkeys(removed, "removed") | {k: f"kept: {why}" for k, why in kept.items()}
+    text = f"reembed: {len(removed)} runs removed, {size(freed)} freed"
+    values = {"removed": removed, "kept": kept, "freed_bytes": freed}
+    return Report(text + (f"\n\n{table(lines)}" if lines else ""), values)
+
+
+def _choose(runs: Runs, named: str | None, *states: State) -> tuple[RunDirectory, Manifest]:
+    """The newest run in one of these states, or the one that is named."""
+    fitting = [(run, m) for run, m in runs if named in (None, run.run_id) and m.state in states]
+    unfinished = [(run, m) for run, m in fitting if m.state.incomplete]
+    if fitting:
+        return (unfinished or fitting)[-1]
+    others = [m for run, m in runs if named == run.run_id]
+    if others:
+        raise UsageError(f"the run {named} is {others[0].state}, so there is nothing to do with it")
+    what = "there is no run that has replaced anything" if named is None else f"no run is {named}"
+    raise UsageError(f"{what}; reembed status shows what there is")
+
+
+def _job(store: AiMemoryStore, run: RunDirectory, manifest: Manifest) -> ReplaceJob:
+    """The replacement of a run, as far as it can be told from its manifest."""
+    target = Target(**manifest.target)
+    scope = manifest.scope
+    keys = None if scope.keys is None else frozenset(scope.keys)
+    selected = replace(store, namespace=scope.namespace).select(
+        Mode(scope.mode), model=target.model, dimension=target.dimension, keys=keys
+    )
+    return ReplaceJob(selected, run, manifest.ranges, target, Rules(), manifest.attempt)

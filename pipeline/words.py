@@ -1,0 +1,63 @@
+"""How numbers, names and tables are put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_SHOWN = 10
+
+
+def one_line(text: str) -> str:
+    """Escape what would break a line, as the name of a row or of a file may.
+
+    >>> one_line("a\\nb 日本")
+    'a\\\\nb 日本'
+    """
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def duration(seconds: float) -> str:
+    """Give a time as a person would.
+
+    >>> duration(12.34), duration(185)
+    ('12.3 s', '3 min 5 s')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def size(count: int) -> str:
+    """Give a number of bytes as a person would.
+
+    >>> size(12), size(3_456_789)
+    ('12 bytes', '3.5 MB')
+    """
+    return f"{count} bytes" if count < 1_000 else f"{count / 1e6:,.1f} MB"
+
+
+def counts(numbers: Mapping[Any, int]) -> str:
+    """List counts, the rarest left out if there are many.
+
+    >>> counts({"notes": 1200, "global": 3})
+    'notes 1,200, global 3'
+    """
+    shown = [f"{name} {count:,}" for name, count in list(numbers.items())[:_SHOWN]]
+    left = len(numbers) - len(shown)
+    return ", ".join(shown + ([f"and {left} more"] if left else [])) or "none"
+
+
+def table(lines: Mapping[str, str]) -> str:
+    """Lay out names and values in two columns."""
+    width = max(map(len, lines)) + 2
+    return "\n".join(f"{name:<{width}}{value}" for name, value in lines.items())
+
+
+def places(spans: Iterable[tuple[int, int]]) -> str:
+    """Name whole numbers by their runs.
+
+    >>> places([(0, 4), (9, 9)]), places([])
+    ('0-4, 9', 'none')
+    """
+    return ", ".join(f"{a}-{b}" if a < b else f"{a}" for a, b in spans) or "none"

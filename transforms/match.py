@@ -1,0 +1,162 @@
+"""Match: the rows of a range as they are now, with what a run has staged and written for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from transforms.rows import Cause, Row, Saved, StagedRow, Stored, Summary, vector_digest
+from transforms.staging import Ledger
+
+Describe = Callable[[bytes | None], Stored]
+"""What a row holds once it has this vector (little-endian float32), or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A row that is to be written: what it holds, and what it is to hold."""
+
+    row: Row
+    new: Stored
+    skipped: Cause | None = None
+
+
+@dataclass
+class Match:
+    """What becomes of the rows of a range.
+
+    `done` hold their new vector, of which `equal` held it before the run; `kept` are skipped
+    rows, `changes` are to be written, and `unstaged` are the keys of rows that are new or
+    edited. `foreign` counts the vectors, of rows that get none now, which this run has not
+    made.
+    """
+
+    index: int
+    done: int = 0
+    equal: list[Change] = field(default_factory=list)
+    kept: Counter[Cause] = field(default_factory=Counter)
+    changes: list[Change] = field(default_factory=list)
+    unstaged: list[str] = field(default_factory=list)
+    foreign: int = 0
+
+    @property
+    def before(self) -> Summary:
+        """The summary as it will be once the changes are written."""
+        kept = self.kept + Counter(c.skipped for c in self.changes if c.skipped is not None)
+        return Summary(
+            replaced=self.done + sum(change.skipped is None for change in self.changes),
+            kept=kept,
+            remaining=len(self.unstaged),
+            changed=frozenset([self.index] if self.unstaged else []),
+        )
+
+    @property
+    def after(self) -> Summary:
+        """The summary as it is: what would still have to be written remains."""
+        left = len(self.unstaged) + len(self.changes)
+        return Summary(
+            replaced=self.done,
+            kept=self.kept,
+            remaining=left,
+            in_old_space=self.foreign,
+            changed=frozenset([self.index] if left else []),
+        )
+
+    @property
+    def remaining(self) -> list[str]:
+        """The keys of the rows that remain."""
+        return self.unstaged + [change.row.key for change in self.changes]
+
+
+def match_rows(
+    index: int,
+    rows: Iterable[Row],
+    staged: Iterable[StagedRow],
+    *,
+    ledger: Ledger,
+    describe: Describe,
+    clear_skipped: bool = False,
+) -> Match:
+    """Match rows with what is staged for them; the last that is staged for a text counts.
+
+    Rows that were read without what they hold are counted as done: they say only whether their
+    texts are staged. With `clear_skipped`, a skipped row is to hold no vector.
+    """
+    by_text = {(row.key, row.digest): row for row in staged}
+    match = Match(index)
+    for row in rows:
+        if not concerns(row, ledger):
+            continue
+        found = by_text.get((row.key, row.digest))
+        if found is None:
+            match.unstaged.append(row.key)
+        elif row.stored is None:
+            _count(match, found)
+        elif found.skipped is not None and not clear_skipped:
+            match.kept[found.skipped.cause] += 1
+        else:
+            cause = None if found.skipped is None else found.skipped.cause
+            change = Change(row, describe(found.vector), cause)
+            if change.new == row.stored or has_written(row, ledger):
+                _count(match, found)
+                match.equal += [change] if change.new == row.stored else []
+                continue
+            match.changes.append(change)
+        match.foreign += _is_foreign(row, ledger)
+    return match
+
+
+def concerns(row: Row, ledger: Ledger) -> bool:
+    """Whether a run is about a row: it is meant, or has a vector that the run wrote."""
+    return row.meant or is_ours(row, ledger)
+
+
+def is_ours(row: Row, ledger: Ledger) -> bool:
+    """Whether a row holds a vector that the run wrote, be it for another text."""
+    if row.stored is None:
+        return False
+    saved = ledger.of(row.key)
+    if not saved or row.stored.digest in [old.was for old in saved]:
+        return False
+    return vector_digest(row.stored.vector) in [old.written for old in saved]
+
+
+def has_written(row: Row, ledger: Ledger) -> bool:
+    """Whether a row holds a vector that the run wrote for its present text."""
+    return is_ours(row, ledger) and any(
+        saved.digest == row.digest and saved.written == vector_digest(row.stored.vector)
+        for saved in ledger.of(row.key)
+        if row.stored is not None
+    )
+
+
+def save_rows(changes: Iterable[Change], ledger: Ledger) -> list[Saved]:
+    """What must be in the backup before the changes are written, and is not there yet.
+
+    A vector that the run itself wrote, for another text, is never saved as a previous one.
+    """
+    saved: list[Saved] = []
+    for row, new in ((change.row, change.new) for change in changes):
+        if row.stored is None:
+            raise ValueError(f"the row {row.key} was read without what it holds")
+        written, was = vector_digest(new.vector), row.stored.digest
+        if any(
+            (old.digest, old.written, old.was) == (row.digest, written, was)
+            for old in ledger.of(row.key)
+        ):
+            continue
+        ours = is_ours(row, ledger)
+        saved.append(Saved(row.key, row.digest, written, was, not ours, row.stored))
+    return saved
+
+
+def _count(match: Match, found: StagedRow) -> None:
+    if found.skipped is None:
+        match.done += 1
+    else:
+        match.kept[found.skipped.cause] += 1
+
+
+def _is_foreign(row: Row, ledger: Ledger) -> bool:
+    return row.stored is not None and row.stored.vector is not None and not is_ours(row, ledger)

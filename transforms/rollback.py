@@ -1,0 +1,98 @@
+"""Roll back: what a run has replaced is put back from its backup."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transforms.match import is_ours
+from transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS
+from transforms.rows import KeyRange, Row, Stored, vector_digest
+from transforms.staging import Ledger, RunDirectory, State, read_ledger, saved_ranges
+from transforms.stores import AiMemoryStore
+
+EDITED = "its text was edited since"
+OVERWRITTEN = "its vector was changed by another program since"
+DELETED = "it was deleted since"
+
+
+@dataclass
+class RolledBack:
+    """What a rollback did: rows put back, rows that were as before, rows left, with why."""
+
+    restored: int = 0
+    unchanged: int = 0
+    left: dict[str, str] = field(default_factory=dict)
+
+    def add(self, other: RolledBack) -> None:
+        """Take in what was done to more rows."""
+        self.restored += other.restored
+        self.unchanged += other.unchanged
+        self.left |= other.left
+
+
+def roll_back(
+    store: AiMemoryStore, run: RunDirectory, ranges: Sequence[KeyRange], *, attempt: str
+) -> RolledBack:
+    """Put back what rows held before a run, where they still hold what the run wrote.
+
+    A row is left as it is, and named, if its text or its vector has changed since. Up to
+    50,000 rows are put back in one transaction, more in several short ones; the manifest says
+    `rolling back` meanwhile. Safe to run twice: what was put back is found unchanged.
+    """
+    run.advance(attempt, state=State.ROLLING_BACK)
+    saved = saved_ranges(run.backup)
+    wanted = [keys for keys in ranges if keys.index in saved]
+    at_once = run.read_manifest().rows <= MOST_ROWS_AT_ONCE
+    total = RolledBack()
+    while wanted:
+        started = time.monotonic()
+        done = 0
+        with store.replacing() as table:
+            run.advance(attempt)
+            for keys in wanted:
+                ledger = read_ledger(run.backup, keys.index, with_vectors=True)
+                changes, outcome = restore_rows(table.read_range(keys), ledger)
+                table.put(changes)
+                total.add(outcome)
+                done += 1
+                if not at_once and time.monotonic() - started > TRANSACTION_SECONDS:
+                    break
+        del wanted[:done]
+        if wanted:
+            time.sleep(0.12)  # SQLite's own waiting looks every 0.1 s whether the lock is free.
+    return total
+
+
+def restore_rows(
+    rows: Sequence[Row], ledger: Ledger
+) -> tuple[list[tuple[int, Stored]], RolledBack]:
+    """What the rows of a range are to hold again (by rowid), and what becomes of each."""
+    changes: list[tuple[int, Stored]] = []
+    outcome = RolledBack()
+    for row in rows:
+        saved = ledger.of(row.key)
+        if not saved or row.stored is None:
+            continue
+        if row.stored.digest in [old.was for old in saved if old.restorable]:
+            outcome.unchanged += 1
+        elif not is_ours(row, ledger):
+            outcome.left[row.key] = OVERWRITTEN
+        elif previous := _previous(row, ledger):
+            changes.append((row.rowid, previous))
+            outcome.restored += 1
+        else:
+            outcome.left[row.key] = EDITED
+    present = {row.key for row in rows}
+    outcome.left |= {key: DELETED for key in ledger.keys if key not in present}
+    return changes, outcome
+
+
+def _previous(row: Row, ledger: Ledger) -> Stored | None:
+    """What the row held before the run wrote what it holds now for its present text."""
+    written = vector_digest(row.stored.vector if row.stored else None)
+    for saved in ledger.of(row.key):
+        if (saved.digest, saved.written) == (row.digest, written) and saved.restorable:
+            return saved.stored
+    return None

@@ -1,0 +1,99 @@
+"""The backup: what each row held before a run wrote to it, in Parquet.
+
+    0000007.0000.CHECKSUM.parquet    range 7, its first file; later ones are additions
+
+A file has one row for each row of the store that was written:
+
+    key         string     the row's key
+    digest      16 bytes   of the text that the row had when it was written
+    written     16 bytes   of the new vector as the store encodes it (see `rows.vector_digest`)
+    was         16 bytes   of all that follows (see `rows.Stored`)
+    restorable  bool       whether the previous vector belonged to the same text
+    vector      bytes      the previous vector as it was stored; null for none
+    others      string     the other columns that are replaced, as the store describes them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from transforms.errors import StagingError
+from transforms.rows import DIGEST_BYTES, Saved, Stored
+from transforms.staging.files import read_table, tables, write_table
+
+
+class Ledger:
+    """What a run has saved of the rows of one range, and so what it wrote there."""
+
+    def __init__(self, saved: Iterable[Saved] = ()) -> None:
+        self._by_key: dict[str, list[Saved]] = {}
+        self.add(saved)
+
+    def add(self, saved: Iterable[Saved]) -> None:
+        """Take note of more rows; later ones go before earlier ones."""
+        for row in saved:
+            self._by_key.setdefault(row.key, []).insert(0, row)
+
+    def of(self, key: str) -> Sequence[Saved]:
+        """What was saved of a row, the latest first."""
+        return self._by_key.get(key, ())
+
+    @property
+    def keys(self) -> Iterable[str]:
+        """The keys of the rows of which anything was saved."""
+        return self._by_key.keys()
+
+
+def write_backup(directory: Path, index: int, saved: Sequence[Saved]) -> None:
+    """Save rows of a range, and read them back.
+
+    Safe to run twice: each call adds a file, of which what is said again changes nothing.
+    Raises StagingError if what is read back is not what was written.
+    """
+    number = len(tables(directory, index=index))
+    path = write_table(directory, f"{index:07d}.{number:04d}", _table(saved))
+    if _read(path, with_vectors=True) != list(saved):
+        raise StagingError(f"the backup {path} is not as it was written; check the disk")
+
+
+def read_ledger(directory: Path, index: int, *, with_vectors: bool) -> Ledger:
+    """Read what was saved of a range."""
+    paths = tables(directory, index=index)
+    return Ledger(row for path in paths for row in _read(path, with_vectors=with_vectors))
+
+
+def saved_ranges(directory: Path) -> dict[int, list[Path]]:
+    """The files of the backup by the index of their range."""
+    found: dict[int, list[Path]] = {}
+    for path in tables(directory):
+        found.setdefault(int(path.name.split(".")[0]), []).append(path)
+    return found
+
+
+def _read(path: Path, *, with_vectors: bool) -> list[Saved]:
+    names = ["key", "digest", "written", "was", "restorable"]
+    names += ["vector", "others"] if with_vectors else []
+    table = read_table(path, names)
+    columns = [table.column(name).to_pylist() for name in names]
+    return [
+        Saved(key, digest, written, was, restorable, Stored(*stored) if stored else None)
+        for key, digest, written, was, restorable, *stored in zip(*columns, strict=True)
+    ]
+
+
+def _table(saved: Sequence[Saved]) -> pa.Table:
+    stored = [row.stored for row in saved]
+    return pa.table(
+        {
+            "key": pa.array([row.key for row in saved], pa.string()),
+            "digest": pa.array([row.digest for row in saved], pa.binary(DIGEST_BYTES)),
+            "written": pa.array([row.written for row in saved], pa.binary(DIGEST_BYTES)),
+            "was": pa.array([row.was for row in saved], pa.binary(DIGEST_BYTES)),
+            "restorable": pa.array([row.restorable for row in saved], pa.bool_()),
+            "vector": pa.array([old and old.vector for old in stored], pa.binary()),
+            "others": pa.array([old and old.others for old in stored], pa.string()),
+        }
+    )

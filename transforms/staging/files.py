@@ -1,0 +1,161 @@
+"""Files of a run: written whole or not at all, and known by their contents.
+
+A Parquet file carries the checksum of its bytes in its name, `STEM.CHECKSUM.parquet`, so that
+one that was cut short or altered is noticed whenever it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms.errors import StagingError
+
+PARQUET = ".parquet"
+TEMPORARY = ".tmp"
+
+_CHECKSUM_BYTES = 8
+_REPEATED = ("cause", "reason", "namespace", "others")
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write a file: to a temporary name, flushed, renamed, and the rename flushed.
+
+    Safe to run twice: the file appears whole or not at all, and a second one takes its place.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    with failing_clearly(path.parent):
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory: what was made, renamed or removed in it is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_table(directory: Path, stem: str, table: pa.Table) -> Path:
+    """Write a Parquet file that is named by its stem and its checksum."""
+    sink = pa.BufferOutputStream()
+    with failing_clearly(directory):
+        # Vectors don't compress; a dictionary serves columns that repeat themselves.
+        repeated = [name for name in _REPEATED if name in table.column_names]
+        pq.write_table(table, sink, compression="none", use_dictionary=repeated)
+    content = sink.getvalue().to_pybytes()
+    path = directory / f"{stem}.{_checksum(content)}{PARQUET}"
+    publish(path, content)
+    return path
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Read columns of a Parquet file; raise StagingError if its bytes are not as written."""
+    with failing_clearly(path):
+        content = path.read_bytes()
+        if not _sound(path, content):
+            raise StagingError(
+                f"{path} is damaged: its bytes are not those that were written; run reembed again, "
+                "which looks through all files of the run first"
+            )
+        return pq.read_table(pa.BufferReader(content), columns=list(columns))
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a Parquet file's bytes are those that were written."""
+    with failing_clearly(path):
+        return _sound(path, path.read_bytes())
+
+
+def tables(directory: Path, *, index: int | None = None) -> list[Path]:
+    """The Parquet files of a directory, or those of one range, by name.
+
+    Raises StagingError if the directory is not there: an empty one would be another thing.
+    """
+    start = "" if index is None else f"{index:07d}."
+    with failing_clearly(directory):
+        names = sorted(os.listdir(directory))  # noqa: PTH208 - a Path for each name costs too much
+    return [
+        directory / name
+        for name in names
+        if name.endswith(PARQUET) and name.startswith(start) and name[0] != "."
+    ]
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory; it vanishes at once, so that nothing reads half of it."""
+    condemned = path.with_name(f".{path.name}.removed")
+    with failing_clearly(path.parent):
+        if path.exists():
+            path.replace(condemned)
+            sync_directory(path.parent)
+    shutil.rmtree(condemned, ignore_errors=True)
+
+
+def tree_bytes(path: Path) -> int:
+    """The size of all files below a directory; those that vanish meanwhile count nothing."""
+    total = 0
+    for file in path.rglob("*"):
+        with suppress(OSError):
+            total += file.lstat().st_size
+    return total
+
+
+def require_room(needed: Mapping[Path, int]) -> None:
+    """Raise StagingError if a file system lacks the bytes that are needed below these paths."""
+    places: dict[int, tuple[Path, int]] = {}
+    for path, size in needed.items():
+        existing = next(place for place in (path, *path.parents) if place.exists())
+        with failing_clearly(existing):
+            device = existing.stat().st_dev
+        first, total = places.get(device, (existing, 0))
+        places[device] = first, total + size
+    for place, size in places.values():
+        free = shutil.disk_usage(place).free
+        if free < size:
+            raise StagingError(
+                f"about {size / 1e6:,.0f} MB are needed for the new vectors, the backup and "
+                f"SQLite's log, and {free / 1e6:,.0f} MB are free at {place}; make room, or name "
+                "another place for the run directory with --run-dir"
+            )
+
+
+@contextmanager
+def failing_clearly(path: Path) -> Iterator[None]:
+    """Turn trouble with files into a StagingError that says what to do."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise StagingError(
+            f"the run directory {path} can't be used ({why}); make room, or make it writable, and "
+            "run again"
+        ) from error
+
+
+def _sound(path: Path, content: bytes) -> bool:
+    return path.name.split(".")[-2] == _checksum(content)
+
+
+def _checksum(content: bytes) -> str:
+    return blake2b(content, digest_size=_CHECKSUM_BYTES).hexdigest()

@@ -1,0 +1,372 @@
+"""The run directory, and the lock that keeps two runs off one database.
+
+DATABASE.reembed/           0700, beside the database
+  lock                      held (flock) by the process that runs: its id and its start
+  RUN-ID/                   or a link to it, where --run-dir puts it elsewhere
+    manifest.json           what the run is about, and how far it has come
+    shards/                 the new vectors, until they are in the store
+    backup/                 what was in the store before
+    pass-1.json             what the pass did
+    summary.json            what was done; its presence says that the run ended
+    skipped.jsonl           the rows that got no vector, and why
+    remaining.jsonl         the rows that changed so late that they wait for the next run
+    rollback.json, left.jsonl    what was put back, and the rows that were left as they are
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transforms.errors import RunError, StagingError
+from transforms.rows import RangeVectors, StagedRange
+from transforms.staging import files, shards
+from transforms.staging.manifest import SCHEMA_VERSION, Manifest, State
+from transforms.staging.shards import Shard
+
+MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
+SKIPPED = "skipped.jsonl"
+REMAINING = "remaining.jsonl"
+ROLLBACK = "rollback.json"
+LEFT = "left.jsonl"
+
+_RUN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
+# A run that was being made or removed when its process died.
+_HALF_MADE = re.compile(r"\.\d{8}T\d{6}Z-[0-9a-f]{4}\.(made|removed)")
+
+_RESERVE = "reserve"
+_RESERVE_BYTES = 262_144
+"""Kept free for the JSON files, so that a disk that fills up can't hide what was done."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The directory of one run. A value: workers write to it by its path."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        """The run's name: when it began (UTC), and four random digits."""
+        return self.path.name
+
+    @property
+    def shards(self) -> Path:
+        """Where the shards are."""
+        return self.path / "shards"
+
+    @property
+    def backup(self) -> Path:
+        """Where the backup is."""
+        return self.path / "backup"
+
+    @property
+    def exists(self) -> bool:
+        """Whether the directory was made."""
+        return self.path.is_dir()
+
+    def write_shard(self, vectors: RangeVectors, *, pass_number: int) -> StagedRange:
+        """Write one shard."""
+        return shards.write_shard(self.shards, vectors, pass_number=pass_number)
+
+    def list_shards(self) -> dict[int, list[Shard]]:
+        """List the shards by the index of their range, oldest pass first."""
+        return shards.list_shards(self.shards)
+
+    def shards_of(self, index: int, *, before_pass: int | None = None) -> list[Shard]:
+        """List the shards of one range, oldest pass first."""
+        found = shards.list_shards(self.shards, index=index).get(index, [])
+        return [one for one in found if before_pass is None or one.pass_number < before_pass]
+
+    def staged_rows(self) -> int:
+        """How many rows are staged, an edited one as often as it was."""
+        return sum(one.rows for some in self.list_shards().values() for one in some)
+
+    def last_pass(self) -> int:
+        """The number of the last pass that staged anything; 0 if none has."""
+        return max((s.pass_number for some in self.list_shards().values() for s in some), default=0)
+
+    def read_manifest(self) -> Manifest:
+        """Read the manifest; raise StagingError if it is not there or can't be understood."""
+        path = self.path / MANIFEST
+        try:
+            return Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StagingError(
+                f"the run {self.path} has no readable {MANIFEST} ({error}), so it can't be told "
+                "what it did; restore the file, or move the directory away if you are sure that "
+                "the run is of no use"
+            ) from None
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest, also where the disk is full."""
+        self.write_json(MANIFEST, manifest.to_json())
+
+    def advance(self, attempt: str, **changes: Any) -> Manifest:
+        """Note in the manifest how far the run has come, on behalf of an attempt.
+
+        Raises RunError if another attempt has taken the run over.
+        """
+        manifest = self.read_manifest()
+        if manifest.attempt != attempt:
+            raise RunError(
+                f"another process has taken over the run {self.run_id}; this one stops and writes "
+                "nothing more"
+            )
+        changed = replace(manifest, **changes)
+        if changed != manifest:
+            self.write_manifest(changed)
+        return changed
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a JSON file. Safe to run twice: the last one stays."""
+        text = json.dumps({**self.stamp, **values}, ensure_ascii=False) + "\n"
+        self._spend_reserve(len(text))
+        files.publish(self.path / name, text.encode())
+
+    def write_lines(self, name: str, lines: Iterable[Mapping[str, Any]]) -> int:
+        """Write values as lines of JSON; return how many. Safe to run twice.
+
+        Without lines there is no file.
+        """
+        texts = [json.dumps(values, ensure_ascii=False) + "\n" for values in lines]
+        if texts:
+            self._spend_reserve(sum(map(len, texts)))
+            files.publish(self.path / name, "".join(texts).encode())
+        else:
+            with files.failing_clearly(self.path):
+                (self.path / name).unlink(missing_ok=True)
+        return len(texts)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read what `write_json` wrote."""
+        with files.failing_clearly(self.path):
+            values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            return values
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """Read what `write_lines` wrote; nothing if it was not written."""
+        path = self.path / name
+        with files.failing_clearly(self.path):
+            if not path.exists():
+                return []
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What every JSON of a run carries."""
+        return {"schema_version": SCHEMA_VERSION, "run_id": self.run_id}
+
+    def make(self, manifest: Manifest) -> None:
+        """Make the directory with its manifest, all of it or nothing."""
+        made = RunDirectory(self.path.with_name(f".{self.path.name}.made"))
+        with files.failing_clearly(self.path):
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            made.path.mkdir(mode=0o700)
+            made.shards.mkdir(mode=0o700)
+            made.backup.mkdir(mode=0o700)
+        made.write_json(MANIFEST, manifest.to_json())
+        with files.failing_clearly(self.path):
+            made.path.replace(self.path)
+            files.sync_directory(self.path.parent)
+        self.set_reserve()
+
+    def set_reserve(self) -> None:
+        """Set room aside for what is written last; remove what an earlier attempt left half done.
+
+        Raises StagingError if there is no room.
+        """
+        with files.failing_clearly(self.path):
+            for half in self.path.rglob(f".*{files.TEMPORARY}"):
+                half.unlink(missing_ok=True)
+        files.publish(self.path / _RESERVE, bytes(_RESERVE_BYTES))
+
+    def remove_damaged(self) -> tuple[list[str], list[str]]:
+        """Take away the shards and the files of the backup that are not as they were written.
+
+        Returns their names. The rows of the shards are staged again; those of the backup can't
+        be had again, and its files are kept under another name.
+        """
+        staged = files.tables(self.shards) if self.shards.is_dir() else []
+        damaged = [path for path in staged if not files.is_sound(path)]
+        lost = [path for path in files.tables(self.backup) if not files.is_sound(path)]
+        with files.failing_clearly(self.path):
+            for path in damaged:
+                path.unlink()
+            for path in lost:
+                path.rename(path.with_suffix(".damaged"))
+        return [path.name for path in damaged], [path.name for path in lost]
+
+    def remove_shards(self) -> None:
+        """Delete the shards: their vectors are in the store, or not wanted any more."""
+        shutil.rmtree(self.shards, ignore_errors=True)
+        (self.path / _RESERVE).unlink(missing_ok=True)
+
+    def _spend_reserve(self, size: int) -> None:
+        reserve = self.path / _RESERVE
+        with suppress(OSError):
+            # Given back only where it is needed: most often there is room.
+            if shutil.disk_usage(self.path).free < size + _RESERVE_BYTES:
+                reserve.unlink(missing_ok=True)
+
+
+def staging_root(database: Path) -> Path:
+    """Where the runs on a database are kept or, if elsewhere, linked: beside the real file."""
+    real = database.resolve()
+    return real.with_name(real.name + ".reembed")
+
+
+def new_run(parent: Path) -> RunDirectory:
+    """Choose the directory of a new run; nothing is made yet."""
+    return RunDirectory(parent.absolute() / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{new_token(2)}")
+
+
+def new_token(size: int = 4) -> str:
+    """A random name, of `size` bytes in hexadecimal digits."""
+    return secrets.token_hex(size)
+
+
+def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDirectory, Manifest]]:
+    """The runs on a database with their manifests, the oldest first.
+
+    They lie beside the database, or wherever a link there leads, or in `run_dir`. Raises
+    StagingError for a run that can't be read, and if `run_dir` holds runs of another database.
+    """
+    found: dict[str, tuple[RunDirectory, Manifest]] = {}
+    for place in _named_runs(staging_root(database)):
+        if not place.exists():
+            raise StagingError(
+                f"the run {place.name} lies at {place.readlink()}, which isn't there; mount it, or "
+                f"remove the link {place} if it is gone for good"
+            )
+        run = RunDirectory(place.resolve())
+        found[run.run_id] = run, run.read_manifest()
+    for place in _named_runs(run_dir) if run_dir is not None else ():
+        run = RunDirectory(place.resolve())
+        manifest = run.read_manifest()
+        if manifest.database != str(database.resolve()):
+            raise StagingError(
+                f"{run_dir} holds runs on another database, {manifest.database}; name another "
+                "directory with --run-dir"
+            )
+        found[run.run_id] = run, manifest
+    return [found[name] for name in sorted(found)]
+
+
+def make_run(run: RunDirectory, database: Path, manifest: Manifest) -> None:
+    """Make a run's directory, and the link to it where it does not lie beside the database."""
+    root = staging_root(database)
+    run.make(manifest)
+    if run.path.parent != root:
+        with files.failing_clearly(root):
+            (root / run.run_id).symlink_to(run.path)
+            files.sync_directory(root)
+
+
+def remove_run(run: RunDirectory, database: Path) -> None:
+    """Delete a run, and the link to it."""
+    files.remove_tree(run.path)
+    link = staging_root(database) / run.run_id
+    with files.failing_clearly(link):
+        link.unlink(missing_ok=True)
+
+
+def discard_run_if_empty(run: RunDirectory, database: Path) -> None:
+    """Delete a run that has come to nothing: no write to the store, and no shard."""
+    if not run.exists:
+        return
+    with suppress(StagingError):
+        if run.read_manifest().state is State.STAGING and not run.list_shards():
+            remove_run(run, database)
+
+
+@contextmanager
+def lock_database(database: Path) -> Iterator[None]:
+    """Hold the lock that keeps other runs off a database; it dies with the process.
+
+    Where there is no run when it ends, nothing is left. Raises StagingError if another process
+    holds it, with its id and when it began.
+    """
+    root = staging_root(database)
+    with files.failing_clearly(root):
+        root.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(descriptor, root)
+        try:
+            for place in root.iterdir():
+                if _HALF_MADE.fullmatch(place.name):
+                    shutil.rmtree(place, ignore_errors=True)
+            yield
+        finally:
+            _remove_if_empty(root)
+    finally:
+        os.close(descriptor)
+
+
+def lock_holder(database: Path) -> str | None:
+    """The process that is at work on a database, and since when; None if there is none."""
+    try:
+        descriptor = os.open(staging_root(database) / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except OSError:
+        return _holder(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    process, _, since = os.pread(descriptor, 100, 0).decode(errors="replace").strip().partition(" ")
+    return f"process {process}, since {since}"
+
+
+def _named_runs(parent: Path) -> list[Path]:
+    with files.failing_clearly(parent):
+        if not parent.is_dir():
+            return []
+        return sorted(place for place in parent.iterdir() if _RUN_NAME.fullmatch(place.name))
+
+
+def _lock(descriptor: int, root: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = _holds(descriptor, root)
+    except OSError:
+        locked = False
+    if not locked:
+        raise StagingError(
+            f"another run is at work on {root.with_suffix('')} ({_holder(descriptor)}); "
+            "wait for it to end"
+        )
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode(), 0)
+
+
+def _holds(descriptor: int, root: Path) -> bool:
+    """Whether the file that is open is still the one that others would open."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), (root / "lock").stat())
+    except OSError:
+        return False
+
+
+def _remove_if_empty(root: Path) -> None:
+    with suppress(OSError):
+        if [place.name for place in root.iterdir()] == ["lock"]:
+            (root / "lock").unlink()
+            root.rmdir()

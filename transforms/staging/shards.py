@@ -1,0 +1,95 @@
+"""Shards: the staged vectors of one part of a range, in Parquet.
+
+    0000007.0001.000.00512.CHECKSUM.parquet    range 7, pass 1, part 0, 512 rows
+
+A shard has one row for each row of the store that was read, in key order:
+
+    key        string              the row's key
+    digest     16 bytes            of the exact text (see `rows.text_digest`)
+    vector     4 x dimension bytes little-endian float32; null for a skipped row
+    cause      string              why the row was skipped; null for a vector
+    reason     string              the same for the operator
+    namespace  string              of a skipped row, for the list of them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from transforms.rows import (
+    DIGEST_BYTES,
+    Cause,
+    RangeVectors,
+    Skipped,
+    StagedRange,
+    StagedRow,
+)
+from transforms.staging.files import read_table, tables, write_table
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard by its name: which part of which range, staged in which pass, of how many rows."""
+
+    path: Path
+    range: int
+    pass_number: int
+    part: int
+    rows: int
+
+
+def write_shard(directory: Path, vectors: RangeVectors, *, pass_number: int) -> StagedRange:
+    """Write one shard.
+
+    Safe to run twice: the name says what it is and what is in it. Should a second try give
+    other vectors, both are there, and either serves.
+    """
+    rows = vectors.rows
+    stem = f"{vectors.range.index:07d}.{pass_number:04d}.{vectors.part:03d}.{len(rows):05d}"
+    path = write_table(directory, stem, _table(vectors))
+    skipped = sum(row.skipped is not None for row in rows)
+    return StagedRange(vectors.range, path.name, len(rows) - skipped, skipped)
+
+
+def list_shards(directory: Path, *, index: int | None = None) -> dict[int, list[Shard]]:
+    """List the shards, or those of one range, by the index of their range, oldest pass first."""
+    shards: dict[int, list[Shard]] = {}
+    for path in tables(directory, index=index):
+        shard = Shard(path, *map(int, path.name.split(".")[:4]))
+        shards.setdefault(shard.range, []).append(shard)
+    return shards
+
+
+def read_shards(shards: Iterable[Shard], *, with_vectors: bool) -> Iterator[StagedRow]:
+    """Read the rows of shards; without their vectors, only whether a row was skipped is known.
+
+    Raises StagingError for a shard that is not as it was written.
+    """
+    names = ["key", "digest", "cause", "reason", "namespace"]
+    names += ["vector"] if with_vectors else []
+    for shard in shards:
+        table = read_table(shard.path, names)
+        columns = [table.column(name).to_pylist() for name in names]
+        if not with_vectors:
+            columns.append([None] * table.num_rows)
+        for key, digest, cause, reason, namespace, vector in zip(*columns, strict=True):
+            skipped = None if cause is None else Skipped(key, Cause(cause), reason, namespace)
+            yield StagedRow(key, digest, vector, skipped)
+
+
+def _table(vectors: RangeVectors) -> pa.Table:
+    rows, skips = vectors.rows, [row.skipped for row in vectors.rows]
+    return pa.table(
+        {
+            "key": pa.array([row.key for row in rows], pa.string()),
+            "digest": pa.array([row.digest for row in rows], pa.binary(DIGEST_BYTES)),
+            "vector": pa.array([row.vector for row in rows], pa.binary(vectors.dimension * 4)),
+            "cause": pa.array([skip and str(skip.cause) for skip in skips], pa.string()),
+            "reason": pa.array([skip and skip.reason for skip in skips], pa.string()),
+            "namespace": pa.array([skip and skip.namespace for skip in skips], pa.string()),
+        }
+    )
