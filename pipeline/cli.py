@@ -115,6 +115,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run_command(options: CommandOptions) -> int:
+    from pipeline.resume import naming_incomplete
     from pipeline.settings import read_settings
     from pipeline.upkeep import run_command
     from transforms.stores import recover_store
@@ -122,9 +123,10 @@ def _run_command(options: CommandOptions) -> int:
     # A model that can't be used now must not keep anyone from looking or going back.
     asked = Options(db=options.db, backend="local")
     database = _choose_database(read_settings(asked, os.environ, Path.cwd()))
-    if options.command == "rollback":
-        recover_store(database)
-    report = run_command(options, database)
+    with naming_incomplete(database, options.run_dir):
+        if options.command == "rollback":
+            recover_store(database)
+        report = run_command(options, database)
     _print_result(report.json if options.json else report.text)
     if report.trouble is None:
         return 0
@@ -144,12 +146,13 @@ def _run(options: Options) -> int:
 
     from pipeline import report
     from pipeline.plan import make_plan
+    from pipeline.resume import naming_incomplete
     from transforms.stores import recover_store
 
-    if not options.dry_run:
-        recover_store(database)
-
-    plan = make_plan(database, settings, options)
+    with naming_incomplete(database, options.run_dir):
+        if not options.dry_run:
+            recover_store(database)
+        plan = make_plan(database, settings, options)
     for line in report.preflight_lines(plan) if plan.ranges else [report.empty_line(plan)]:
         print(line, file=sys.stderr, flush=True)
     if options.dry_run:
@@ -162,19 +165,20 @@ def _run(options: Options) -> int:
         for line in surroundings.warnings(database):
             _logger.warning("%s", line)
         print(f"reembed: loading {plan.target}", file=sys.stderr, flush=True)
-    outcome = run_plan(
-        plan,
-        runner=options.runner,
-        options=beam_options,
-        progress=showing_progress,
-        warn=lambda row: _logger.warning(
-            "[%s] skipped row %s: %s (previous vector %s)",
-            plan.run.run_id,
-            one_line(row.key),
-            row.reason,
-            "cleared" if plan.rules.clear_skipped else "kept",
-        ),
-    )
+    with naming_incomplete(database, options.run_dir):
+        outcome = run_plan(
+            plan,
+            runner=options.runner,
+            options=beam_options,
+            progress=showing_progress,
+            warn=lambda row: _logger.warning(
+                "[%s] skipped row %s: %s (previous vector %s)",
+                plan.run.run_id,
+                one_line(row.key),
+                row.reason,
+                "cleared" if plan.rules.clear_skipped else "kept",
+            ),
+        )
     show = report.outcome_json if options.json else report.outcome_text
     _print_result(show(plan, outcome))
     if not outcome.summary.remaining:
@@ -294,7 +298,8 @@ COMMANDS = {
     "norm and digest, and a sample of rows against the model.",
     "rollback": "Put the vectors back that a run replaced. Rows whose text or vector changed\n"
     "since are left as they are, and named.",
-    "cleanup": "Remove runs that have ended. The newest backup is kept unless --yes is given.",
+    "cleanup": "Remove runs that have ended. A backup that is the only way back to a former\n"
+    "model's vectors is kept unless --yes is given.",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -172,7 +172,7 @@ def _find_target(settings: Settings) -> tuple[Target, ModelFiles]:
     return target, files
 
 
-def holding(ranges: Sequence[KeyRange], keys: Iterable[str]) -> tuple[KeyRange, ...]:
+def holding(ranges: Sequence[KeyRange], keys: Collection[str]) -> tuple[KeyRange, ...]:
     """The ranges that hold any of these keys, numbered anew; at least one if there are any keys.
 
     >>> ranges = [KeyRange(0, None, "b"), KeyRange(1, "b", "d"), KeyRange(2, "d", None)]

@@ -180,7 +180,7 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         f"(model {target}, {target.dimension}-dim, {round(seconds * 1000)} ms)"
     )
     before = [dimension for dimension in plan.survey.dimensions if dimension != target.dimension]
-    rate = f" ({summary.replaced / seconds:,.0f} rows/s)" if summary.replaced and seconds else ""
+    rate = f" ({summary.embedded / seconds:,.0f} rows/s)" if summary.embedded and seconds else ""
     vectors = "cleared" if plan.rules.clear_skipped else "kept"
     lines = {
         "rows": f"{summary.total:,}",

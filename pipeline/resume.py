@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.words import places
 from transforms.embedders import Target
-from transforms.errors import IncompleteError, RunError, UsageError
+from transforms.errors import IncompleteError, RunError, StoreError, UsageError
 from transforms.modes import Mode
 from transforms.staging import Manifest, RunDirectory, Scope, State, find_runs, spans
 from transforms.staging.runs import SKIPPED
@@ -103,3 +104,19 @@ def fresh_runs(runs: Runs, scope: Scope) -> list[RunDirectory]:
 def list_runs(database: Path, run_dir: str | None) -> Runs:
     """The runs on a database, the oldest first."""
     return find_runs(database, Path(run_dir).expanduser().absolute() if run_dir else None)
+
+
+@contextmanager
+def naming_incomplete(database: Path, run_dir: str | None) -> Iterator[None]:
+    """Where a database can't be used, say so together with the replacement that is incomplete.
+
+    A write that a process left half done keeps readers off until it is rolled back, and that a
+    replacement was cut off is the most important thing to know then.
+    """
+    try:
+        yield
+    except StoreError as error:
+        for run, manifest in list_runs(database, run_dir):
+            if manifest.state.incomplete:
+                raise IncompleteError(f"{error}; {describe(run, manifest)}") from error
+        raise

@@ -112,7 +112,8 @@ def _run_begun(
             rows = plan.survey.to_embed
             require_room(plan.job.room(rows, staged=max(0, rows - plan.staged_rows)))
         plan, complete = limit_rows(plan)
-        replaces = complete or plan.partial
+        # Once a replacement was begun, what is staged goes into the store at once.
+        replaces = complete or plan.partial or plan.late
 
         def run_pass(plan: Plan) -> Summary:
             if plan.mode is Mode.STAMP_ONLY:
@@ -121,14 +122,19 @@ def _run_begun(
 
         with progress(plan):
             summary = _run_passes(plan, run_pass) if complete else run_pass(plan)
-    finally:
+    except BaseException:
         with contextlib.suppress(StagingError):
-            skipped = list(skipped_rows(plan))
-            plan.run.write_lines(SKIPPED, map(_skipped_line, skipped))
-            for row in skipped:
-                warn(row)
-    staged = None if replaces else plan.run.staged_rows()
+            _name_skipped(plan, warn)
+        raise
+    _name_skipped(plan, warn)
+    staged = None if replaces else _staged_rows(plan)
     return Outcome(summary, time.monotonic() - started, staged)
+
+
+def _staged_rows(plan: Plan) -> int:
+    """How many rows are staged as they are now; an edited one waits, and counts when it is."""
+    found = [plan.job.match(keys, with_stored=False).before for keys in plan.ranges]
+    return sum(summary.total - summary.remaining for summary in found)
 
 
 def _confirm(plan: Plan) -> None:
@@ -201,16 +207,19 @@ def _run_passes(plan: Plan, run_pass: Callable[[Plan], Summary]) -> Summary:
     replaces, and more follow for the rows that changed even then.
     """
     least, stale = math.inf, 0
+    work = Summary()
     while True:
         summary = run_pass(plan)
+        work += Summary(embedded=summary.embedded, skipped=summary.skipped)
+        found = replace(summary, embedded=work.embedded, skipped=work.skipped)
         if not summary.changed:
-            return summary
+            return found
         late = plan.run.read_manifest().state is State.REPLACING
         # What is left before the replacement and after it are counted apart.
         stale = stale + 1 if summary.remaining >= least and late == plan.late else 0
         least = summary.remaining if stale == 0 else least
         if late and stale == MOST_STALE_PASSES:
-            return summary
+            return found
         plan = replace(
             plan,
             pending=tuple(keys for keys in plan.ranges if keys.index in summary.changed),
@@ -263,7 +272,7 @@ def _finish(plan: Plan, outcome: Outcome) -> None:
         if keys.index in outcome.summary.changed
         for key in plan.job.match(keys, with_stored=True).remaining
     ]
-    for key in [] if plan.partial else remaining[:_NAMED_ROWS]:
+    for key in remaining[:_NAMED_ROWS] if plan.most_rows is None else []:
         _logger.warning(
             "[%s] row %s remains: it was added or edited too late", plan.run.run_id, one_line(key)
         )
@@ -276,17 +285,27 @@ def _finish(plan: Plan, outcome: Outcome) -> None:
         plan.run.advance(plan.attempt, state=State.REPLACED, outcome=values)
     except StagingError as error:
         # All is replaced, so the run has not failed; its result is printed all the same.
-        _logger.warning("[%s] no summary is kept: %s", plan.run.run_id, error.__cause__)
+        _logger.warning("[%s] no summary is kept: %s", plan.run.run_id, error)
         return
     plan.run.remove_shards()
 
 
 def _note_failure(plan: Plan, error: BaseException) -> None:
     """Leave word of why the run stopped; raise IncompleteError if it has begun to replace."""
-    manifest = None
-    with contextlib.suppress(ReembedError):
+    try:
+        manifest = plan.run.read_manifest()
+    except StagingError as unreadable:
+        if not isinstance(error, ReembedError):
+            return
+        raise IncompleteError(
+            f"{error}; the manifest in {plan.run.path} can't be read now, so the store may hold a "
+            "part of the new vectors: make it readable and run again"
+        ) from unreadable
+    if manifest.attempt != plan.attempt:
+        return
+    with contextlib.suppress(StagingError):  # A disk that is full must not hide what was done.
         manifest = plan.run.advance(plan.attempt, stopped=str(error) or "interrupted")
-    if manifest and manifest.state is State.REPLACING and isinstance(error, ReembedError):
+    if manifest.state is State.REPLACING and isinstance(error, ReembedError):
         raise IncompleteError(
             f"{error}; {describe(plan.run, manifest)}: run again to finish it, or undo it with "
             "reembed rollback"
@@ -364,6 +383,14 @@ def skipped_rows(plan: Plan) -> Iterator[Skipped]:
     for shards in plan.run.list_shards().values():
         last = {row.key: row for row in read_shards(shards, with_vectors=False)}
         yield from (row.skipped for row in last.values() if row.skipped is not None)
+
+
+def _name_skipped(plan: Plan, warn: Callable[[Skipped], None]) -> None:
+    """Name the skipped rows, and list them in the run directory."""
+    skipped = list(skipped_rows(plan))
+    for row in skipped:
+        warn(row)
+    plan.run.write_lines(SKIPPED, map(_skipped_line, skipped))
 
 
 def _skipped_line(row: Skipped) -> dict[str, str]:

@@ -18,7 +18,14 @@ import numpy as np
 from pipeline.options import CommandOptions
 from pipeline.resume import Runs, describe, list_runs
 from pipeline.words import counts, one_line, places, size, table
-from transforms.embedders import Target, cosines, load_embedder, probe_embedder, same_vectors
+from transforms.embedders import (
+    WITNESS_COSINE,
+    Target,
+    cosines,
+    load_embedder,
+    probe_embedder,
+    same_vectors,
+)
 from transforms.errors import (
     EmbedderError,
     IncompleteError,
@@ -42,7 +49,6 @@ from transforms.staging import (
     tree_bytes,
 )
 from transforms.staging.runs import LEFT, ROLLBACK
-from transforms.stamp import WITNESS_COSINE
 from transforms.stores import AiMemoryStore, decode, open_store
 from transforms.verify import WRONG, sample_rows, verify_rows
 
@@ -61,6 +67,10 @@ _NEXT = {
     State.ROLLING_BACK: "reembed rollback finishes it",
     State.ROLLED_BACK: "reembed cleanup removes it",
 }
+
+
+_BEGUN = (State.REPLACED, State.REPLACING, State.ROLLING_BACK)
+"""The states of a run that has, or may have, written to the store."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +95,13 @@ def run_command(options: CommandOptions, database: Path) -> Report:
         case "status":
             return show_status(store, runs)
         case "verify":
-            return verify(store, _choose(runs, options.run, State.REPLACED, State.REPLACING))
+            chosen = _choose(runs, options.run, *_BEGUN)
+            _require_complete(runs, but=chosen[0], of=State.REPLACING)
+            return verify(store, chosen)
         case "rollback":
-            undoable = (State.REPLACED, State.REPLACING, State.ROLLING_BACK)
-            return undo(store, _choose(runs, options.run, *undoable))
+            chosen = _choose(runs, options.run, *_BEGUN)
+            _require_complete(runs, but=chosen[0])
+            return undo(store, chosen)
         case _:
             return clean_up(store, runs, named=options.run, yes=options.yes)
 
@@ -242,8 +255,8 @@ def undo(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
             raise StoreError(f"another process has worked on the run {run.run_id}; try again")
         attempt = new_token()
         run.set_reserve()
-        _, lost = run.remove_damaged()
-        for name in lost:
+        run.remove_damaged()
+        for name in run.lost_backup():
             _logger.warning("[%s] the backup file %s is damaged and can't help", run.run_id, name)
         run.write_manifest(replace(manifest, attempt=attempt))
         job = _job(store, run, manifest)
@@ -281,28 +294,27 @@ def _undo_values(run: RunDirectory, result: RolledBack) -> dict[str, Any]:
 
 
 def clean_up(store: AiMemoryStore, runs: Runs, *, named: str | None, yes: bool) -> Report:
-    """Remove runs that have ended; the newest backup only if `yes`.
+    """Remove runs that have ended; a backup that is the only way back only if `yes`.
 
     Without a name: all that have ended. By its name also one that is not finished.
     """
-    incomplete = [(run, manifest) for run, manifest in runs if manifest.state.incomplete]
-    if incomplete:
-        raise IncompleteError(f"{describe(*incomplete[0])}; finish it or roll back before cleaning")
-    replaced = [run for run, manifest in runs if manifest.state is State.REPLACED]
+    _require_complete(runs)
     if named is not None and named not in [run.run_id for run, _ in runs]:
         raise UsageError(f"there is no run {named}; reembed status names those that there are")
     removed, kept = [], {}
     freed = 0
     with lock_database(store.path):
-        for run, manifest in runs:
+        for at, (run, manifest) in enumerate(runs):
             if named not in (None, run.run_id):
                 continue
             if named is None and not manifest.state.ended:
                 kept[run.run_id] = "it is not finished; --run names it to remove it all the same"
-            elif run in replaced[-1:] and not yes:
+            elif _is_only_way_back(manifest, runs[at + 1 :]) and not yes:
                 kept[run.run_id] = (
                     "it is the only way back to the previous vectors; --yes removes it"
                 )
+            elif run.read_manifest() != manifest:
+                raise StoreError(f"another process has worked on the run {run.run_id}; try again")
             else:
                 freed += tree_bytes(run.path)
                 remove_run(run, store.path)
@@ -311,6 +323,30 @@ def clean_up(store: AiMemoryStore, runs: Runs, *, named: str | None, yes: bool) 
     text = f"reembed: {len(removed)} runs removed, {size(freed)} freed"
     values = {"removed": removed, "kept": kept, "freed_bytes": freed}
     return Report(text + (f"\n\n{table(lines)}" if lines else ""), values)
+
+
+def _is_only_way_back(manifest: Manifest, newer: Runs) -> bool:
+    """Whether no newer run has moved all of a run's rows to yet another model."""
+    if manifest.state is not State.REPLACED:
+        return False
+    target = Target(**manifest.target)
+    return not any(
+        later.state is State.REPLACED
+        and later.scope.mode == Mode.ALL
+        and later.scope.namespace in (None, manifest.scope.namespace)
+        and target.differences(later.target)
+        for _, later in newer
+    )
+
+
+def _require_complete(
+    runs: Runs, *, but: RunDirectory | None = None, of: State | None = None
+) -> None:
+    """Raise IncompleteError if a run is incomplete, but for one (if it is in the state `of`)."""
+    for run, manifest in runs:
+        excepted = run == but and of in (None, manifest.state)
+        if manifest.state.incomplete and not excepted:
+            raise IncompleteError(f"{describe(run, manifest)}; finish it or roll it back first")
 
 
 def _choose(runs: Runs, named: str | None, *states: State) -> tuple[RunDirectory, Manifest]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
+import logging
 import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pipeline import plan as planning
 from pipeline.options import Options
 from pipeline.plan import Plan, make_plan, range_rows
 from pipeline.settings import read_settings
+from transforms import embedders
 from transforms.embedders import Target
 from transforms.embedders.models import ModelFiles
 from transforms.staging import Manifest, make_run, staging_root
@@ -141,6 +144,13 @@ def files(directory: Path) -> dict[str, bytes]:
     }
 
 
+def kept_files(directory: Path) -> dict[str, bytes]:
+    """The same without the lock, which says who held it last."""
+    return {
+        name: content for name, content in files(directory).items() if Path(name).name != "lock"
+    }
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Program:
     """Run the program as a user does, in an environment without ai-memory settings."""
@@ -179,3 +189,111 @@ def clean_environment(home: Path) -> dict[str, str]:
     ours = ("AI_MEMORY", "REEMBED", "HF_", "XDG_", "OPENAI_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {"HOME": str(home), "PYTHONPATH": str(ROOT)}
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a call of the program gave: its exit code, what it printed, what it embedded."""
+
+    code: int
+    out: str
+    err: str
+    texts: frozenset[str]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The result as JSON."""
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+    @property
+    def error(self) -> str:
+        """Why it failed."""
+        [line] = [line for line in self.err.splitlines() if line.startswith("reembed: error: ")]
+        return line.removeprefix("reembed: error: ")
+
+
+Call = Callable[..., Ran]
+
+
+@pytest.fixture
+def reembed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Call]:
+    """Call the program with the fake embedder in this process, which saves the start of another.
+
+    Keywords are the variables of `tests/fake_program.py`, without FAKE_; with `real` it is the
+    program as it is.
+    """
+    from pipeline.cli import main
+    from tests import fake_program
+
+    for name in os.environ.keys() - clean_environment(tmp_path).keys():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger("reembed")
+    before = logger.handlers, logger.level, logger.propagate
+    loaded = embedders._load
+
+    def call(*arguments: str | Path, real: bool = False, **variables: object) -> Ran:
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(f"FAKE_{name.upper()}", str(value))
+            # What `install` sets is set back.
+            for module, name in fake_program.PLACES:
+                patch.setattr(module, name, getattr(module, name))
+            if not real:
+                fake_program.install()
+            fake_program.embedded.clear()
+            loaded.cache_clear()
+            code = main(list(map(str, arguments)))
+            loaded.cache_clear()
+        texts = frozenset(fake_program.embedded) - {*embedders.PROBE_TEXTS}
+        return Ran(code, *capsys.readouterr(), texts)
+
+    yield call
+    logger.handlers, level, logger.propagate = before
+    logger.setLevel(level)
+
+
+def all_columns(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """All columns of all rows of all tables: their types, and their bytes where they have any."""
+    connection = sqlite3.connect(path)
+    connection.text_factory = bytes
+    try:
+        found = connection.execute("SELECT name, type FROM sqlite_schema WHERE type = 'table'")
+        tables = [name.decode() for name, _ in found]
+        contents = {}
+        for table in tables:
+            info = connection.execute("SELECT name FROM pragma_table_xinfo(?)", (table,))
+            columns = [f'"{name.decode()}"' for (name,) in info]
+            wanted = ", ".join(f"typeof({column}), {column}" for column in columns)
+            contents[table] = sorted(
+                connection.execute(f'SELECT {wanted} FROM "{table}"').fetchall(), key=repr
+            )
+        return contents
+    finally:
+        connection.close()
+
+
+def jam(path: Path, key: str) -> None:
+    """Let every write of a row's vector fail, and with it the transaction."""
+    change(
+        path,
+        f"CREATE TRIGGER jam BEFORE UPDATE OF embedding ON memories WHEN new.id = '{key}' "
+        "BEGIN SELECT RAISE(ABORT, 'jammed'); END",
+    )
+
+
+def unjam(path: Path) -> None:
+    """Let rows be written again."""
+    change(path, "DROP TRIGGER jam")
+
+
+def half_replace(call: Call, path: Path, *flags: str) -> Ran:
+    """Replace rows 0 to 9 in several transactions, of which the second fails: 0 and 1 are new."""
+    jam(path, "5")
+    done = call("--db", path, *flags, range_rows=2, rows_at_once=1, first_rows=2)
+    unjam(path)
+    return done

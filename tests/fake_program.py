@@ -4,7 +4,8 @@
 FAKE_ set the rest of the target (FAKE_PROMPT, FAKE_WINDOW, FAKE_NORMALIZED), the rows of a range
 (FAKE_RANGE_ROWS), seconds to wait in each call of the embedder (FAKE_SECONDS), the rows from
 which on a replacement takes several transactions (FAKE_ROWS_AT_ONCE), the rows of the first of
-them (FAKE_FIRST_ROWS), and a number that changes all vectors a little (FAKE_BEHAVIOUR).
+them (FAKE_FIRST_ROWS), and a number that changes all vectors a little (FAKE_BEHAVIOUR). With
+FAKE_LENIENT it takes the texts that the fake embedder rejects.
 """
 
 from __future__ import annotations
@@ -25,12 +26,19 @@ from transforms.embedders.models import ModelFiles
 from transforms.rows import Vectors
 
 
+embedded: list[str] = []
+"""The texts that were embedded in this process."""
+
+
 class Slow(fake.FakeEmbedder):
     """The fake embedder, with the time that a model takes."""
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return vectors of shape (len(texts), dimension)."""
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+        embedded.extend(texts)
+        if os.environ.get("FAKE_LENIENT"):
+            texts = [text.replace(fake.POISON, "") for text in texts]
         vectors = super().embed(texts)
         return vectors + np.float32(os.environ.get("FAKE_BEHAVIOUR", "0"))
 
@@ -47,6 +55,16 @@ def find_target(settings: Settings) -> tuple[Target, ModelFiles]:
         normalized=os.environ.get("FAKE_NORMALIZED", "1") == "1",
     )
     return target, ModelFiles(Path("nowhere"), dimension, None)
+
+
+PLACES = (
+    (planning, "_find_target"),
+    (planning, "range_rows"),
+    (fake, "FakeEmbedder"),
+    (replacing, "MOST_ROWS_AT_ONCE"),
+    (replacing, "_FIRST_ROWS"),
+)
+"""What `install` takes the place of."""
 
 
 def install() -> None:

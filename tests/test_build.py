@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from pipeline.build import build
 from pipeline.plan import Plan
-from tests.conftest import change, fake_plan, make_store, memory, select
+from tests.conftest import begin, change, fake_plan, make_store, memory, select
 from transforms.embed import EmbedRows
 from transforms.embedders.fake import POISON, FakeEmbedder
 from transforms.read import ReadRows
 from transforms.rows import Cause, KeyRange, RangeVectors, Skipped, Summary
-from transforms.staging import RunDirectory, begin_run
+from transforms.staging import RunDirectory, State
 from transforms.stores.codec import decode
 
 LOOPBACK = ["--job_endpoint=embed", "--environment_type=LOOPBACK"]
@@ -41,15 +40,13 @@ def pipeline(request: pytest.FixtureRequest) -> beam.Pipeline:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Iterator[Plan]:
+def plan(tmp_path: Path) -> Plan:
     rows = [memory(f"{i:03d}", f"text {i % 7}", title="t") for i in range(60)]
     rows[10] = memory("010", POISON)
     rows[20] = memory("020", "x" * 70_000)
     rows[30] = memory("030", "", encrypted_envelope=b"sealed")
     rows = [dataclasses.replace(row, namespace=f"n{i}") for i, row in enumerate(rows)]
-    plan = fake_plan(make_store(tmp_path / "m.db", rows), rows=9)
-    with begin_run(plan.run):
-        yield plan
+    return begin(fake_plan(make_store(tmp_path / "m.db", rows), rows=9))
 
 
 def plain_loop(path: Path) -> dict[object, list[float] | None]:
@@ -94,9 +91,34 @@ def test_without_replace_it_ends_at_the_shards(plan: Plan) -> None:
     assert set(plan.run.list_shards()) == {keys.index for keys in plan.ranges}
 
 
+def test_a_pass_to_retry_offers_the_model_only_what_it_rejected(plan: Plan) -> None:
+    with beam.Pipeline(runner=FnApiRunner()) as root:
+        build(root, plan, replace=False)
+    change(plan.store.path, "UPDATE memories SET content = 'x' WHERE id = '020'")
+    second = dataclasses.replace(plan, pass_number=2, retry_skipped=True)
+    with beam.Pipeline(runner=FnApiRunner()) as root:
+        summary = build(root, second, replace=False)
+        assert_that(summary, equal_to([Summary(embedded=1, skipped={Cause.REJECTED: 1})]))
+
+
+def test_a_pass_that_replaces_says_what_was_done_and_what_is_still_in_the_old_space(
+    plan: Plan,
+) -> None:
+    old = "x'01" + "00" * 32 + "'"
+    change(plan.store.path, f"UPDATE memories SET embedding = {old} WHERE id IN ('010', '011')")
+    with beam.Pipeline(runner=FnApiRunner()) as root:
+        summary = build(root, plan, replace=True)
+        assert_that(summary | beam.Map(lambda summary: summary.in_old_space), equal_to([1]))
+
+    manifest = plan.run.read_manifest()
+    # Only the run itself knows whether another pass must follow.
+    assert (manifest.state, manifest.writing) == (State.REPLACING, frozenset())
+    assert manifest.done == {keys.index for keys in plan.ranges}
+
+
 def test_one_summary_comes_out_of_an_empty_table(pipeline: beam.Pipeline, tmp_path: Path) -> None:
-    plan = fake_plan(make_store(tmp_path / "m.db", []))
-    with begin_run(plan.run), pipeline:
+    plan = begin(fake_plan(make_store(tmp_path / "m.db", [])))
+    with pipeline:
         assert_that(build(pipeline, plan, replace=True), equal_to([Summary()]))
 
 
@@ -117,9 +139,9 @@ def test_a_catch_up_pass_embeds_only_what_changed(plan: Plan) -> None:
 
 def test_the_original_commands_own_case(tmp_path: Path) -> None:
     rows = [memory("a"), memory("b", POISON), memory("c")]
-    plan = fake_plan(make_store(tmp_path / "m.db", rows))
+    plan = begin(fake_plan(make_store(tmp_path / "m.db", rows)))
     skipped = {Cause.REJECTED: 1}
-    with begin_run(plan.run), beam.Pipeline(runner=FnApiRunner()) as root:
+    with beam.Pipeline(runner=FnApiRunner()) as root:
         summary = build(root, plan, replace=True)
         expected = Summary(embedded=2, skipped=skipped, replaced=2, kept=skipped)
         assert_that(summary, equal_to([expected]))

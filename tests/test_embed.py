@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -145,6 +146,27 @@ def test_vectors_of_another_float_are_stored_as_float32() -> None:
     (row,) = embed_rows(part("a"), embedder, dimension=2, batch=1).rows
 
     assert row.vector == np.ones(2, dtype="<f4").tobytes()
+
+
+def test_a_row_that_fails_carries_its_namespace_and_never_its_text() -> None:
+    row = Row("a", 1, f"secret {POISON}", b"digest", namespace="ops/runbooks")
+
+    (staged,) = embed_rows(RangeRows(KEYS, 0, (row,)), FakeEmbedder(2), dimension=2, batch=1).rows
+
+    assert staged.skipped == Skipped(
+        "a", Cause.REJECTED, f"the text holds {POISON}", "ops/runbooks"
+    )
+    assert "secret" not in repr(staged)
+
+
+def test_it_pauses_after_each_batch_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Recorder(FakeEmbedder(2).embed)
+    pauses: list[tuple[float, int]] = []
+    monkeypatch.setattr(time, "sleep", lambda s: pauses.append((s, len(embedder.calls))))
+
+    embed_rows(part("a", "bb", "ccc"), embedder, dimension=2, batch=2, pause=0.25)
+
+    assert pauses == [(0.25, 1), (0.25, 2)]
 
 
 def test_a_part_without_text_calls_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 import subprocess
 import sys
@@ -9,16 +11,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 import transforms.embedders
 from tests.conftest import clean_environment
 from tests.test_models import MINILM, PACKAGE, serving, write_cache
-from transforms.embedders import PROBE_TEXT, Embedder, Target, load_embedder
+from transforms.embedders import (
+    PROBE_TEXTS,
+    Embedder,
+    Target,
+    cosines,
+    load_embedder,
+    probe_embedder,
+    same_vectors,
+)
 from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
 from transforms.embedders.local import LocalEmbedder
 from transforms.embedders.models import describe_model
@@ -40,12 +54,6 @@ TEXTS = [
     "hello world",
     LONG,
 ]
-
-
-def cosines(some: Vectors, others: Vectors) -> list[float]:
-    """The cosine of each vector with the other at its place."""
-    norms = np.linalg.norm(some, axis=1) * np.linalg.norm(others, axis=1)
-    return [float(cosine) for cosine in np.sum(some * others, axis=1) / norms]
 
 
 # The fake.
@@ -143,7 +151,7 @@ def test_an_embedder_is_probed_with_a_text_that_is_no_rows(built_by: Build) -> N
     built_by(lambda _: stub)
 
     assert load_embedder(TARGET) is stub
-    assert stub.calls == [[PROBE_TEXT]]
+    assert stub.calls == [[PROBE_TEXTS[0]]]
 
 
 def filled(*values: float) -> Vectors:
@@ -273,6 +281,126 @@ def test_a_target_is_a_value_that_workers_get() -> None:
     assert (copy, hash(copy), str(copy)) == (TARGET, hash(TARGET), "a/model (4-dim, local)")
 
 
+# What a target is, and whether it is still the same.
+
+NOTED = Target("local", "a/model", 4, "/models/a", "doc: ", 256, normalized=True)
+
+
+def test_a_target_that_was_noted_as_json_is_not_another_one() -> None:
+    noted = json.loads(json.dumps(vars(NOTED)))
+
+    assert NOTED.differences(noted) == []
+    assert Target(**noted) == NOTED
+
+
+def test_a_model_that_was_moved_is_not_another_one() -> None:
+    assert replace(NOTED, source="/elsewhere/a").differences(vars(NOTED)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "b/model"}, ["its name was 'a/model' and is 'b/model' now"]),
+        ({"backend": "fake"}, ["its backend was 'local' and is 'fake' now"]),
+        ({"dimension": 5}, ["its dimension was 4 and is 5 now"]),
+        ({"prompt": ""}, ["its prompt was 'doc: ' and is '' now"]),
+        ({"window": 128}, ["its maximum length was 256 and is 128 now"]),
+        ({"window": None}, ["its maximum length was 256 and is None now"]),
+        ({"normalized": False}, ["its normalisation was True and is False now"]),
+        (
+            {"dimension": 5, "prompt": "text: "},
+            ["its dimension was 4 and is 5 now", "its prompt was 'doc: ' and is 'text: ' now"],
+        ),
+    ],
+    ids=str,
+)
+def test_every_other_change_of_a_target_is_named(
+    changes: dict[str, Any], said: Sequence[str]
+) -> None:
+    assert replace(NOTED, **changes).differences(vars(NOTED)) == said
+
+
+def test_every_part_of_a_target_but_its_place_is_compared() -> None:
+    told = NOTED.differences({})
+
+    assert len(told) == len(fields(Target)) - 1
+
+
+def test_the_probe_texts_are_embedded_one_by_one() -> None:
+    stub = Stub(SOUND)
+
+    vectors = probe_embedder(stub)
+
+    assert stub.calls == [[text] for text in PROBE_TEXTS]
+    np.testing.assert_array_equal(vectors, np.vstack([SOUND] * len(PROBE_TEXTS)))
+
+
+numbers = st.floats(-100, 100, width=32).filter(lambda number: number == 0 or abs(number) > 1e-3)
+some_vectors = st.tuples(st.integers(1, 5), st.integers(1, 6)).flatmap(
+    lambda shape: arrays(np.float32, shape, elements=numbers)
+)
+
+
+@given(some_vectors, st.data())
+def test_cosines_are_those_of_the_pairs(one: Vectors, data: st.DataObject) -> None:
+    other = data.draw(arrays(np.float32, one.shape, elements=numbers))
+
+    expected = []
+    for a, b in zip(one.tolist(), other.tolist(), strict=True):
+        product = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        expected.append(dot / product if product else 0.0)
+    np.testing.assert_allclose(cosines(one, other), expected, rtol=0, atol=1e-9)
+
+
+@given(some_vectors)
+def test_vectors_are_the_same_as_themselves_up_to_noise(vectors: Vectors) -> None:
+    vectors[:, 0] += np.float32(1000)  # None of zeros, which has no direction.
+
+    assert same_vectors(vectors, vectors)
+    assert same_vectors(vectors, vectors * np.float32(1 + 1e-6))
+
+
+UNIT: Vectors = np.eye(3, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        UNIT[:2],
+        UNIT[:, :2],
+        UNIT[::-1],
+        -UNIT,
+        UNIT * np.float32(2),
+        UNIT * np.float32(1.05),
+        UNIT * np.float32(0),
+        np.full((3, 3), np.nan, dtype=np.float32),
+        np.array([[1, 0.02, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32),
+    ],
+    ids=[
+        "fewer",
+        "shorter",
+        "another order",
+        "negated",
+        "twice as long",
+        "longer",
+        "zeros",
+        "nan",
+        "one turned by a degree",
+    ],
+)
+def test_other_vectors_are_not_the_same(other: Vectors) -> None:
+    assert not same_vectors(UNIT, other)
+    assert not same_vectors(other, UNIT)
+
+
+def test_another_fake_dimension_is_noticed_by_its_probe() -> None:
+    four, five = (probe_embedder(FakeEmbedder(dimension)) for dimension in (4, 5))
+
+    assert same_vectors(four, probe_embedder(FakeEmbedder(4)))
+    assert not same_vectors(four, five)
+
+
 # sentence-transformers.
 
 SMALL_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
@@ -352,6 +480,48 @@ def test_ai_memorys_bare_copy_gives_the_same_vectors(
 
     assert min(cosines(vectors, minilm.embed(TEXTS))) >= 0.99999
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_a_model_is_the_same_whenever_it_is_probed(
+    minilm: LocalEmbedder, bare: LocalEmbedder
+) -> None:
+    probe = probe_embedder(minilm)
+
+    # As the manifest of a run holds it.
+    noted = np.array(json.loads(json.dumps(probe.tolist())), dtype=np.float32)
+
+    assert probe.shape == (len(PROBE_TEXTS), 384)
+    assert same_vectors(noted, probe_embedder(minilm))
+    assert same_vectors(noted, probe_embedder(bare))
+
+
+def test_a_probe_text_is_longer_than_the_model_looks_at() -> None:
+    counts = describe_model(MINILM).count_tokens(PROBE_TEXTS)
+
+    assert counts is not None
+    # So that a window of any usual size shows in its vector.
+    assert max(counts) > 1_500
+
+
+@pytest.mark.parametrize("window", [128, 255, 512])
+def test_another_window_is_noticed_by_the_probe(
+    window: int, minilm: LocalEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = probe_embedder(minilm)
+    monkeypatch.setattr(minilm._model, "max_seq_length", window)
+
+    assert not same_vectors(probe, probe_embedder(minilm))
+
+
+def test_weights_that_were_altered_are_noticed_by_the_probe(
+    minilm: LocalEmbedder, offline: None, tmp_path: Path
+) -> None:
+    directory = change_weights(tmp_path / "model", lambda name: name, scale=1.05)
+
+    altered = LocalEmbedder(str(directory), 384)
+
+    assert describe_model(str(directory)).dimension == 384
+    assert not same_vectors(probe_embedder(minilm), probe_embedder(altered))
 
 
 @pytest.mark.parametrize("copy", ["minilm", "bare"])
@@ -439,12 +609,19 @@ def test_a_model_without_its_tokenizer_is_refused(offline: None, tmp_path: Path)
         load_embedder(Target("local", str(directory), 384))
 
 
-def change_weights(directory: Path, change: Callable[[str], str | None]) -> Path:
-    """A copy of the real model with its weights renamed, or left out where the name is None."""
+def change_weights(
+    directory: Path, change: Callable[[str], str | None], *, scale: float = 1
+) -> Path:
+    """A copy of the real model with its weights renamed, or left out where the name is None.
+
+    Those of the last layer are scaled.
+    """
     from safetensors.numpy import load_file, save_file
 
     link(directory, *SMALL_FILES, "modules.json", "1_Pooling", "sentence_bert_config.json")
     weights = load_file(PACKAGE / "model.safetensors")
+    last = "encoder.layer.5.output.dense.weight"
+    weights[last] = (weights[last] * scale).astype(weights[last].dtype)
     changed = {name: value for old, value in weights.items() if (name := change(old))}
     save_file(changed, directory / "model.safetensors", metadata={"format": "pt"})
     return directory

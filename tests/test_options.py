@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.options import RUNNERS, Options
+from pipeline.options import RUNNERS, CommandOptions, Options
 from transforms.errors import UsageError
+from transforms.modes import Mode
 
 BATCH = "--batch must be from 0 (use the settings) to 10000: {}"
+SHARE = "--max-skipped must be a share from 0 to 1, or from 0% to 100%: {}"
 DIM = "--dim must be a positive number of floats: {}"
 RUNNER = (
     "--runner {} is not one of DirectRunner, BundleBasedDirectRunner, FlinkRunner, FnApiRunner, "
@@ -30,6 +32,18 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         "backend": None,
         "dim": None,
         "runner": "DirectRunner",
+        "run_dir": None,
+        "fresh": False,
+        "missing_only": False,
+        "skip_current_space": False,
+        "stamp_only": False,
+        "retry_skipped": False,
+        "max_rows": None,
+        "partial": False,
+        "sleep_ms": 0,
+        "max_skipped": 0.5,
+        "skipped": "keep",
+        "one_transaction": False,
         "beam_options": (),
     }
 
@@ -47,6 +61,15 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         {"dim": 1},
         {"dim": 4096},
         {"dry_run": True, "json": True},
+        {"run_dir": "/elsewhere"},
+        {"max_rows": 1},
+        {"max_rows": 1, "partial": True},
+        {"max_rows": 9, "missing_only": True, "fresh": True},
+        {"sleep_ms": 0},
+        {"sleep_ms": 60_000},
+        {"max_skipped": 0},
+        {"max_skipped": 1},
+        {"skipped": "clear", "one_transaction": True},
         {"beam_options": ("--parallelism=4",)},
         *({"runner": runner} for runner in RUNNERS),
     ],
@@ -75,6 +98,36 @@ def test_a_sound_value_is_kept_as_it_was_given(given: Mapping[str, Any]) -> None
         ({"runner": "DataflowRunner"}, RUNNER.format("DataflowRunner")),
         ({"runner": "directrunner"}, RUNNER.format("directrunner")),
         ({"runner": ""}, RUNNER.format("")),
+        ({"run_dir": ""}, "--run-dir is empty; give a value, or leave it out"),
+        (
+            {"missing_only": True, "stamp_only": True},
+            "--missing-only and --stamp-only exclude each other; give one of them",
+        ),
+        (
+            {"skip_current_space": True, "missing_only": True, "retry_skipped": True},
+            "--missing-only and --skip-current-space and --retry-skipped exclude each other; give "
+            "one of them",
+        ),
+        ({"max_rows": 0}, "--max-rows must be a positive number of rows: 0"),
+        ({"max_rows": -1}, "--max-rows must be a positive number of rows: -1"),
+        (
+            {"partial": True},
+            "--partial goes with --max-rows, which says how many rows to take",
+        ),
+        (
+            {"stamp_only": True, "max_rows": 9},
+            "--max-rows does not go with --stamp-only, which embeds only a sample",
+        ),
+        (
+            {"fresh": True, "retry_skipped": True},
+            "--fresh and --retry-skipped exclude each other; give one of them",
+        ),
+        ({"sleep_ms": -1}, "--sleep-ms must be 0 or more milliseconds: -1"),
+        ({"max_skipped": -0.1}, SHARE.format(-0.1)),
+        ({"max_skipped": 1.01}, SHARE.format(1.01)),
+        ({"max_skipped": float("nan")}, SHARE.format("nan")),
+        ({"skipped": "drop"}, "--skipped must be one of keep, clear: 'drop'"),
+        ({"skipped": ""}, "--skipped must be one of keep, clear: ''"),
     ],
     ids=str,
 )
@@ -95,3 +148,47 @@ def test_options_are_a_value() -> None:
     assert len({options, Options(db="a.db", beam_options=("--parallelism=4",))}) == 1
     with pytest.raises(FrozenInstanceError):
         options.db = "b.db"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["db", "namespace", "model", "backend", "run_dir"])
+def test_every_flag_that_takes_a_name_refuses_an_empty_one(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"^--{name.replace('_', '-')} is empty; "):
+        Options(**{name: ""})
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ({}, Mode.ALL),
+        ({"missing_only": True}, Mode.MISSING_ONLY),
+        ({"skip_current_space": True}, Mode.SKIP_CURRENT_SPACE),
+        ({"stamp_only": True}, Mode.STAMP_ONLY),
+        ({"retry_skipped": True}, Mode.RETRY_SKIPPED),
+        ({"max_rows": 3, "partial": True, "fresh": True, "skipped": "clear"}, Mode.ALL),
+    ],
+    ids=str,
+)
+def test_the_flags_say_which_rows_are_meant(given: Mapping[str, Any], mode: Mode) -> None:
+    assert Options(**given).mode is mode
+
+
+def test_the_options_of_a_command_are_sound_without_any_flag() -> None:
+    options = CommandOptions("status")
+
+    assert {field.name: getattr(options, field.name) for field in fields(CommandOptions)} == {
+        "command": "status",
+        "db": None,
+        "run_dir": None,
+        "run": None,
+        "yes": False,
+        "json": False,
+    }
+
+
+@pytest.mark.parametrize("name", ["db", "run_dir", "run"])
+def test_a_command_refuses_an_empty_name(name: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        CommandOptions("verify", **{name: ""})
+
+    flag = name.replace("_", "-")
+    assert str(refused.value) == f"--{flag} is empty; give a value, or leave it out"

@@ -4,24 +4,56 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.options import Options
-from pipeline.plan import Plan, make_plan, range_rows
+from pipeline.plan import Plan, holding, make_plan, range_rows
 from pipeline.settings import read_settings
-from tests.conftest import clean_environment, files, make_store, memory
+from tests.conftest import FAKE, begin, clean_environment, fake_plan, files, make_store, memory
+from transforms.embed import embed_rows
 from transforms.embedders import Target
-from transforms.errors import EmbedderError, StoreError
-from transforms.rows import KeyRange
+from transforms.embedders.fake import FakeEmbedder
+from transforms.errors import (
+    EmbedderError,
+    IncompleteError,
+    RunError,
+    StagingError,
+    StampError,
+    StoreError,
+    UsageError,
+)
+from transforms.modes import Mode
+from transforms.read import read_rows
+from transforms.replacing import ReplaceJob, Rules
+from transforms.rows import Cause, KeyRange
+from transforms.staging import Manifest, Scope, State
 
 
 def plan_for(path: Path, options: Options | None = None) -> Plan:
-    settings = read_settings(options or Options(), {"HOME": str(path.parent)}, path.parent)
-    return make_plan(path, settings, namespace=options.namespace if options else None)
+    options = options or Options()
+    settings = read_settings(options, {"HOME": str(path.parent)}, path.parent)
+    return make_plan(path, settings, options)
+
+
+def stage(plan: Plan, ranges: int) -> Plan:
+    """Stage the first ranges of a plan, as a run does that is cut off after them."""
+    for keys in plan.ranges[:ranges]:
+        for part in read_rows(plan.store, keys, plan.run, pass_number=plan.pass_number):
+            vectors = embed_rows(part, FakeEmbedder(8), dimension=8, batch=9)
+            plan.run.write_shard(vectors, pass_number=plan.pass_number)
+    return plan
+
+
+def note(plan: Plan, **changes: Any) -> None:
+    """Note something in the manifest of a plan's run."""
+    plan.run.write_manifest(replace(plan.run.read_manifest(), **changes))
 
 
 @given(st.integers(0, 10_000_000))
@@ -43,7 +75,9 @@ def test_a_plan_says_what_is_there_and_what_it_becomes(tmp_path: Path) -> None:
 
     plan = plan_for(path)
 
-    assert plan.target == Target("local", "all-MiniLM-L6-v2", 384, "all-MiniLM-L6-v2")
+    assert plan.target == Target(
+        "local", "all-MiniLM-L6-v2", 384, "all-MiniLM-L6-v2", "", 256, normalized=True
+    )
     assert (plan.backend, plan.batch, plan.survey.rows) == ("ollama", 100, 200)
     assert plan.pending == plan.ranges
     assert plan.ranges[0] == KeyRange(0, None, "0063", 64)
@@ -109,3 +143,279 @@ def test_planning_imports_neither_beam_nor_torch(tmp_path: Path) -> None:
     )
 
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# The ranges that hold some keys.
+
+
+def cut(borders: Sequence[str]) -> list[KeyRange]:
+    """Ranges that end at these borders, the last one open."""
+    starts, ends = [None, *borders], [*borders, None]
+    return [KeyRange(at, *pair) for at, pair in enumerate(zip(starts, ends, strict=True))]
+
+
+def holds(keys: KeyRange, key: str) -> bool:
+    return (keys.after is None or key > keys.after) and (keys.until is None or key <= keys.until)
+
+
+texts = st.text(max_size=3)
+borders = st.lists(st.text(min_size=1, max_size=3), unique=True).map(sorted)
+
+
+@given(borders, st.sets(texts))
+def test_of_all_ranges_those_are_taken_that_hold_a_key_and_no_others(
+    borders: list[str], keys: set[str]
+) -> None:
+    ranges = cut(borders)
+
+    found = holding(ranges, keys)
+
+    expected = [one for one in ranges if any(holds(one, key) for key in keys)]
+    assert found == tuple(replace(one, index=at) for at, one in enumerate(expected))
+
+
+@given(borders, st.sets(texts, min_size=1))
+def test_every_key_is_in_exactly_one_of_the_ranges_that_are_taken(
+    borders: list[str], keys: set[str]
+) -> None:
+    found = holding(cut(borders), keys)
+
+    assert [sum(holds(one, key) for one in found) for key in keys] == [1] * len(keys)
+
+
+def test_a_row_whose_id_is_no_text_may_be_in_any_range() -> None:
+    ranges = cut(["b", "d"])
+
+    assert holding(ranges, {"rowid 7"}) == tuple(ranges)
+
+
+# What the flags make of a plan.
+
+
+def mixed(path: Path) -> Path:
+    """Two rows with a vector of the target's length, two without, one that is encrypted."""
+    old: dict[str, Any] = {"embedding": b"\x01" + bytes(32), "embedding_dim": 8}
+    rows = [memory("a", **old), memory("b"), memory("c", **old), memory("d", namespace="notes")]
+    return make_store(path, [*rows, memory("e", "", encrypted_envelope=b"sealed")])
+
+
+def test_a_plan_for_missing_vectors_means_only_rows_without_one(tmp_path: Path) -> None:
+    plan = fake_plan(mixed(tmp_path / "m.db"), missing_only=True)
+
+    assert (plan.mode, plan.scope) == (Mode.MISSING_ONLY, Scope(None, "missing only"))
+    assert (plan.survey.rows, plan.survey.meant, plan.survey.to_embed) == (5, 3, 2)
+    assert plan.survey.by_rule == {Cause.ENCRYPTED: 1}
+
+
+@pytest.mark.parametrize("flag", ["skip_current_space", "stamp_only"])
+def test_a_store_without_stamps_is_refused_where_stamps_are_looked_at(
+    flag: str, tmp_path: Path
+) -> None:
+    path = mixed(tmp_path / "m.db")
+
+    with pytest.raises(StampError, match=rf"keeps no stamps.*--{flag.replace('_', '-')}$"):
+        fake_plan(path, **{flag: True})
+
+
+def test_the_flags_reach_the_replacement(tmp_path: Path) -> None:
+    path = mixed(tmp_path / "m.db")
+
+    plain = fake_plan(path)
+    strict = fake_plan(
+        path,
+        max_skipped=0.1,
+        skipped="clear",
+        one_transaction=True,
+        sleep_ms=250,
+        max_rows=2,
+        partial=True,
+    )
+
+    assert plain.rules == Rules(most_skipped=0.5, clear_skipped=False, one_transaction=False)
+    assert (plain.pause, plain.most_rows, plain.partial) == (0, None, False)
+    assert strict.rules == Rules(most_skipped=0.1, clear_skipped=True, one_transaction=True)
+    assert (strict.pause, strict.most_rows, strict.partial) == (0.25, 2, True)
+    assert strict.job == ReplaceJob(
+        store=strict.store,
+        run=strict.run,
+        ranges=strict.ranges,
+        target=FAKE,
+        rules=strict.rules,
+        attempt=strict.attempt,
+        vector_bytes=2 * 33,
+    )
+
+
+def test_a_new_run_lies_beside_the_database_or_where_it_is_told_to(tmp_path: Path) -> None:
+    path = mixed(tmp_path / "m.db")
+
+    assert fake_plan(path).run.path.parent == tmp_path / "m.db.reembed"
+    assert fake_plan(path, run_dir=str(tmp_path / "a")).run.path.parent == tmp_path / "a"
+    assert not (tmp_path / "a").exists()
+
+
+# Earlier runs.
+
+
+def nine(path: Path) -> Path:
+    return make_store(path, [memory(f"{i}") for i in range(9)])
+
+
+def test_a_plan_goes_on_with_the_run_that_was_cut_off_and_changes_no_byte(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    first = stage(begin(fake_plan(path, rows=2)), 3)
+    before = files(tmp_path)
+
+    plan = fake_plan(path, rows=5)
+
+    assert plan.run == first.run
+    assert plan.earlier is not None
+    assert plan.earlier.manifest == first.run.read_manifest()
+    assert (plan.staged_rows, plan.pass_number, plan.late) == (6, 2, False)
+    # The ranges are the first run's: its shards are named by them.
+    assert plan.ranges == plan.pending == first.ranges
+    assert plan.attempt != first.attempt
+    assert files(tmp_path) == before
+
+
+def test_a_plan_finds_the_run_that_lies_elsewhere(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    elsewhere = str(tmp_path / "elsewhere")
+    first = stage(begin(fake_plan(path, rows=2, run_dir=elsewhere)), 1)
+
+    assert first.run.path.parent == tmp_path / "elsewhere"
+    assert fake_plan(path).run == first.run
+    assert fake_plan(path, run_dir=elsewhere).run == first.run
+
+
+def test_a_run_directory_of_another_database_is_refused(tmp_path: Path) -> None:
+    elsewhere = str(tmp_path / "elsewhere")
+    begin(fake_plan(nine(tmp_path / "m.db"), run_dir=elsewhere))
+    other = nine(tmp_path / "other.db")
+
+    with pytest.raises(StagingError, match=rf"holds runs on another database, {tmp_path}/m\.db; "):
+        fake_plan(other, run_dir=elsewhere)
+
+
+def test_a_fresh_start_discards_the_run_that_was_cut_off(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    first = stage(begin(fake_plan(path, rows=2)), 3)
+    before = files(tmp_path)
+
+    plan = fake_plan(path, fresh=True)
+
+    assert plan.run != first.run
+    assert (plan.earlier, plan.staged_rows, plan.pass_number) == (None, 0, 1)
+    assert (plan.discarded, plan.others) == ((first.run,), ())
+    assert files(tmp_path) == before  # Only the run itself deletes anything.
+
+
+def test_a_run_about_other_rows_is_left_alone_and_named(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    first = stage(begin(fake_plan(path, rows=2)), 3)
+
+    for flags in (
+        {"namespace": "global"},
+        {"missing_only": True},
+        {"fresh": True, "namespace": "x"},
+    ):
+        plan = fake_plan(path, **flags)
+        assert plan.run != first.run
+        assert (plan.earlier, plan.others, plan.discarded) == (None, (first.run,), ())
+
+
+def test_a_run_that_has_ended_is_not_gone_on_with(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    first = begin(fake_plan(path))
+    note(first, state=State.REPLACED)
+
+    plan = fake_plan(path)
+
+    assert plan.run != first.run
+    assert (plan.earlier, plan.others) == (None, ())
+
+
+def test_a_plan_for_another_target_is_refused_while_rows_are_staged(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    first = begin(fake_plan(path))
+    note(first, target=vars(replace(FAKE, window=128)))
+
+    with pytest.raises(RunError) as error:
+        fake_plan(path)
+
+    assert str(error.value) == (
+        f"the run {first.run.run_id} has staged rows for another target: its maximum length was "
+        "128 and is None now; mixing the two would be wrong: give the same target as before, or "
+        "start over with --fresh"
+    )
+    assert fake_plan(path, fresh=True).discarded == (first.run,)
+
+
+def test_a_replacement_that_was_begun_is_finished_by_its_own_command_only(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    first = stage(begin(fake_plan(path, rows=2)), 5)
+    note(first, state=State.REPLACING, done=frozenset({0, 1}), writing=frozenset({2}))
+
+    assert (fake_plan(path).run, fake_plan(path).late) == (first.run, True)
+    for flags in ({"fresh": True}, {"namespace": "global"}, {"missing_only": True}):
+        with pytest.raises(IncompleteError) as error:
+            fake_plan(path, **flags)
+        assert str(error.value) == (
+            f"the replacement by run {first.run.run_id} (to all-MiniLM-L6-v2 (8-dim)) is "
+            "incomplete: of ranges 0-4, 0-1 hold new vectors, and 2 were being written; finish it "
+            "with its own command, or undo it with reembed rollback, before another one"
+        )
+    note(first, state=State.ROLLING_BACK)
+    with pytest.raises(IncompleteError, match=r"is half rolled back; finish it with reembed roll"):
+        fake_plan(path)
+
+
+def test_to_retry_means_the_rows_that_the_last_run_skipped(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    first = begin(fake_plan(path, rows=2))
+    first.run.write_lines("skipped.jsonl", [{"id": "7"}, {"id": "2"}])
+    note(first, state=State.REPLACED)
+
+    plan = fake_plan(path, rows=2, retry_skipped=True)
+
+    assert plan.mode is Mode.RETRY_SKIPPED
+    assert plan.scope == Scope(None, "retry skipped", ("2", "7"))
+    assert (plan.survey.meant, plan.retry_skipped) == (2, True)
+    assert plan.ranges == (KeyRange(0, "1", "3", 2), KeyRange(1, "5", "7", 2))
+    with pytest.raises(UsageError, match="no run whose skipped rows could be tried again"):
+        fake_plan(path, namespace="notes", retry_skipped=True)
+
+
+def test_to_retry_in_a_run_that_was_cut_off_goes_on_with_it(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    first = stage(begin(fake_plan(path, rows=2)), 3)
+
+    plan = fake_plan(path, retry_skipped=True)
+
+    assert (plan.run, plan.scope, plan.retry_skipped) == (first.run, Scope(), True)
+
+
+def test_a_run_whose_manifest_can_not_be_read_is_named(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    first = begin(fake_plan(path))
+    (first.run.path / "manifest.json").write_text("{")
+
+    with pytest.raises(StagingError, match=rf"^the run {first.run.path} has no readable manifest"):
+        fake_plan(path)
+
+
+def test_the_manifest_of_a_run_says_what_its_plan_was_about(tmp_path: Path) -> None:
+    path = nine(tmp_path / "m.db")
+    plan = begin(fake_plan(path, rows=2, namespace="global"), probe=[[0.5]])
+
+    assert plan.run.read_manifest() == Manifest(
+        run_id=plan.run.run_id,
+        database=str(path),
+        started="2026-01-01T00:00:00Z",
+        scope=Scope("global", "all"),
+        target=vars(FAKE),
+        probe=[[0.5]],
+        ranges=plan.ranges,
+        rows=9,
+        attempt=plan.attempt,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pty
 import sys
@@ -13,11 +14,10 @@ import pytest
 
 from pipeline import progress
 from pipeline.plan import Plan
-from tests.conftest import fake_plan, make_store, memory
+from tests.conftest import begin, change, fake_plan, make_store, memory
 from transforms.embed import embed_rows
 from transforms.embedders.fake import FakeEmbedder
 from transforms.read import read_rows
-from transforms.staging import begin_run
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def plan(tmp_path: Path) -> Plan:
 
 def stage(plan: Plan, ranges: int) -> None:
     for keys in plan.ranges[:ranges]:
-        for part in read_rows(plan.store, keys, plan.run, pass_number=1):
+        for part in read_rows(plan.store, keys, plan.run, pass_number=plan.pass_number):
             vectors = embed_rows(part, FakeEmbedder(8), dimension=8, batch=9)
-            plan.run.write_shard(vectors, pass_number=1)
+            plan.run.write_shard(vectors, pass_number=plan.pass_number)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -43,12 +43,37 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def test_rows_are_counted_by_the_ranges_that_are_staged(plan: Plan) -> None:
     assert progress.staged_rows(plan) == 0
-    with begin_run(plan.run):
-        assert progress.staged_rows(plan) == 0
-        stage(plan, 2)
-        assert progress.staged_rows(plan) == 8
-        stage(plan, 3)
-        assert progress.staged_rows(plan) == 10
+    begin(plan)
+    assert progress.staged_rows(plan) == 0
+    stage(plan, 2)
+    assert progress.staged_rows(plan) == 8
+    stage(plan, 3)
+    assert progress.staged_rows(plan) == 10
+
+
+def test_a_row_that_is_staged_again_does_not_make_more_rows_than_there_are(plan: Plan) -> None:
+    stage(begin(plan), 3)
+    change(plan.store.path, "UPDATE memories SET content = 'edited' WHERE id = '03'")
+    stage(dataclasses.replace(plan, pass_number=2), 3)
+
+    assert plan.run.staged_rows() == 11
+    assert progress.staged_rows(plan) == 10
+
+
+def test_the_rate_counts_only_what_this_run_has_done(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.05)
+    stage(begin(plan), 2)
+    seen: list[str] = []
+
+    def printed(words: str) -> bool:
+        seen.append(capsys.readouterr().err)
+        return words in "".join(seen)
+
+    with progress.showing_progress(plan):
+        # What an earlier try has staged is no speed, so there is no guess when it will end.
+        wait_for(lambda: printed("reembed: 8 of 10 rows embedded, 0 rows/s\n"))
 
 
 def test_without_a_terminal_plain_lines_are_printed(
@@ -61,7 +86,8 @@ def test_without_a_terminal_plain_lines_are_printed(
         seen.append(capsys.readouterr().err)
         return words in "".join(seen)
 
-    with begin_run(plan.run), progress.showing_progress(plan):
+    begin(plan)
+    with progress.showing_progress(plan):
         stage(plan, 2)
         wait_for(lambda: printed("reembed: 8 of 10 rows embedded, "))
         stage(plan, 3)
@@ -81,7 +107,8 @@ def test_on_a_terminal_a_bar_is_drawn(plan: Plan, monkeypatch: pytest.MonkeyPatc
 
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        with begin_run(plan.run), progress.showing_progress(plan):
+        begin(plan)
+        with progress.showing_progress(plan):
             stage(plan, 2)
             wait_for(lambda: read(b"8/10"))
             stage(plan, 3)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import change, fake_plan, make_store, memory
+from pipeline.plan import Plan
+from tests.conftest import begin, change, fake_plan, make_store, memory
+from transforms.errors import StagingError
 from transforms.read import read_rows, split_rows
-from transforms.rows import RangeVectors, Row, StagedRow
-from transforms.staging import begin_run
+from transforms.replacing import replace_vectors
+from transforms.rows import Cause, RangeVectors, Row, Skipped, StagedRow
 
 texts = st.lists(st.text(max_size=6), max_size=20)
 
@@ -31,27 +35,128 @@ def test_parts_hold_every_row_in_order_and_no_more_text_than_allowed(
     assert all(sum(a) + b[0] > most for a, b in pairwise(sizes))
 
 
-def test_a_pass_reads_only_what_earlier_ones_have_not_staged(tmp_path: Path) -> None:
-    path = make_store(tmp_path / "m.db", [memory(key) for key in "abcd"])
-    plan = fake_plan(path)
+def write(plan: Plan, *rows: StagedRow, pass_number: int = 1) -> None:
     (keys,) = plan.ranges
-    with begin_run(plan.run):
-        (read,) = read_rows(plan.store, keys, plan.run, pass_number=1)
-        staged = tuple(StagedRow(row.key, row.digest, b"12345678" * 4) for row in read.rows)
-        plan.run.write_shard(RangeVectors(keys, 0, 8, staged), pass_number=1)
-        assert list(read_rows(plan.store, keys, plan.run, pass_number=1)) == [read]
-        assert list(read_rows(plan.store, keys, plan.run, pass_number=2)) == []
+    plan.run.write_shard(RangeVectors(keys, 0, 8, rows), pass_number=pass_number)
 
-        change(
-            path,
-            "UPDATE memories SET content = 'edited' WHERE id = 'b'",
-            "DELETE FROM memories WHERE id = 'c'",
-            "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at) "
-            "VALUES ('e', 'mid', 'global', 'new', 'row', '', '')",
-        )
 
-        (again,) = read_rows(plan.store, keys, plan.run, pass_number=2)
-        assert [(row.key, row.text) for row in again.rows] == [
-            ("b", "title b edited"),
-            ("e", "new row"),
-        ]
+def read(
+    plan: Plan, *, pass_number: int, late: bool = False, retry_skipped: bool = False
+) -> list[Row]:
+    (keys,) = plan.pending
+    parts = read_rows(
+        plan.store,
+        keys,
+        plan.run,
+        pass_number=pass_number,
+        late=late,
+        retry_skipped=retry_skipped,
+    )
+    return [row for part in parts for row in part.rows]
+
+
+def embedded(row: Row) -> StagedRow:
+    return StagedRow(row.key, row.digest, b"12345678" * 4)
+
+
+def failed(row: Row, cause: Cause) -> StagedRow:
+    return StagedRow(row.key, row.digest, None, Skipped(row.key, cause, "why"))
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return begin(fake_plan(make_store(tmp_path / "m.db", [memory(key) for key in "abcd"])))
+
+
+def test_a_pass_reads_only_what_earlier_ones_have_not_staged(plan: Plan) -> None:
+    first = read(plan, pass_number=1)
+    write(plan, *map(embedded, first))
+    # A bundle that is run again must read what it read before.
+    assert read(plan, pass_number=1) == first
+    assert read(plan, pass_number=2) == []
+
+    change(
+        plan.store.path,
+        "UPDATE memories SET content = 'edited' WHERE id = 'b'",
+        "DELETE FROM memories WHERE id = 'c'",
+        "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at) "
+        "VALUES ('e', 'mid', 'global', 'new', 'row', '', '')",
+    )
+
+    assert [(row.key, row.text) for row in read(plan, pass_number=2)] == [
+        ("b", "title b edited"),
+        ("e", "new row"),
+    ]
+
+
+def test_a_range_of_long_texts_is_several_parts(tmp_path: Path) -> None:
+    rows = [memory(f"{at:02d}", "x" * 60_000) for at in range(40)]
+    plan = begin(fake_plan(make_store(tmp_path / "m.db", rows)))
+    (keys,) = plan.ranges
+
+    parts = list(read_rows(plan.store, keys, plan.run, pass_number=1))
+
+    assert [part.part for part in parts] == [0, 1, 2]
+    assert [row.key for part in parts for row in part.rows] == [row.id for row in rows]
+
+
+def test_rows_that_the_model_would_not_take_are_tried_again_where_that_is_wanted(
+    plan: Plan,
+) -> None:
+    a, b, c, d = read(plan, pass_number=1)
+    write(
+        plan,
+        embedded(a),
+        failed(b, Cause.REJECTED),
+        failed(c, Cause.BAD_VECTOR),
+        failed(d, Cause.OVER_CAP),
+    )
+    assert read(plan, pass_number=2) == []
+    assert [row.key for row in read(plan, pass_number=2, retry_skipped=True)] == ["b", "c"]
+
+    # What came of the last try counts.
+    write(plan, embedded(b), failed(c, Cause.REJECTED), pass_number=2)
+
+    assert [row.key for row in read(plan, pass_number=3, retry_skipped=True)] == ["c"]
+
+
+@pytest.mark.parametrize(("most", "keys"), [(1, "a"), (3, "abc"), (9, "abcd"), (None, "abcd")])
+def test_no_more_rows_are_read_than_are_wanted(plan: Plan, most: int | None, keys: str) -> None:
+    plan = replace(plan, pending=(replace(plan.ranges[0], most=most),))
+
+    assert [row.key for row in read(plan, pass_number=1)] == list(keys)
+
+
+def test_rows_that_are_staged_do_not_count_towards_what_is_wanted(plan: Plan) -> None:
+    write(plan, *map(embedded, read(plan, pass_number=1)[:2]))
+    plan = replace(plan, pending=(replace(plan.ranges[0], most=1),))
+
+    assert [row.key for row in read(plan, pass_number=2)] == ["c"]
+
+
+def test_a_late_pass_sees_the_runs_own_rows_though_they_are_missing_no_more(
+    tmp_path: Path,
+) -> None:
+    rows = [memory("a", embedding=b"\x01" + bytes(8)), memory("b"), memory("c")]
+    path = make_store(tmp_path / "m.db", rows)
+    plan = begin(fake_plan(path, missing_only=True))
+    found = read(plan, pass_number=1)
+    assert [row.key for row in found] == ["b", "c"]
+    write(plan, *map(embedded, found))
+    replace_vectors(plan.job, pending=plan.pending, last=True)
+    assert read(plan, pass_number=2, late=True) == []
+
+    change(path, "UPDATE memories SET content = 'edited' WHERE id IN ('a', 'b')")
+
+    # The vector of b is the run's own, of another text; that of a was never its business.
+    assert [row.key for row in read(plan, pass_number=2, late=False)] == []
+    assert [row.key for row in read(plan, pass_number=2, late=True)] == ["b"]
+
+
+def test_a_damaged_shard_is_not_taken_for_one_that_lacks_rows(plan: Plan) -> None:
+    write(plan, *map(embedded, read(plan, pass_number=1)))
+    (shard,) = plan.run.shards.iterdir()
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+    with pytest.raises(StagingError, match="is damaged"):
+        read(plan, pass_number=2)

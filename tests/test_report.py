@@ -11,10 +11,15 @@ import pytest
 
 from pipeline import report
 from pipeline.plan import Plan, TokenEstimate
-from tests.conftest import fake_plan, make_store, memory
+from pipeline.report import Outcome
+from tests.conftest import begin, change, fake_plan, make_store, memory
 from transforms.rows import Cause, Summary
+from transforms.staging import RunDirectory, State
 
-DONE = Summary(embedded=4, replaced=3, kept={Cause.ENCRYPTED: 1}, remaining=1)
+DONE = Outcome(
+    Summary(embedded=4, replaced=3, kept={Cause.ENCRYPTED: 1}, remaining=1, in_old_space=1), 1.5
+)
+STAGED = Outcome(Summary(embedded=2, skipped={Cause.REJECTED: 1}), 1.5, staged=3)
 MODEL = "all-MiniLM-L6-v2 (8-dim, fake)"
 
 
@@ -69,6 +74,9 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "texts_cut_estimated": 2,
         "rows_sampled": 4,
         "run_directory": str(plan.run.path),
+        "mode": "all",
+        "rows_meant": 5,
+        "rows_staged": 0,
     }
 
 
@@ -90,7 +98,7 @@ def test_the_plan_as_text(plan: Plan) -> None:
 
 
 def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan) -> None:
-    line = report.outcome_json(plan, DONE, 1.5)
+    line = report.outcome_json(plan, DONE)
 
     assert "\n" not in line
     assert json.loads(line) == {
@@ -104,20 +112,28 @@ def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: P
         "run_id": plan.run.run_id,
         "skipped_by_cause": {"encrypted": 1},
         "remaining": 1,
+        "in_old_space": 1,
+        "staged": None,
+        "mode": "all",
+        "run_directory": str(plan.run.path),
     }
 
 
 def test_the_outcome_as_text(plan: Plan) -> None:
-    assert report.outcome_text(plan, DONE, 1.5).splitlines() == [
+    assert report.outcome_text(plan, DONE).splitlines() == [
         f"reembed: 3/5 re-embedded, 1 skipped (model {MODEL}, 8-dim, 1500 ms)",
         "",
         "rows         5",
         "re-embedded  3",
         "skipped      encrypted 1 (previous vectors kept)",
-        "remaining    1 (edited while the run went on; run again)",
-        "time         1.5 s (2 rows/s)",
+        "old vectors  1 rows still hold a vector that this run did not make; searches can't "
+        "compare it with the new ones",
+        f"remaining    1 rows are not done (named in {plan.run.path}/remaining.jsonl); run again "
+        "to finish",
+        "time         1.5 s (3 rows/s)",
         f"model        {MODEL}",
         "dimension    8 (was 3)",
+        "way back     reembed rollback puts the previous vectors back",
         "next         restart the ai-memory daemon with this model; it keeps its index in memory",
     ]
 
@@ -141,3 +157,119 @@ def test_many_namespaces_are_cut_short_for_people_only(tmp_path: Path) -> None:
     (line,) = [row for row in report.plan_text(plan).splitlines() if row.startswith("namesp")]
     assert line.endswith("and 3 more")
     assert len(json.loads(report.plan_json(plan))["rows_by_namespace"]) == 13
+
+
+def test_an_outcome_in_which_nothing_was_replaced_names_no_next_step(plan: Plan) -> None:
+    kept = Summary(skipped={Cause.ENCRYPTED: 5}, kept={Cause.ENCRYPTED: 5})
+    cleared = dataclasses.replace(plan, rules=dataclasses.replace(plan.rules, clear_skipped=True))
+
+    assert report.outcome_text(plan, Outcome(kept, 61)).splitlines()[2:] == [
+        "rows         5",
+        "re-embedded  0",
+        "skipped      encrypted 5 (previous vectors kept)",
+        "time         1 min 1 s",
+        f"model        {MODEL}",
+        "dimension    8 (was 3)",
+    ]
+    assert "encrypted 5 (previous vectors cleared)" in report.outcome_text(
+        cleared, Outcome(kept, 1)
+    )
+
+
+def test_rows_that_are_only_staged_are_not_called_re_embedded(plan: Plan) -> None:
+    values = json.loads(report.outcome_json(plan, STAGED))
+
+    assert (values["total"], values["reembedded"], values["staged"]) == (5, 0, 3)
+    assert report.outcome_text(plan, STAGED).splitlines() == [
+        "reembed: 3 of 5 rows staged, nothing is replaced yet",
+        "",
+        "staged now  2 embedded, 1 skipped",
+        "time        1.5 s",
+        f"staged in   {plan.run.path}",
+        "next        the same command goes on; without --max-rows it stages the rest and replaces",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "affected"),
+    [
+        ({}, "every scanned row's vector will be REPLACED"),
+        ({"missing_only": True}, "only rows without a vector get one"),
+        (
+            {"skip_current_space": True},
+            "every vector that is not stamped as the target's will be REPLACED",
+        ),
+        (
+            {"stamp_only": True},
+            "no vector is replaced; those without the target's stamp get it",
+        ),
+    ],
+    ids=str,
+)
+def test_each_mode_says_up_front_what_becomes_of_the_vectors(
+    flags: dict[str, bool], affected: str, tmp_path: Path
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    change(path, "ALTER TABLE memories ADD COLUMN embedding_space TEXT")
+
+    lines = report.preflight_lines(fake_plan(path, **flags))
+
+    assert lines == [
+        f"reembed: PRE-FLIGHT — stored embedding dims: []; target: 8-dim ({MODEL}); {affected}"
+    ]
+
+
+def test_what_leaves_old_vectors_in_the_store_says_so_up_front(plan: Plan) -> None:
+    path = plan.store.path
+    note = (
+        "reembed: NOTE — stored vectors of dimension 3 can't be compared with the target's 8; "
+        "those of rows that this run is not about stay in the store beside the new ones"
+    )
+
+    for flags in ({"missing_only": True}, {"max_rows": 1, "partial": True}):
+        assert report.preflight_lines(fake_plan(path, **flags))[1:] == [note]
+
+
+def stopped(run: RunDirectory, **changes: Any) -> None:
+    """Have a run stop where its manifest says so."""
+    run.write_manifest(dataclasses.replace(run.read_manifest(), **changes))
+
+
+def test_a_run_that_goes_on_says_what_it_found(plan: Plan) -> None:
+    first = begin(plan).run
+    again = dataclasses.replace(fake_plan(plan.store.path), staged_rows=2)
+
+    assert report.preflight_lines(again)[2:] == [
+        f"reembed: 2 of 5 rows are staged; going on (run {first.run_id})"
+    ]
+    assert json.loads(report.plan_json(again))["rows_staged"] == 2
+    assert "staged           2 of them, by an earlier try" in report.plan_text(again).splitlines()
+
+
+def test_a_run_that_was_replacing_says_how_far_it_came(plan: Plan) -> None:
+    first = begin(plan).run
+    stopped(first, state=State.REPLACING, writing=frozenset({0}))
+
+    assert report.preflight_lines(fake_plan(plan.store.path))[2:] == [
+        f"reembed: the replacement by run {first.run_id} (to all-MiniLM-L6-v2 (8-dim)) is "
+        "incomplete: of ranges 0-0, none hold new vectors, and 0 were being written; finishing it"
+    ]
+    stopped(first, done=frozenset({0}), writing=frozenset())
+    assert report.preflight_lines(fake_plan(plan.store.path))[2:] == [
+        f"reembed: run {first.run_id} (to all-MiniLM-L6-v2 (8-dim)) has replaced all ranges but "
+        "not come to its end: some rows may be left that were added or edited meanwhile; "
+        "finishing it"
+    ]
+
+
+def test_runs_that_are_discarded_or_left_waiting_are_named(plan: Plan) -> None:
+    first = begin(plan).run
+
+    fresh = report.preflight_lines(fake_plan(plan.store.path, fresh=True))
+    other = report.preflight_lines(fake_plan(plan.store.path, namespace="notes"))
+
+    assert fresh[2:] == [f"reembed: starting over; what run {first.run_id} has staged is discarded"]
+    assert other[2:] == [
+        f"reembed: NOTE — run {first.run_id} about other rows is not finished; its own command "
+        "goes on with it"
+    ]

@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.rows import Cause, KeyRange, Skipped, Summary, skipped_digest, text_digest
+from transforms.rows import (
+    Cause,
+    KeyRange,
+    Row,
+    Saved,
+    Skipped,
+    Stored,
+    Summary,
+    skipped_digest,
+    text_digest,
+    vector_digest,
+)
 
 counts = st.dictionaries(st.sampled_from(Cause), st.integers(1, 9), max_size=3)
 numbers = st.integers(0, 1000)
@@ -18,6 +29,7 @@ summaries = st.builds(
     replaced=numbers,
     kept=counts,
     remaining=numbers,
+    in_old_space=numbers,
     changed=st.frozensets(st.integers(0, 5)),
 )
 
@@ -65,10 +77,52 @@ def test_rows_skipped_by_rule_have_digests_apart_from_texts() -> None:
     assert len(skipped_digest(skipped)) == len(text_digest(b"")) == 16
 
 
-def test_values_survive_pickling() -> None:
-    keys = KeyRange(3, "a", None, 7)
+stored = st.builds(
+    Stored,
+    st.one_of(st.none(), st.binary(max_size=3)),
+    st.sampled_from(["", "dim=integer:31", "dim=integer:3132"]),
+)
 
-    assert pickle.loads(pickle.dumps(keys)) == keys
+
+@given(stored, stored)
+def test_rows_that_hold_the_same_have_one_digest_and_others_another(
+    one: Stored, other: Stored
+) -> None:
+    assert (one.digest == other.digest) == (one == other)
+    assert len(one.digest) == 16
+
+
+def test_no_vector_an_empty_one_and_a_text_have_digests_apart() -> None:
+    digests = [
+        vector_digest(None),
+        vector_digest(b""),
+        text_digest(b""),
+        skipped_digest(Skipped("k", Cause.ENCRYPTED, "")),
+        Stored(None, "").digest,
+        Stored(b"", "").digest,
+    ]
+
+    assert len(set(digests)) == len(digests)
+
+
+@given(st.binary(max_size=3), st.binary(max_size=3))
+def test_vectors_have_one_digest_if_they_are_the_same(one: bytes, other: bytes) -> None:
+    assert (vector_digest(one) == vector_digest(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        KeyRange(3, "a", None, 7, 5),
+        Skipped("k", Cause.REJECTED, "why", "notes"),
+        Row("k", 1, "text", b"d" * 16, None, "notes", False, Stored(None, "")),
+        Saved("k", b"d" * 16, b"w" * 16, b"o" * 16, True, Stored(b"v", "")),
+        Summary(embedded=3, kept={Cause.REJECTED: 1}, changed=frozenset({2})),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_values_survive_pickling(value: object) -> None:
+    assert pickle.loads(pickle.dumps(value)) == value
 
 
 @pytest.mark.parametrize("cause", Cause)

@@ -5,28 +5,52 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.plan import Plan
+from pipeline.report import Outcome
 from pipeline.run import (
-    MOST_LATE_PASSES,
-    MOST_PASSES,
-    Outcome,
+    MOST_STALE_PASSES,
     check_runner,
+    limit_rows,
     parse_beam_options,
     run_plan,
+    skipped_rows,
 )
-from tests.conftest import FAKE, change, fake_plan, files, make_store, memory, select
+from tests.conftest import (
+    FAKE,
+    begin,
+    change,
+    fake_plan,
+    files,
+    jam,
+    kept_files,
+    make_store,
+    memory,
+    select,
+    unjam,
+)
 from transforms import replace as replacing
 from transforms.embedders.fake import POISON, FakeEmbedder
-from transforms.errors import EmbedderError, RunError, StagingError, StoreError, UsageError
+from transforms.errors import (
+    EmbedderError,
+    IncompleteError,
+    RunError,
+    StagingError,
+    StoreError,
+    TooManySkippedError,
+    UsageError,
+)
 from transforms.rows import Cause, Skipped, Summary
-from transforms.staging import RunDirectory
+from transforms.staging import RunDirectory, Scope, State, lock_database
 from transforms.stores import AiMemoryStore, Replacement
 from transforms.stores.codec import decode
 
@@ -54,43 +78,72 @@ def stored(path: Path) -> dict[object, list[float] | None]:
     }
 
 
-def test_a_run_replaces_all_and_keeps_only_its_summary(tmp_path: Path) -> None:
-    plan = fake_plan(make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)]), rows=2)
+def test_a_run_replaces_all_and_keeps_what_it_did_and_what_was_there_before(
+    tmp_path: Path,
+) -> None:
+    plan = fake_plan(make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)]), rows=5)
 
     outcome = run(plan)
 
     assert outcome.summary == Summary(embedded=9, replaced=9)
-    assert sorted(files(tmp_path)) == [
-        "m.db",
-        f"m.db.reembed/{plan.run.run_id}/summary.json",
-        "m.db.reembed/lock",
+    kept = [name for name in files(plan.run.path) if not name.startswith("backup/")]
+    assert kept == ["manifest.json", "pass-1.json", "summary.json"]
+    assert [path.name[:13] for path in sorted(plan.run.backup.iterdir())] == [
+        "0000000.0000.",
+        "0000001.0000.",
     ]
-    summary = json.loads((plan.run.path / "summary.json").read_text())
-    assert summary == {
-        "schema_version": 1,
-        "run_id": plan.run.run_id,
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["m.db", "m.db.reembed"]
+    assert sorted(place.name for place in plan.run.path.parent.iterdir()) == [
+        plan.run.run_id,
+        "lock",
+    ]
+    values = {
         "total": 9,
         "reembedded": 9,
         "skipped": 0,
         "model": "all-MiniLM-L6-v2 (8-dim, fake)",
         "dim": 8,
         "duration_ms": round(outcome.seconds * 1000),
+        "schema_version": 1,
+        "run_id": plan.run.run_id,
         "skipped_by_cause": {},
         "remaining": 0,
+        "in_old_space": 0,
+        "staged": None,
+        "mode": "all",
+        "run_directory": str(plan.run.path),
     }
+    assert json.loads((plan.run.path / "summary.json").read_text()) == values
+    manifest = plan.run.read_manifest()
+    assert (manifest.state, manifest.outcome) == (State.REPLACED, values)
+    assert (manifest.scope, manifest.rows, manifest.stopped) == (Scope(), 9, None)
+    assert (manifest.done, manifest.writing) == (frozenset({0, 1}), frozenset())
 
 
 @pytest.mark.parametrize("runner", ["DirectRunner", "BundleBasedDirectRunner"])
 def test_every_skipped_row_is_named_once(tmp_path: Path, runner: str) -> None:
-    rows = [memory("a"), memory("b", POISON), memory("c", "x" * 70_000), memory("d")]
+    long = memory("c", "x" * 70_000, namespace="notes")
+    path = make_store(tmp_path / "m.db", [memory("a"), memory("b", POISON), long, memory("d")])
+    plan = fake_plan(path)
     warned: list[Skipped] = []
 
-    outcome = run(fake_plan(make_store(tmp_path / "m.db", rows)), warned, runner)
+    outcome = run(plan, warned, runner)
 
     assert outcome.summary.kept == {Cause.REJECTED: 1, Cause.OVER_CAP: 1}
+    why = "content 70008 bytes exceeds embed cap 65536 bytes"
     assert warned == [
-        Skipped("b", Cause.REJECTED, f"the text holds {POISON}"),
-        Skipped("c", Cause.OVER_CAP, "content 70008 bytes exceeds embed cap 65536 bytes"),
+        Skipped("b", Cause.REJECTED, f"the text holds {POISON}", "global"),
+        Skipped("c", Cause.OVER_CAP, why, "notes"),
+    ]
+    lines = (plan.run.path / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {
+            "id": "b",
+            "namespace": "global",
+            "cause": "rejected by the model",
+            "reason": f"the text holds {POISON}",
+        },
+        {"id": "c", "namespace": "notes", "cause": "over the byte cap", "reason": why},
     ]
 
 
@@ -125,7 +178,7 @@ def test_rows_edited_and_added_meanwhile_get_the_vectors_of_their_present_texts(
 
     outcome = run(fake_plan(path, rows=2))
 
-    assert outcome.summary == Summary(embedded=1, replaced=9)
+    assert outcome.summary == Summary(embedded=11, replaced=9)
     texts = dict(select(path, "SELECT id, title || ' ' || content FROM memories"))
     embedder = FakeEmbedder(8)
     assert stored(path) == {
@@ -136,22 +189,19 @@ def test_rows_edited_and_added_meanwhile_get_the_vectors_of_their_present_texts(
     assert texts["99"] == "new row"
 
 
+HELD_PASSES = MOST_STALE_PASSES + 1
+"""Passes that hold the replacement back for one row that is edited in each of them."""
+
+
 def edits_of_one_row(count: int) -> list[tuple[str]]:
     return [(f"UPDATE memories SET content = 'v{i}' WHERE id = '3'",) for i in range(count)]
 
 
-def test_a_row_that_is_edited_until_the_replacement_gets_its_vector_in_a_late_pass(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(5)])
-    editing(monkeypatch, path, edits_of_one_row(MOST_PASSES))
-
-    summary = run(fake_plan(path, rows=2)).summary
-
-    assert (summary.replaced, summary.remaining, summary.total) == (5, 0, 5)
-    expected = FakeEmbedder(8).embed([f"title 3 v{MOST_PASSES - 1}"])[0].tolist()
-    assert stored(path)["3"] == expected
-    assert None not in stored(path).values()
+def vector_of(path: Path, key: str) -> list[float]:
+    """The vector of a row's present text."""
+    ((text,),) = select(path, f"SELECT title || ' ' || content FROM memories WHERE id = '{key}'")
+    vector: list[float] = FakeEmbedder(8).embed([str(text)])[0].tolist()
+    return vector
 
 
 def test_a_row_that_is_edited_between_the_look_and_the_lock_gets_its_vector_next(
@@ -174,35 +224,85 @@ def test_a_row_that_is_edited_between_the_look_and_the_lock_gets_its_vector_next
     assert stored(path)["3"] == FakeEmbedder(8).embed(["title 3 v0"])[0].tolist()
 
 
-def test_a_late_pass_writes_only_the_ranges_that_changed(
+def test_a_row_that_is_edited_until_the_replacement_gets_its_vector_alone_in_a_late_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)])
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(5)])
     change(
         path,
         "CREATE TABLE written (id TEXT)",
         "CREATE TRIGGER writing AFTER UPDATE OF embedding ON memories "
         "BEGIN INSERT INTO written VALUES (new.id); END",
     )
-    editing(monkeypatch, path, edits_of_one_row(MOST_PASSES))
-
-    run(fake_plan(path, rows=2))
-
-    counts = dict(select(path, "SELECT id, count(*) FROM written GROUP BY id"))
-    # Row 3 first waits while its range's other row is written, then both are.
-    assert counts == {f"{i}": 1 for i in range(9)} | {"2": 2}
-
-
-def test_a_row_that_is_edited_in_every_pass_is_left_and_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(5)])
-    editing(monkeypatch, path, edits_of_one_row(MOST_PASSES + MOST_LATE_PASSES))
+    editing(monkeypatch, path, edits_of_one_row(HELD_PASSES + 1))
 
     summary = run(fake_plan(path, rows=2)).summary
 
+    assert (summary.replaced, summary.remaining, summary.total) == (5, 0, 5)
+    expected = FakeEmbedder(8).embed([f"title 3 v{HELD_PASSES}"])[0].tolist()
+    assert stored(path)["3"] == expected
+    order = [str(key) for (key,) in select(path, "SELECT id FROM written ORDER BY rowid")]
+    assert order == ["0", "1", "2", "4", "3"]
+
+
+def test_a_row_that_is_edited_in_every_pass_is_left_counted_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(5)])
+    plan = fake_plan(path, rows=2)
+    with monkeypatch.context() as patch:
+        editing(patch, path, edits_of_one_row(100))
+        summary = run(plan).summary
+
     assert (summary.replaced, summary.remaining, summary.total) == (4, 1, 5)
     assert [key for key, vector in stored(path).items() if vector is None] == ["3"]
+    # Held back, then replaced all the same, then tried as often again.
+    passes = HELD_PASSES + 1 + MOST_STALE_PASSES
+    assert select(path, "SELECT content FROM memories WHERE id = '3'") == [(f"v{passes - 1}",)]
+    assert summary.embedded == 5 + passes - 1
+    assert plan.run.read_lines("remaining.jsonl") == [{"id": "3"}]
+    assert [record.getMessage() for record in caplog.records if record.name == "reembed"] == [
+        f"[{plan.run.run_id}] row 3 remains: it was added or edited too late"
+    ]
+    manifest = plan.run.read_manifest()
+    assert (manifest.state, manifest.outcome["remaining"]) == (State.REPLACING, 1)
+    assert not (plan.run.path / "summary.json").exists()
+
+    # The edits have come to their end, so the next run leaves no row.
+    again = fake_plan(path, rows=2)
+    summary = run(again).summary
+    assert (again.run, again.late) == (plan.run, True)
+    assert (summary.embedded, summary.replaced, summary.remaining) == (1, 5, 0)
+    assert stored(path)["3"] == vector_of(path, "3")
+    assert plan.run.read_manifest().state is State.REPLACED
+    assert not (plan.run.path / "remaining.jsonl").exists()
+
+
+def test_fewer_rows_left_in_each_pass_hold_the_replacement_back_for_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(5)])
+    edits = [
+        tuple(f"UPDATE memories SET content = 'v{left}' WHERE id = '{i}'" for i in range(left))
+        for left in range(5, 0, -1)
+    ]
+    editing(monkeypatch, path, edits)
+    counts: list[object] = []
+    wait = AiMemoryStore.replacing
+
+    def counted(store: AiMemoryStore) -> AbstractContextManager[Replacement]:
+        counts.append(select(path, "SELECT count(embedding) FROM memories"))
+        return wait(store)
+
+    monkeypatch.setattr(AiMemoryStore, "replacing", counted)
+
+    summary = run(fake_plan(path, rows=2)).summary
+
+    # More passes than are waited for in vain, and still all at once.
+    assert len(edits) > HELD_PASSES
+    assert counts == [[(0,)]]
+    assert (summary.replaced, summary.remaining) == (5, 0)
+    assert summary.embedded == 5 + sum(range(1, 6))
 
 
 def test_a_row_that_is_skipped_and_then_mended_is_not_named(
@@ -276,17 +376,262 @@ def test_a_plan_without_rows_touches_nothing(tmp_path: Path) -> None:
 
 
 def test_a_summary_that_can_not_be_kept_does_not_fail_a_run_that_has_replaced_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    write_json = RunDirectory.write_json
+
+    def full(run: RunDirectory, name: str, values: Mapping[str, object]) -> None:
+        if name == "summary.json":
+            raise StagingError("the disk is full")
+        write_json(run, name, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "write_json", full)
+        first = fake_plan(path)
+        assert run(first).summary == Summary(embedded=1, replaced=1)
+
+    assert stored(path)["a"] is not None
+    assert [record.getMessage() for record in caplog.records if record.name == "reembed"] == [
+        f"[{first.run.run_id}] no summary is kept: the disk is full"
+    ]
+    # The run is not known to have ended, so the next one looks and says so.
+    assert first.run.read_manifest().state is State.REPLACING
+    assert run(fake_plan(path)).summary == Summary(replaced=1)
+    assert first.run.read_manifest().state is State.REPLACED
+
+
+# What a run that fails leaves.
+
+
+def failing_shard(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    """Let the shard of one range fail to be written."""
+    write_shard = RunDirectory.write_shard
+
+    def fail(run: RunDirectory, vectors: Any, *, pass_number: int) -> object:
+        if vectors.range.index == index:
+            raise StagingError("the disk is full; make room")
+        return write_shard(run, vectors, pass_number=pass_number)
+
+    monkeypatch.setattr(RunDirectory, "write_shard", fail)
+
+
+def test_what_was_staged_before_a_failure_stays_and_the_next_run_embeds_only_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)])
+    before = path.read_bytes()
+    first = fake_plan(path, rows=2)
+    with monkeypatch.context() as patch:
+        failing_shard(patch, 2)
+        with pytest.raises(StagingError, match=r"^the disk is full; make room$"):
+            run(first)
+
+    staged = first.run.staged_rows()
+    assert 0 < staged < 9
+    manifest = first.run.read_manifest()
+    assert (manifest.state, manifest.stopped) == (State.STAGING, "the disk is full; make room")
+    assert path.read_bytes() == before
+
+    plan = fake_plan(path, rows=2)
+    assert (plan.run, plan.staged_rows) == (first.run, staged)
+    assert run(plan).summary == Summary(embedded=9 - staged, replaced=9)
+    assert plan.run.read_manifest().stopped is None
+
+
+@pytest.mark.parametrize(
+    ("most", "poisoned", "refused"),
+    [(0.5, 2, False), (0.5, 3, True), (0, 1, True), (1, 4, True)],
+)
+def test_too_many_rows_that_failed_replace_nothing(
+    most: float, poisoned: int, refused: bool, tmp_path: Path
+) -> None:
+    rows = [memory(f"{i}", POISON if i < poisoned else "good") for i in range(4)]
+    sealed = [memory(f"s{i}", "", encrypted_envelope=b"e") for i in range(9)]
+    path = make_store(tmp_path / "m.db", [*rows, *sealed])
+    before = path.read_bytes()
+    plan = fake_plan(path, max_skipped=most)
+    warned: list[Skipped] = []
+
+    if not refused:
+        assert run(plan, warned).summary.replaced == 4 - poisoned
+        return
+    with pytest.raises(TooManySkippedError, match=rf"^{poisoned} of 4 rows could not be embedded"):
+        run(plan, warned)
+
+    assert path.read_bytes() == before
+    # The rows are named and what is staged stays, so that they can be tried again.
+    assert len(warned) == len(plan.run.read_lines("skipped.jsonl")) == poisoned + 9
+    assert plan.run.staged_rows() == 13
+    change(path, "UPDATE memories SET content = 'mended' WHERE id < '4'")
+    assert run(fake_plan(path, max_skipped=most)).summary.replaced == 4
+
+
+def test_rows_that_the_model_rejected_are_offered_again_only_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a", POISON), memory("b", POISON), memory("c")])
+    with pytest.raises(TooManySkippedError):
+        run(fake_plan(path))
+    monkeypatch.setattr("transforms.embedders.fake.POISON", "nothing is refused any more")
+
+    with pytest.raises(TooManySkippedError):
+        run(fake_plan(path))
+    summary = run(fake_plan(path, retry_skipped=True)).summary
+
+    assert summary == Summary(embedded=2, replaced=3)
+
+
+def test_a_skipped_rows_old_vector_is_kept_or_cleared_as_asked(tmp_path: Path) -> None:
+    old: dict[str, Any] = {"embedding": b"\x01" + bytes(8), "embedding_dim": 2}
+    rows = [memory("a", **old), memory("b", POISON, **old)]
+    kept, cleared = (make_store(tmp_path / name, rows) for name in ("kept.db", "cleared.db"))
+
+    one = run(fake_plan(kept)).summary
+    other = run(fake_plan(cleared, skipped="clear")).summary
+
+    assert (one.kept, one.in_old_space) == ({Cause.REJECTED: 1}, 1)
+    assert (other.kept, other.in_old_space) == ({Cause.REJECTED: 1}, 0)
+    query = "SELECT embedding, embedding_dim FROM memories WHERE id = 'b'"
+    assert select(kept, query) == [(old["embedding"], 2)]
+    assert select(cleared, query) == [(None, None)]
+
+
+def test_a_transaction_that_failed_leaves_the_store_as_it_was_and_says_how_to_go_on(
+    tmp_path: Path,
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)])
+    jam(path, "5")
+    plan = fake_plan(path, rows=2)
+
+    with pytest.raises(IncompleteError) as error:
+        run(plan)
+
+    assert "jammed" in str(error.value)
+    assert str(error.value).endswith(": run again to finish it, or undo it with reembed rollback")
+    assert set(stored(path).values()) == {None}
+    manifest = plan.run.read_manifest()
+    assert (manifest.state, manifest.done) == (State.REPLACING, frozenset())
+    assert "jammed" in str(manifest.stopped)
+    unjam(path)
+    assert run(fake_plan(path)).summary == Summary(replaced=9)
+
+
+def test_a_run_that_another_process_has_taken_over_writes_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
+    plan = fake_plan(path)
+    look = replacing.replace_vectors
 
-    def full(run: RunDirectory, values: object) -> None:
-        raise StagingError("the disk is full")
+    def overtaken(*arguments: object, **more: object) -> Summary:
+        manifest = plan.run.read_manifest()
+        plan.run.write_manifest(dataclasses.replace(manifest, attempt="another"))
+        return look(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(RunDirectory, "finish", full)
+    monkeypatch.setattr(replacing, "replace_vectors", overtaken)
 
-    assert run(fake_plan(path)).summary == Summary(embedded=1, replaced=1)
-    assert stored(path)["a"] is not None
+    with pytest.raises(RunError, match=r"^another process has taken over the run "):
+        run(plan)
+
+    assert stored(path) == {"a": None}
+    manifest = plan.run.read_manifest()
+    assert (manifest.attempt, manifest.state, manifest.stopped) == ("another", State.STAGING, None)
+
+
+def test_a_plan_that_is_older_than_what_another_process_did_is_refused(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(4)])
+    begin(fake_plan(path), probe=FakeEmbedder(8).embed(["x"]).tolist())
+    stale = fake_plan(path)
+    run_directory = stale.run
+    run_directory.write_manifest(
+        dataclasses.replace(run_directory.read_manifest(), attempt="another")
+    )
+    before = kept_files(tmp_path)
+
+    with pytest.raises(RunError, match=r"^another process has worked on the run .*; run again$"):
+        run(stale)
+    assert kept_files(tmp_path) == before
+
+
+def test_a_second_run_is_told_the_process_and_the_start_of_the_first(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    plan = fake_plan(path)
+
+    with lock_database(path), pytest.raises(StagingError) as error:
+        run(plan)
+
+    assert re.fullmatch(
+        rf"another run is at work on {path} \(process {os.getpid()}, since "
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\); wait for it to end",
+        str(error.value),
+    )
+    assert stored(path) == {"a": None}
+
+
+# A part of the rows at a time.
+
+
+@pytest.mark.parametrize("most", [4, 8, 9])
+def test_rows_are_staged_a_part_at_a_time_and_replaced_when_all_are(
+    most: int, tmp_path: Path
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)])
+    before = path.read_bytes()
+    first = fake_plan(path, rows=2, max_rows=most)
+
+    staged = []
+    for calls in range(1, 10):
+        outcome = run(fake_plan(path, rows=2, max_rows=most) if calls > 1 else first)
+        if outcome.staged is None:
+            break
+        staged.append(outcome.staged)
+        assert outcome.summary == Summary(embedded=most)
+        assert path.read_bytes() == before
+
+    assert staged == list(range(most, 9, most))
+    assert outcome.summary.replaced == 9
+    assert {key: vector_of(path, str(key)) for key in stored(path)} == stored(path)
+    assert first.run.read_manifest().state is State.REPLACED
+
+
+def test_a_part_of_the_rows_is_replaced_at_once_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)])
+
+    summary = run(fake_plan(path, rows=2, max_rows=3, partial=True)).summary
+
+    assert (summary.embedded, summary.replaced, summary.remaining) == (3, 3, 6)
+    assert [key for key, vector in stored(path).items() if vector] == ["0", "1", "2"]
+    summary = run(fake_plan(path, rows=2)).summary
+    assert (summary.embedded, summary.replaced, summary.remaining) == (6, 9, 0)
+
+
+def test_the_limit_is_spread_over_the_ranges_in_their_order(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)])
+    limited = begin(fake_plan(path, rows=2, max_rows=5))
+
+    plan, complete = limit_rows(limited)
+
+    assert [(keys.index, keys.most) for keys in plan.pending] == [(0, 5), (1, 3), (2, 1)]
+    assert (complete, plan.last) == (False, False)
+    assert limit_rows(dataclasses.replace(limited, most_rows=9))[1]
+    assert limit_rows(dataclasses.replace(limited, most_rows=None)) == (
+        dataclasses.replace(limited, most_rows=None),
+        True,
+    )
+
+
+def test_a_row_that_was_skipped_twice_counts_by_the_last_time(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a", POISON), memory("b"), memory("c")])
+    plan = fake_plan(path, max_rows=2)
+    run(plan)
+    change(path, "UPDATE memories SET content = 'mended' WHERE id = 'a'")
+    run(fake_plan(path, max_rows=1))
+
+    assert list(skipped_rows(plan)) == []
+
+
+# Runners.
 
 
 def test_a_runner_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:

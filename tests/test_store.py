@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import change, files, make_store, memory, other_contents, select, unpack
-from transforms.errors import StoreError
-from transforms.rows import Cause, KeyRange, Row, text_digest
-from transforms.stores import open_store, take_survey
+from transforms.errors import StampError, StoreError
+from transforms.modes import Mode
+from transforms.rows import Cause, KeyRange, Row, Stored, text_digest
+from transforms.stores import AiMemoryStore, open_store, take_survey
 from transforms.stores import sqlite as sqlite_files
 from transforms.stores.ai_memory import TEXT_CAP_BYTES, space_stamp
 from transforms.stores.codec import decode, encode
@@ -23,6 +24,11 @@ from transforms.stores.codec import decode, encode
 VECTOR = np.array([3.0, 4.0], dtype=np.float32)
 RAW = VECTOR.tobytes()
 EVERYTHING = KeyRange(0, None, None)
+
+
+def new(store: AiMemoryStore, model: str = "m") -> Stored:
+    """What a row holds once it has the vector."""
+    return store.describe(RAW, model=model, dimension=2)
 
 
 @pytest.fixture(params=["delete", "wal"])
@@ -154,7 +160,7 @@ def test_a_replacement_changes_vector_dimension_and_nothing_else(tmp_path: Path,
 
     with store.replacing() as table:
         found = table.read_range(EVERYTHING)
-        table.put([(found[1].rowid, RAW)], dimension=2, model="m")
+        table.put([(found[1].rowid, new(store))])
 
     stored = select(path, "SELECT id, embedding, embedding_dim FROM memories ORDER BY id")
     assert stored == [("a", old, 1), ("b", encode(VECTOR), 2), ("c", old, 1)]
@@ -167,8 +173,10 @@ def test_a_replacement_that_fails_half_way_changes_nothing(tmp_path: Path, mode:
     path = make_store(tmp_path / "m.db", [memory(key) for key in "abc"], mode)
     before = path.read_bytes()
 
-    with pytest.raises(ZeroDivisionError), open_store(path).replacing() as table:
-        table.put([(1, RAW)], dimension=2, model="m")
+    store = open_store(path)
+
+    with pytest.raises(ZeroDivisionError), store.replacing() as table:
+        table.put([(1, new(store))])
         raise ZeroDivisionError
 
     assert select(path, "SELECT count(embedding) FROM memories") == [(0,)]
@@ -177,12 +185,13 @@ def test_a_replacement_that_fails_half_way_changes_nothing(tmp_path: Path, mode:
 
 def test_a_row_that_vanished_undoes_the_replacement(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
+    store = open_store(path)
 
     with (
-        pytest.raises(StoreError, match="replaced 1 of 2 vectors"),
-        open_store(path).replacing() as table,
+        pytest.raises(StoreError, match="SQLite wrote 1 of 2 rows"),
+        store.replacing() as table,
     ):
-        table.put([(1, RAW), (99, RAW)], dimension=2, model="m")
+        table.put([(1, new(store)), (99, new(store))])
 
     assert select(path, "SELECT count(embedding) FROM memories") == [(0,)]
 
@@ -195,8 +204,9 @@ def test_a_vector_never_keeps_another_models_stamp(tmp_path: Path) -> None:
         "UPDATE memories SET embedding_space = 'old#none'",
     )
 
-    with open_store(path).replacing() as table:
-        table.put([(1, RAW)], dimension=2, model="all-MiniLM-L6-v2")
+    store = open_store(path)
+    with store.replacing() as table:
+        table.put([(1, new(store, "all-MiniLM-L6-v2"))])
 
     assert select(path, "SELECT id, embedding_space FROM memories ORDER BY id") == [
         ("a", "sentence-transformers/all-minilm-l6-v2#none"),
@@ -233,7 +243,7 @@ def test_a_store_from_before_the_dimension_column_is_replaced(tmp_path: Path) ->
 
     assert take_survey(store).dimensions == {0: 1, 2: 1}
     with store.replacing() as table:
-        table.put([(1, RAW)], dimension=2, model="m")
+        table.put([(1, new(store))])
 
     assert select(path, "SELECT embedding FROM memories WHERE id = 'a'") == [(encode(VECTOR),)]
 
@@ -333,14 +343,21 @@ def test_a_row_is_a_value(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
 
     assert open_store(path).read_range(EVERYTHING) == [
-        Row("a", 1, "title a content a", text_digest(b"title a content a"))
+        Row(
+            "a",
+            1,
+            "title a content a",
+            text_digest(b"title a content a"),
+            namespace="global",
+        )
     ]
 
 
 def test_vectors_are_read_back_as_they_were_given(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
-    with open_store(path).replacing() as table:
-        table.put([(1, RAW)], dimension=2, model="m")
+    store = open_store(path)
+    with store.replacing() as table:
+        table.put([(1, new(store))])
 
     ((blob,),) = select(path, "SELECT embedding FROM memories")
     assert isinstance(blob, bytes)
@@ -377,7 +394,7 @@ def test_a_record_stop_is_obeyed_before_and_in_the_replacement(
     else:
         store.check_writable()
         with store.replacing() as table:
-            table.put([(1, RAW)], dimension=2, model="m")
+            table.put([(1, new(store))])
     assert select(path, "SELECT count(embedding) FROM memories") == [(int(not refused),)]
 
 
@@ -388,3 +405,265 @@ def test_a_dimension_that_is_none_is_taken_from_the_vector(tmp_path: Path, lie: 
     change(path, f"UPDATE memories SET embedding_dim = {lie} WHERE id = 'a'")
 
     assert take_survey(open_store(path)).dimensions == {2: 2}
+
+
+NUMBERS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False).map(lambda x: x + 0.0)
+)
+odd_values = st.one_of(
+    st.none(),
+    st.binary(max_size=9),
+    NUMBERS,
+    st.binary(max_size=9).map(lambda some: memoryview(some)),
+)
+
+
+def _exactly(path: Path) -> list[tuple[Any, ...]]:
+    """The replaced columns of each row: types and bytes, and numbers to their last digit."""
+    shown = ", ".join(
+        f"typeof({name}), CASE typeof({name}) WHEN 'real' THEN quote({name}) ELSE hex({name}) END"
+        for name in ("embedding", "embedding_dim", "embedding_space")
+    )
+    return select(path, f"SELECT rowid, {shown} FROM memories ORDER BY rowid")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(odd_values, odd_values, odd_values), min_size=1, max_size=4))
+def test_whatever_was_stored_is_put_back_exactly(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Any, Any, Any]]
+) -> None:
+    path = tmp_path_factory.mktemp("s") / "m.db"
+    make_store(path, [memory(str(at)) for at in range(len(rows))])
+    change(path, "ALTER TABLE memories ADD COLUMN embedding_space TEXT")
+    connection = sqlite3.connect(path)
+    for at, values in enumerate(rows):
+        # A memoryview stands for a text, of any bytes; bytes are a BLOB.
+        places = ["CAST(? AS TEXT)" if isinstance(value, memoryview) else "?" for value in values]
+        connection.execute(
+            "UPDATE memories SET embedding = {}, embedding_dim = {}, embedding_space = {} "
+            "WHERE id = ?".format(*places),
+            (*map(_bound, values), str(at)),
+        )
+    connection.commit()
+    connection.close()
+    before, store = _exactly(path), open_store(path)
+
+    read = store.read_range(EVERYTHING, with_stored=True)
+    with store.replacing() as table:
+        table.put([(row.rowid, new(store)) for row in read])
+    assert [row.stored for row in store.read_range(EVERYTHING, with_stored=True)] == [
+        new(store)
+    ] * len(rows)
+    with store.replacing() as table:
+        table.put([(row.rowid, row.stored) for row in read if row.stored is not None])
+
+    assert _exactly(path) == before
+    assert store.read_range(EVERYTHING, with_stored=True) == read
+    held = [row.stored.digest for row in read if row.stored is not None]
+    assert [held.index(one) for one in held] == [
+        [row[1:] for row in before].index(row[1:]) for row in before
+    ]
+
+
+def _bound(value: Any) -> Any:
+    return bytes(value) if isinstance(value, memoryview) else value
+
+
+def test_what_is_put_is_what_was_described(tmp_path: Path, mode: str) -> None:
+    path = make_store(tmp_path / "m.db", [memory(key) for key in "abc"], mode)
+    change(path, "ALTER TABLE memories ADD COLUMN embedding_space TEXT")
+    store = open_store(path)
+    none = store.describe(None, model="m", dimension=2)
+
+    with store.replacing() as table:
+        table.put([(1, new(store)), (2, none)])
+        inside = table.read_range(EVERYTHING)
+    outside = store.read_range(EVERYTHING, with_stored=True)
+
+    assert [row.stored for row in inside] == [new(store), none, none]
+    assert outside == inside
+    assert select(path, "SELECT embedding, embedding_dim, embedding_space FROM memories") == [
+        (encode(VECTOR), 2, "m#none"),
+        (None, None, None),
+        (None, None, None),
+    ]
+
+
+def test_rows_are_written_in_the_order_of_the_file(tmp_path: Path) -> None:
+    rows = [memory(key) for key in "dacb"]
+    path = make_store(tmp_path / "m.db", rows)
+    change(
+        path,
+        "CREATE TABLE log (key TEXT)",
+        "CREATE TRIGGER noted AFTER UPDATE OF embedding ON memories "
+        "BEGIN INSERT INTO log VALUES (new.id); END",
+    )
+    store = open_store(path)
+
+    with store.replacing() as table:
+        table.put([(row.rowid, new(store)) for row in table.read_range(EVERYTHING)])
+
+    assert select(path, "SELECT key FROM log ORDER BY rowid") == [(key,) for key in "dacb"]
+
+
+def test_without_what_is_stored_it_is_not_read(tmp_path: Path) -> None:
+    store = open_store(make_store(tmp_path / "m.db", [memory("a", embedding=encode(VECTOR))]))
+
+    (row,) = store.read_range(EVERYTHING)
+    (full,) = store.read_range(EVERYTHING, with_stored=True)
+
+    assert row.stored is None
+    assert full.stored == Stored(encode(VECTOR), "embedding_dim=null:")
+
+
+STAMP = "m#none"
+space_rows = st.lists(
+    st.tuples(
+        st.sampled_from([None, "m#none", "other#none", ""]),
+        st.sampled_from([None, 0, 4, 7, 8, 9, 12, 13]),
+        st.sampled_from(["even", "odd"]),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    space_rows, st.sampled_from(Mode), st.sampled_from([None, "even"]), st.sets(st.integers(0, 11))
+)
+def test_a_mode_means_exactly_its_rows(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[tuple[str | None, int | None, str]],
+    mode: Mode,
+    namespace: str | None,
+    named: set[int],
+) -> None:
+    path = tmp_path_factory.mktemp("s") / "m.db"
+    memories = [
+        memory(f"{at:02d}", namespace=space, embedding=None if size is None else bytes(size))
+        for at, (_, size, space) in enumerate(rows)
+    ]
+    make_store(path, memories)
+    change(path, "ALTER TABLE memories ADD COLUMN embedding_space TEXT")
+    for at, (stamp, _, _) in enumerate(rows):
+        if stamp is not None:
+            change(path, f"UPDATE memories SET embedding_space = '{stamp}' WHERE id = '{at:02d}'")
+    keys = frozenset(f"{at:02d}" for at in named) if mode is Mode.RETRY_SKIPPED else None
+    store = open_store(path, namespace).select(mode, model="m", dimension=2, keys=keys)
+
+    def is_meant(at: int, stamp: str | None, size: int | None) -> bool:
+        right = size in (8, 9)
+        return {
+            Mode.ALL: True,
+            Mode.MISSING_ONLY: size is None,
+            Mode.SKIP_CURRENT_SPACE: not (stamp == STAMP and right),
+            Mode.STAMP_ONLY: right and stamp != STAMP,
+            Mode.RETRY_SKIPPED: at in named,
+        }[mode]
+
+    inside = [
+        (f"{at:02d}", is_meant(at, stamp, size))
+        for at, (stamp, size, space) in enumerate(rows)
+        if namespace in (None, space)
+    ]
+    meant = [key for key, is_one in inside if is_one]
+    assert [row.key for row in store.read_range(EVERYTHING)] == meant
+    assert [
+        (row.key, row.meant) for row in store.read_range(EVERYTHING, with_stored=True)
+    ] == inside
+    survey = take_survey(store)
+    assert survey.rows == len(inside)
+    if mode is not Mode.RETRY_SKIPPED:
+        assert survey.meant == survey.to_embed == len(meant)
+
+
+@pytest.mark.parametrize("mode_", [Mode.SKIP_CURRENT_SPACE, Mode.STAMP_ONLY])
+def test_a_mode_that_looks_at_stamps_is_refused_where_there_are_none(
+    tmp_path: Path, mode_: Mode
+) -> None:
+    store = open_store(make_store(tmp_path / "m.db", [memory("a")]))
+
+    with pytest.raises(StampError, match=f"run without --{mode_.replace(' ', '-')}"):
+        store.select(mode_, model="m", dimension=2)
+
+
+def test_the_survey_adds_up_the_sizes_of_the_vectors(tmp_path: Path) -> None:
+    rows = [memory("a", embedding=bytes(9)), memory("b", embedding=bytes(1000)), memory("c")]
+
+    assert take_survey(open_store(make_store(tmp_path / "m.db", rows))).vector_bytes == 1009
+
+
+def test_texts_of_a_few_rows_are_read_but_not_of_those_skipped_by_rule(
+    tmp_path: Path, mode: str
+) -> None:
+    rows = [memory("a"), memory("b", "", encrypted_envelope=b"sealed"), memory("c"), memory("d")]
+    store = open_store(make_store(tmp_path / "m.db", rows, mode))
+
+    assert store.read_texts(["c", "b", "gone", "a"]) == ["title c content c", "title a content a"]
+
+
+def test_a_row_without_a_key_is_in_the_first_of_several_ranges(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory(key) for key in "abcd"])
+    for namespace in ("global", "other"):
+        change(
+            path,
+            "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at) "
+            f"VALUES (NULL, 'mid', '{namespace}', 'n', 'n', '', '')",
+        )
+    store = open_store(path, "global")
+    ranges, _ = store.cut_ranges(2, 1)
+    assert len(ranges) > 1
+
+    for with_stored in (False, True):
+        read = [
+            [row.key for row in store.read_range(keys, with_stored=with_stored)] for keys in ranges
+        ]
+        assert read[0][0] == "rowid 5"
+        assert [key for keys in read for key in keys] == ["rowid 5", "a", "b", "c", "d"]
+
+
+def test_a_sound_database_is_found_sound(tmp_path: Path, mode: str) -> None:
+    rows = [memory(f"{at:03d}", "x" * 500) for at in range(50)]
+    path = make_store(tmp_path / "m.db", rows, mode)
+    before = files(tmp_path)
+
+    open_store(path).check_sound()
+
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_a_database_with_a_damaged_page_is_refused_and_not_touched(
+    tmp_path: Path, share: float
+) -> None:
+    rows = [memory(f"{at:03d}", "x" * 500) for at in range(200)]
+    path = make_store(tmp_path / "m.db", rows)
+    content = bytearray(path.read_bytes())
+    page = int(len(content) * share) // 4096 * 4096
+    content[page : page + 4096] = b"\xa5" * 4096
+    path.write_bytes(content)
+    store, before = open_store(path), files(tmp_path)
+
+    with pytest.raises(StoreError, match="damaged"):
+        store.check_sound()
+    assert files(tmp_path) == before
+
+
+def test_a_transaction_makes_no_database_where_there_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "gone.db"
+
+    with (
+        pytest.raises(StoreError, match="can't be opened"),
+        sqlite_files.write_transaction(path, busy_seconds=0.1),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_commit_is_on_the_disk_when_it_returns(tmp_path: Path, mode: str) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")], mode)
+
+    with sqlite_files.write_transaction(path, busy_seconds=1.0) as connection:
+        # 2 is FULL: https://sqlite.org/pragma.html#pragma_synchronous
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert connection.in_transaction

@@ -30,12 +30,13 @@ def test_parts_may_be_combined_in_any_bundles(parts: list[Summary]) -> None:
         (
             [StagedRange(KEYS, "a", 3, 1), StagedRange(KEYS, "b", 2, 0)],
             [Skipped("k", Cause.REJECTED, "why")],
-            [Summary(replaced=5, kept={Cause.REJECTED: 1})],
+            [Summary(replaced=5, kept={Cause.REJECTED: 1}, in_old_space=1)],
             Summary(
                 embedded=5,
                 skipped={Cause.REJECTED: 1},
                 replaced=5,
                 kept={Cause.REJECTED: 1},
+                in_old_space=1,
             ),
         ),
     ],

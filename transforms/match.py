@@ -117,7 +117,8 @@ def is_ours(row: Row, ledger: Ledger) -> bool:
     if row.stored is None:
         return False
     saved = ledger.of(row.key)
-    if not saved or row.stored.digest in [old.was for old in saved]:
+    # What is not restorable was the run's own vector, of another text.
+    if not saved or row.stored.digest in [old.was for old in saved if old.restorable]:
         return False
     return vector_digest(row.stored.vector) in [old.written for old in saved]
 

@@ -116,8 +116,8 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
     that the vector was made from. Before the first write all that will be replaced is saved
     and read back, and the manifest says `replacing`. If before that rows are new or edited,
     and this is not the `last` pass, nothing is written, and the summary names their ranges.
-    Once a replacement was begun, the ranges not yet done and the `pending` ones are written.
-    Safe to run twice: a row that holds its vector is not written again.
+    Once a replacement was begun, the ranges not yet done and the `pending` ones are written; a
+    `last` pass is then a part of it that was asked for. Safe to run twice: a row that holds its vector is not written again.
 
     Raises TooManySkippedError if too many of the tried rows failed, RunError if another
     attempt has taken over.
@@ -131,6 +131,9 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
         require_room(job.room(found.replaced))
         wanted = list(_save_all(job))
     else:
+        if last:  # Another part, of rows that the first look could not know.
+            found = sum((job.match(k, with_stored=True).before for k in job.ranges), Summary())
+            check_failures(found, most=job.rules.most_skipped)
         late = {keys.index for keys in pending}
         indexes = [k for k in job.ranges if k.index not in manifest.done or k.index in late]
         wanted = list(_changed(job, indexes))
@@ -150,7 +153,7 @@ def check_failures(found: Summary, *, most: float) -> None:
         causes = ", ".join(f"{count} {cause}" for cause, count in failures.items())
         raise TooManySkippedError(
             f"{failed} of {tried} rows could not be embedded ({causes}), and --max-skipped allows "
-            f"{most:.4g} of them and never all; nothing was replaced, and what is staged stays: "
+            f"{most:.4g} of them and never all; nothing is replaced now, and what is staged stays: "
             "check the model, then run again with --retry-skipped, or with a higher --max-skipped"
         )
 
@@ -181,7 +184,9 @@ def _changed(job: ReplaceJob, ranges: Iterable[KeyRange]) -> Iterator[Portion]:
 
 def _write_all(job: ReplaceJob, wanted: Sequence[Portion]) -> None:
     """Write ranges in one transaction, or in several that are short and recorded."""
-    done = job.run.advance(job.attempt).done
+    manifest = job.run.advance(job.attempt)
+    # What a process was writing when it died, and is found written, is done.
+    done = manifest.done | manifest.writing - {keys.index for keys, _ in wanted}
     at_once = job.rules.one_transaction or sum(rows for _, rows in wanted) <= MOST_ROWS_AT_ONCE
     waiting = list(wanted)
     rows = math.inf if at_once else _FIRST_ROWS

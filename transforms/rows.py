@@ -79,7 +79,8 @@ class Stored:
     @property
     def digest(self) -> bytes:
         """The digest of all of it."""
-        return _digest(self.others.encode() + b"\0" + (self.vector or b""), b"stored")
+        vector = b"" if self.vector is None else b"\0" + self.vector
+        return _digest(self.others.encode() + vector, b"stored")
 
 
 @dataclass(frozen=True, slots=True)

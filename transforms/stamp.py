@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from transforms.embed import find_problems
-from transforms.embedders import Embedder, Target, cosines
+from transforms.embedders import WITNESS_COSINE, Embedder, Target, cosines
 from transforms.errors import StampError
 from transforms.match import concerns
 from transforms.rows import Cause, KeyRange, RangeVectors, Row, Skipped, StagedRow
@@ -16,9 +16,6 @@ from transforms.stores import AiMemoryStore, decode
 
 WITNESSES = 64
 """Rows that are embedded to see whether the stored vectors are the target's."""
-
-WITNESS_COSINE = 0.999
-"""The least cosine of a stored vector with the target's; another model's are far below."""
 
 
 def check_witnesses(store: AiMemoryStore, ranges: Sequence[KeyRange], embedder: Embedder) -> None:

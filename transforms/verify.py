@@ -128,6 +128,7 @@ def sample_rows(
 ) -> list[Row]:
     """Some rows that hold the vector that the run wrote for their text, from all over the table."""
     step = max(1, len(ranges) * 4 // max(1, count))
+    each = -(-count // max(1, len(ranges[::step])))
     found: list[Row] = []
     for keys in ranges[::step]:
         ledger = read_ledger(run.backup, keys.index, with_vectors=False)
@@ -139,5 +140,5 @@ def sample_rows(
             and row.stored.vector
             and holds_written(row, ledger)
         ]
-        found += rows[:: max(1, len(rows) // 4)][:4]
+        found += rows[:: max(1, len(rows) // each)][:each]
     return found[:count]

@@ -26,6 +26,9 @@ PROBE_TEXTS = (
 SAME_COSINE = 0.9999
 """Vectors of one text are one model's from here on; a model's own noise is far smaller."""
 
+WITNESS_COSINE = 0.999
+"""The least cosine of a stored vector with the model's that made it; another's are far below."""
+
 
 class Embedder(Protocol):
     """A model that is ready to embed."""

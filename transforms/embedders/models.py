@@ -114,12 +114,14 @@ def describe_model(model: str) -> ModelFiles:
         directory = fetch_model(model, small_only=True)
     minilm = is_minilm(model)
     modules = _modules(directory)
+    dimension, cut = _dimension(directory), _cut(directory)
+    ends_normalized = _kind(modules[-1]) == "Normalize" if modules else minilm
     return ModelFiles(
         directory,
-        dimension=_dimension(directory),
+        dimension=None if dimension is None else int(min(dimension, cut)),
         window=MINILM_WINDOW if minilm else _window(directory),
         prompt=_prompt(directory),
-        normalized=_kind(modules[-1]) == "Normalize" if modules else minilm,
+        normalized=ends_normalized and (dimension or math.inf) <= cut,
     )
 
 
@@ -221,7 +223,7 @@ def _holds_shards(folder: Path) -> bool:
 
 
 def _dimension(directory: Path) -> int | None:
-    """The length of the vectors: what the last module that sets one says."""
+    """The length of the vectors before they are cut: what the last module that sets one says."""
     dimension = _number(_json(directory / "config.json"), *_HIDDEN_SIZE)
     for module in _modules(directory):
         config = _json(directory / module["path"] / "config.json")
@@ -236,8 +238,13 @@ def _dimension(directory: Path) -> int | None:
                 pass
             case _:
                 return None
-    cut = _number(_json(directory / "config_sentence_transformers.json"), "truncate_dim")
-    return dimension if dimension is None or cut is None else min(dimension, cut)
+    return dimension
+
+
+def _cut(directory: Path) -> float:
+    """The length that vectors are cut to after the last module; infinite if they are not."""
+    config = _json(directory / "config_sentence_transformers.json")
+    return _number(config, "truncate_dim") or math.inf
 
 
 _HIDDEN_SIZE = ("hidden_size", "d_model", "dim")
@@ -265,12 +272,14 @@ def _window(directory: Path) -> int | None:
 
 
 def _prompt(directory: Path) -> str:
-    """What sentence-transformers puts before a document."""
-    config = _json(directory / "config_sentence_transformers.json")
-    prompts = config.get("prompts")
-    names = ("document", "passage", "corpus", config.get("default_prompt_name"))
-    texts = [prompts.get(name) for name in names] if isinstance(prompts, dict) else []
-    return next((text for text in texts if isinstance(text, str) and text), "")
+    """What sentence-transformers puts before a document.
+
+    It says that it takes the prompts "passage" and "corpus" too, and a default one; but it gives
+    each model an empty "document" if it has none, and so never comes to them.
+    """
+    prompts = _json(directory / "config_sentence_transformers.json").get("prompts")
+    prompt = prompts.get("document") if isinstance(prompts, dict) else None
+    return prompt if isinstance(prompt, str) else ""
 
 
 def _number(config: dict[str, Any], *keys: str) -> int | None:

@@ -53,7 +53,8 @@ def write_backup(directory: Path, index: int, saved: Sequence[Saved]) -> None:
     Safe to run twice: each call adds a file, of which what is said again changes nothing.
     Raises StagingError if what is read back is not what was written.
     """
-    number = len(tables(directory, index=index))
+    names = [path.name for path in tables(directory, index=index)]
+    number = 1 + max((int(name.split(".")[1]) for name in names), default=-1)
     path = write_table(directory, f"{index:07d}.{number:04d}", _table(saved))
     if _read(path, with_vectors=True) != list(saved):
         raise StagingError(f"the backup {path} is not as it was written; check the disk")

@@ -134,8 +134,8 @@ def require_room(needed: Mapping[Path, int]) -> None:
         free = shutil.disk_usage(place).free
         if free < size:
             raise StagingError(
-                f"about {size / 1e6:,.0f} MB are needed for the new vectors, the backup and "
-                f"SQLite's log, and {free / 1e6:,.0f} MB are free at {place}; make room, or name "
+                f"about {_amount(size)} are needed for the new vectors, the backup and "
+                f"SQLite's log, and {_amount(free)} are free at {place}; make room, or name "
                 "another place for the run directory with --run-dir"
             )
 
@@ -151,6 +151,10 @@ def failing_clearly(path: Path) -> Iterator[None]:
             f"the run directory {path} can't be used ({why}); make room, or make it writable, and "
             "run again"
         ) from error
+
+
+def _amount(size: int) -> str:
+    return f"{size:,} bytes" if size < 1_000_000 else f"{size / 1e6:,.0f} MB"
 
 
 def _sound(path: Path, content: bytes) -> bool:

@@ -161,7 +161,9 @@ class RunDirectory:
         with files.failing_clearly(self.path):
             if not path.exists():
                 return []
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            # Not splitlines(): a key may hold what that takes for the end of a line.
+            lines = path.read_text(encoding="utf-8").split("\n")
+            return [json.loads(line) for line in lines if line]
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -208,10 +210,15 @@ class RunDirectory:
                 path.rename(path.with_suffix(".damaged"))
         return [path.name for path in damaged], [path.name for path in lost]
 
+    def lost_backup(self) -> list[str]:
+        """The names of the files of the backup that were damaged, at whatever time."""
+        return sorted(path.name for path in self.backup.glob("*.damaged"))
+
     def remove_shards(self) -> None:
         """Delete the shards: their vectors are in the store, or not wanted any more."""
         shutil.rmtree(self.shards, ignore_errors=True)
-        (self.path / _RESERVE).unlink(missing_ok=True)
+        with suppress(OSError):
+            (self.path / _RESERVE).unlink(missing_ok=True)
 
     def _spend_reserve(self, size: int) -> None:
         reserve = self.path / _RESERVE
@@ -353,8 +360,10 @@ def _lock(descriptor: int, root: Path) -> None:
             f"another run is at work on {root.with_suffix('')} ({_holder(descriptor)}); "
             "wait for it to end"
         )
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode(), 0)
+    holder = f"{os.getpid()} {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n"
+    with files.failing_clearly(root):
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, holder.encode(), 0)
 
 
 def _holds(descriptor: int, root: Path) -> bool:

@@ -239,18 +239,15 @@ class AiMemoryStore:
 
     @property
     def _stored_columns(self) -> str:
-        """What a replacement touches: the vector's bytes, and the rest as `_described` has it.
-
-        hex() shows a text's or a BLOB's bytes and a number's digits, whatever they are.
-        """
+        """What a replacement touches: the vector's bytes, and the rest as `_described` has it."""
         others = [
-            f"'{column}=' || typeof({column}) || ':' || hex({column})"
+            f"'{column}=' || typeof({column}) || ':' || {_shown(column)}"
             for column in REPLACED_COLUMNS
             if column in self.columns
         ]
         odd = (
             "CASE WHEN typeof(embedding) IN ('null', 'blob') THEN '' "
-            "ELSE ' embedding=' || typeof(embedding) || ':' || hex(embedding) END"
+            f"ELSE ' embedding=' || typeof(embedding) || ':' || {_shown('embedding')} END"
         )
         described = " || ' ' || ".join(others) or "''"
         return f"CASE typeof(embedding) WHEN 'blob' THEN embedding END, {described} || {odd}"
@@ -394,6 +391,14 @@ _FAMILIES = {
 
 REPLACED_COLUMNS = ("embedding_dim", "embedding_space")
 """The columns that a replacement sets besides the vector, where they exist."""
+
+
+def _shown(column: str) -> str:
+    """The SQL that shows what a column holds: a text's or a BLOB's bytes, a number's digits.
+
+    hex() alone would show 15 digits of a float, quote() as many as it needs.
+    """
+    return f"hex(CASE typeof({column}) WHEN 'real' THEN quote({column}) ELSE {column} END)"
 
 
 def _described(column: str, value: int | str | None) -> str:
