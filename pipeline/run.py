@@ -162,7 +162,11 @@ def _begin(plan: Plan, probe: Vectors) -> None:
             rows=plan.survey.meant,
             attempt=plan.attempt,
         )
-        make_run(plan.run, plan.store.path, manifest)
+        try:
+            make_run(plan.run, plan.store.path, manifest)
+        except StagingError:
+            discard_run_if_empty(plan.run, plan.store.path)  # Made, but without its reserve.
+            raise
         return
     manifest = plan.earlier.manifest
     if not same_vectors(np.array(manifest.probe, dtype=np.float32), probe):
@@ -241,6 +245,8 @@ def _run_pass(plan: Plan, runner: str, options: PipelineOptions, *, replaces: bo
         if os.environ.get("REEMBED_TRACEBACK"):
             raise
         last = ([line for line in str(error).splitlines() if line.strip()] or [""])[-1]
+        if last.startswith(KeyboardInterrupt.__name__):  # As the runner tells of a Ctrl-C.
+            raise KeyboardInterrupt from error
         raise unwrap(error) or RunError(
             f"{runner} failed: {type(error).__name__}: {last.strip()} (REEMBED_TRACEBACK=1 shows "
             "all of it)"
@@ -257,7 +263,14 @@ def _stamp(plan: Plan) -> Summary:
     if not plan.late:
         check_witnesses(plan.store, plan.ranges, load_embedder(plan.target))
     for keys in plan.pending:
-        stage_stored(plan.store, plan.run, keys, pass_number=plan.pass_number, target=plan.target)
+        stage_stored(
+            plan.store,
+            plan.run,
+            keys,
+            pass_number=plan.pass_number,
+            dimension=plan.target.dimension,
+            late=plan.late,
+        )
     return replace_vectors(plan.job, pending=plan.pending, last=plan.last)
 
 

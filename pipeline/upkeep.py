@@ -22,6 +22,7 @@ from transforms.embedders import (
     WITNESS_COSINE,
     Target,
     cosines,
+    embed_each,
     load_embedder,
     probe_embedder,
     same_vectors,
@@ -30,6 +31,7 @@ from transforms.errors import (
     EmbedderError,
     IncompleteError,
     ReembedError,
+    StagingError,
     StoreError,
     UsageError,
     VerifyError,
@@ -206,10 +208,11 @@ def verify(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Repor
     lowest = None
     if sample:
         stored = np.vstack([decode(row.stored.vector or b"") for row in sample if row.stored])
-        found = cosines(embedder.embed([row.text for row in sample]), stored)
+        texts = [row.text for row in sample]
+        found = cosines(embed_each(embedder, texts, target.dimension), stored)
         lowest = float(found.min())
         for row, cosine in zip(sample, found, strict=True):
-            if cosine < WITNESS_COSINE:
+            if not cosine >= WITNESS_COSINE:
                 findings.fault("other vector", row.key)
     for kind, keys in findings.keys.items():
         for key in keys[:_NAMED_ROWS]:
@@ -260,16 +263,25 @@ def undo(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
             _logger.warning("[%s] the backup file %s is damaged and can't help", run.run_id, name)
         run.write_manifest(replace(manifest, attempt=attempt))
         job = _job(store, run, manifest)
+        # A row may have been moved to another namespace since.
+        everywhere = replace(job.store, namespace=None)
         try:
-            result = roll_back(job.store, run, manifest.ranges, attempt=attempt)
+            run.advance(attempt, state=State.ROLLING_BACK)
+            result = roll_back(everywhere, run, manifest.ranges, attempt=attempt)
+            values = _undo_values(run, result)
+            run.write_lines(LEFT, ({"id": key, "reason": why} for key, why in result.left.items()))
+            run.write_json(ROLLBACK, values)
+            run.advance(attempt, state=State.ROLLED_BACK, writing=frozenset(), stopped=None)
         except ReembedError as error:
-            raise IncompleteError(
-                f"{error}; the rollback of run {run.run_id} is incomplete: try it again"
-            ) from error
-        values = _undo_values(run, result)
-        run.write_lines(LEFT, ({"id": key, "reason": why} for key, why in result.left.items()))
-        run.write_json(ROLLBACK, values)
-        run.advance(attempt, state=State.ROLLED_BACK, writing=frozenset(), stopped=None)
+            state = _known_state(run)
+            if state is State.REPLACED:
+                raise
+            if state is not State.ROLLED_BACK:
+                raise IncompleteError(
+                    f"{error}; the rollback of run {run.run_id} is incomplete: try it again"
+                ) from error
+            # All is put back and noted, only not yet flushed.
+            _logger.warning("[%s] %s", run.run_id, error)
         run.remove_shards()
     for key, why in list(result.left.items())[:_NAMED_ROWS]:
         _logger.warning("[%s] row %s is left as it is: %s", run.run_id, one_line(key), why)
@@ -281,6 +293,13 @@ def undo(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
         "next": "set the ai-memory daemon back to the former model and restart it",
     }
     return Report(f"reembed: run {run.run_id} is rolled back\n\n{table(lines)}", values)
+
+
+def _known_state(run: RunDirectory) -> State | None:
+    try:
+        return run.read_manifest().state
+    except StagingError:
+        return None
 
 
 def _undo_values(run: RunDirectory, result: RolledBack) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from pipeline.settings import read_settings
 from transforms import embedders
 from transforms.embedders import Target
 from transforms.embedders.models import ModelFiles
+from transforms.replacing import replace_vectors
+from transforms.rows import Summary
 from transforms.staging import Manifest, make_run, staging_root
 from transforms.stores.demo import Memory, create_store
 
@@ -198,7 +201,7 @@ class Ran:
     code: int
     out: str
     err: str
-    texts: frozenset[str]
+    texts: set[str]
 
     @property
     def values(self) -> dict[str, Any]:
@@ -216,6 +219,37 @@ class Ran:
 Call = Callable[..., Ran]
 
 
+def plain_pass(plan: Plan, runner: str, options: object, *, replaces: bool) -> Summary:
+    """What the graph does, as the obvious loop."""
+    from transforms.embed import embed_rows
+    from transforms.read import read_rows
+
+    embedder = embedders.load_embedder(plan.target)
+    summary = Summary()
+    for keys in plan.pending:
+        for part in read_rows(
+            plan.store,
+            keys,
+            plan.run,
+            pass_number=plan.pass_number,
+            late=plan.late,
+            retry_skipped=plan.retry_skipped,
+        ):
+            vectors = embed_rows(
+                part,
+                embedder,
+                dimension=plan.target.dimension,
+                batch=plan.batch,
+                pause=plan.pause,
+            )
+            staged = plan.run.write_shard(vectors, pass_number=plan.pass_number)
+            skipped = Counter(row.skipped.cause for row in vectors.rows if row.skipped)
+            summary += Summary(embedded=staged.embedded, skipped=skipped)
+    if replaces:
+        summary += replace_vectors(plan.job, pending=plan.pending, last=plan.last)
+    return summary
+
+
 @pytest.fixture
 def reembed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -223,8 +257,10 @@ def reembed(
     """Call the program with the fake embedder in this process, which saves the start of another.
 
     Keywords are the variables of `tests/fake_program.py`, without FAKE_; with `real` it is the
-    program as it is.
+    program as it is. What a pass does is done in a plain loop, unless `through_beam`, which
+    takes much longer; tests of the graph show that the two are the same.
     """
+    from pipeline import run
     from pipeline.cli import main
     from tests import fake_program
 
@@ -236,7 +272,9 @@ def reembed(
     before = logger.handlers, logger.level, logger.propagate
     loaded = embedders._load
 
-    def call(*arguments: str | Path, real: bool = False, **variables: object) -> Ran:
+    def call(
+        *arguments: str | Path, real: bool = False, through_beam: bool = False, **variables: object
+    ) -> Ran:
         with monkeypatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(f"FAKE_{name.upper()}", str(value))
@@ -245,11 +283,13 @@ def reembed(
                 patch.setattr(module, name, getattr(module, name))
             if not real:
                 fake_program.install()
+            if not real and not through_beam:
+                patch.setattr(run, "_run_pass", plain_pass)
             fake_program.embedded.clear()
             loaded.cache_clear()
             code = main(list(map(str, arguments)))
             loaded.cache_clear()
-        texts = frozenset(fake_program.embedded) - {*embedders.PROBE_TEXTS}
+        texts = set(fake_program.embedded) - {*embedders.PROBE_TEXTS}
         return Ran(code, *capsys.readouterr(), texts)
 
     yield call

@@ -25,7 +25,6 @@ from transforms.embedders import Target, fake
 from transforms.embedders.models import ModelFiles
 from transforms.rows import Vectors
 
-
 embedded: list[str] = []
 """The texts that were embedded in this process."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,6 @@ Done = subprocess.CompletedProcess[str]
 
 PAGE_BYTES = 4096
 ROWS = 202
-STAGED_KIB = 480  # Of a full disk: more than the shards of 202 rows take, less than all.
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:
@@ -594,7 +594,7 @@ exit $code
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, program: Program) -> SmallDisk:
+def small_disk(tmp_path: Path, fake_program: Program) -> SmallDisk:
     """Run on a disk of its own: a tmpfs, in a mount namespace that ends with the program."""
 
     def run(version: str, free_kib: int) -> tuple[Done, Path, Path]:
@@ -611,45 +611,60 @@ def small_disk(tmp_path: Path, program: Program) -> SmallDisk:
             pytest.skip("this user may not mount a tmpfs, so there is no small disk to fill")
         (left / "ai-memory.db").unlink()
         path = disk / "ai-memory.db"
-        return program("--db", path, wrapper=wrapper), path, left
+        return fake_program("--db", path, "--dim", "384", wrapper=wrapper), path, left
 
     return run
 
 
-def test_a_disk_that_fills_up_with_shards_leaves_the_store_as_it_was(
+def test_a_disk_without_room_for_the_run_directory_leaves_the_store_alone_on_it(
     small_disk: SmallDisk, tmp_path: Path
 ) -> None:
     done, path, left = small_disk("v57", 64)
 
     sentence = refusal(done, 1)
     assert sentence.startswith(f"the run directory {path}.reembed/")
-    assert "o space left on device" in sentence
-    assert "the store is unchanged" in sentence
+    assert "No space left on device" in sentence
     assert tree(left) == {"ai-memory.db": (tmp_path / "source.db").read_bytes()}
 
 
 @pytest.mark.parametrize("version", ["v57", "v80"])
-def test_a_disk_that_fills_up_in_the_replacement_leaves_the_store_as_it_was(
+def test_a_disk_without_room_for_the_vectors_is_refused_before_any_work(
     version: str, small_disk: SmallDisk, tmp_path: Path
 ) -> None:
-    done, path, left = small_disk(version, STAGED_KIB)
+    # More than the shards of 202 rows take, less than the backup and SQLite's log beside them.
+    done, path, left = small_disk(version, 480)
 
-    assert refusal(done, 1) == f"the disk of {path} is full; make room and run again"
+    assert re.fullmatch(
+        r"about [\d,]+ bytes are needed for the new vectors, the backup and SQLite's log, and "
+        rf"[\d,]+ bytes are free at {path}\.reembed/\S+; make room, or name another place for the "
+        r"run directory with --run-dir",
+        refusal(done, 1),
+    )
     assert tree(left) == {"ai-memory.db": (tmp_path / "source.db").read_bytes()}
 
 
-def test_a_disk_that_is_full_once_all_is_replaced_does_not_have_the_store_called_unchanged(
-    small_disk: SmallDisk,
+@pytest.mark.parametrize("free_kib", [1300, 1740, 2200])
+@pytest.mark.parametrize("version", ["v57", "v80"])
+def test_a_disk_that_may_fill_up_in_the_replacement_leaves_all_old_or_all_new_and_a_way_on(
+    free_kib: int, version: str, small_disk: SmallDisk, fake_program: Program
 ) -> None:
-    # Room for the shards and the log, not for the log's pages in the database, too.
-    done, _, left = small_disk("v80", 1360)
+    done, _, left = small_disk(version, free_kib)
+    path = left / "ai-memory.db"
+    vectors = "SELECT id, embedding FROM memories ORDER BY id"
+    old = select(left.parent / "source.db", vectors)
 
-    assert select(left / "ai-memory.db", "PRAGMA integrity_check") == [("ok",)]
-    counts = "SELECT count(*), sum(length(embedding) = 1537) FROM memories"
-    assert select(left / "ai-memory.db", counts) == [(ROWS, ROWS)]
-    vectors = "SELECT id, embedding FROM memories"
-    before = dict(select(left.parent / "source.db", vectors))
-    after = dict(select(left / "ai-memory.db", vectors))
-    assert [key for key in after if after[key] == before[key]] == []
-    assert "unchanged" not in done.stderr
-    assert done.returncode == 0
+    assert select(path, "PRAGMA integrity_check") == [("ok",)]
+    changed = sum(one != other for one, other in zip(select(path, vectors), old, strict=True))
+    if done.returncode == 0:
+        assert changed == ROWS
+        assert "unchanged" not in done.stderr
+        return
+    assert changed == 0
+    sentence = refusal(done, done.returncode)
+    assert ("is incomplete" in sentence) == (done.returncode == 6)
+    assert "make room" in sentence
+    # With room for it, what is staged is put in, and no text is embedded again.
+    again = fake_program("--db", path, "--dim", "384", "--json")
+    result = json.loads(again.stdout)
+    assert (again.returncode, result["reembedded"], result["remaining"]) == (0, ROWS, 0)
+    assert json.loads((next(left.glob("*.reembed/*/pass-*.json"))).read_text())["embedded"] == 0

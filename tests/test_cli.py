@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -10,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.cli import COMMANDS
 from pipeline.options import RUNNERS, Options
 from tests.conftest import (
+    Call,
     Program,
     change,
     clean_environment,
@@ -37,9 +39,11 @@ from transforms.stores.demo import generated_memories, hashed_vector
 FLAGS = {f"--{field.name.replace('_', '-')}" for field in fields_of(Options)} - {"--beam-options"}
 HEAVY = {"apache_beam", "torch", "sentence_transformers", "transformers"}
 INTERRUPTED = (
-    "reembed: interrupted; the store is whole: nothing was replaced, or, if the replacement had "
-    "begun, everything was"
+    "reembed: interrupted; what is staged stays and the same command goes on from there "
+    "(reembed status says how far it has come)"
 )
+STOP_SECONDS = 3
+"""How soon a run stops that is interrupted."""
 
 
 def call_entry(*arguments: str) -> Done:
@@ -131,6 +135,18 @@ def test_the_console_script_is_the_module(arguments: Sequence[str], program: Pro
         (["--namespace", ""], "--namespace is empty"),
         (["--model", ""], "--model is empty"),
         (["--backend", ""], "--backend is empty"),
+        (["--run-dir", ""], "--run-dir is empty"),
+        (["--max-rows", "0"], "--max-rows must be a positive number of rows: 0"),
+        (["--partial"], "--partial goes with --max-rows"),
+        (["--max-skipped", "many"], "argument --max-skipped: 'many' is no share such as 10%"),
+        (["--max-skipped", "101%"], "--max-skipped must be a share from 0 to 1"),
+        (["--skipped", "drop"], "--skipped must be one of keep, clear: 'drop'"),
+        (["--sleep-ms", "-1"], "--sleep-ms must be 0 or more milliseconds: -1"),
+        (["--fresh", "--retry-skipped"], "--fresh and --retry-skipped exclude each other"),
+        (
+            ["--missing-only", "--skip-current-space"],
+            "--missing-only and --skip-current-space exclude each other",
+        ),
         (["--runner", "SparkRunner"], "--runner SparkRunner is not one of DirectRunner"),
         (["--runner", "directrunner"], "--runner directrunner is not one of DirectRunner"),
         (["--", "--frobnicate=1"], "Beam has no option --frobnicate=1"),
@@ -215,6 +231,9 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "texts_cut_estimated": 1,
         "rows_sampled": 3,
         "run_directory": f"{path}.reembed/{run_id}",
+        "mode": "all",
+        "rows_meant": 7,
+        "rows_staged": 0,
     }
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{4}", run_id)
     assert 256 < tokens < 512
@@ -339,13 +358,13 @@ KEEPING_SHARDS = """
 import shutil, sys
 from transforms.staging import RunDirectory
 
-finish = RunDirectory.finish
+remove_shards = RunDirectory.remove_shards
 
-def keep(run, values):
+def keep(run):
     shutil.copytree(run.shards, sys.argv.pop(1))
-    finish(run, values)
+    remove_shards(run)
 
-RunDirectory.finish = keep
+RunDirectory.remove_shards = keep
 from pipeline.cli import main
 
 sys.exit(main(sys.argv[2:]))
@@ -371,8 +390,8 @@ def test_the_size_of_a_batch_changes_neither_the_vectors_nor_the_shards(tmp_path
         assert json.loads(done.stdout)["reembedded"] == 150
         stored = select(path, "SELECT id, embedding FROM memories")
         vectors[batch] = {key: decode(blob) for key, blob in stored}
-        shards[batch] = {
-            path.name: pq.read_table(path).column("key").to_pylist()
+        shards[batch] = {  # Without their checksums: the vectors differ in their last digits.
+            path.name.rsplit(".", 2)[0]: pq.read_table(path).column("key").to_pylist()
             for path in sorted(kept.glob("*.parquet"))
         }
 
@@ -387,42 +406,16 @@ def test_the_size_of_a_batch_changes_neither_the_vectors_nor_the_shards(tmp_path
     assert min(cosines) >= 0.999999
 
 
-def test_a_second_run_is_refused_with_the_process_id_of_the_first_and_a_dry_run_is_not(
-    tmp_path: Path, program: Program
-) -> None:
-    path = unpack("v57", tmp_path / "ai-memory.db")
-    root = tmp_path / "ai-memory.db.reembed"
-    shards = root / "20250106T090000Z-0000" / "shards"
-    shards.mkdir(parents=True)
-    (shards / "0000000.1.000.parquet").write_bytes(b"of the first run")
-    with (root / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        before = tree(tmp_path)
-
-        done = program("--db", path)
-        dry = program("--db", path, "--dry-run", "--json")
-
-    assert refusal(done, 1) == (
-        f"another run is at work on {path} (process {os.getpid()}); wait for it to end"
-    )
-    assert (dry.returncode, json.loads(dry.stdout)["total_rows"]) == (0, 202)
-    assert tree(tmp_path) == before
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_is_interrupted_stops_soon_and_leaves_every_byte_as_it_was(
-    number: signal.Signals, code: int, tmp_path: Path
-) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "temporary").mkdir()
-    path = make_store(tmp_path / "store" / "ai-memory.db", list(generated_memories(2000)))
-    before = tree(path.parent)
-    environment = clean_environment(tmp_path) | {"TMPDIR": str(tmp_path / "temporary")}
-    command = [sys.executable, "-m", "pipeline", "--db", str(path)]
+@contextmanager
+def at_work(module: str, path: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process of its own that has staged some of its rows."""
     with subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", module, "--db", str(path)],
+        env=clean_environment(path.parent) | environment,
+        cwd=path.parent,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         try:
             deadline = time.monotonic() + 60
@@ -430,19 +423,149 @@ def test_a_run_that_is_interrupted_stops_soon_and_leaves_every_byte_as_it_was(
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-            process.send_signal(number)
-            started = time.monotonic()
-            stdout, stderr = process.communicate(timeout=10)
-            elapsed = time.monotonic() - started
+            yield process
         finally:
             process.kill()
 
+
+def test_a_second_run_is_refused_with_the_process_and_the_start_of_the_first_and_looking_is_not(
+    tmp_path: Path, fake_program: Program
+) -> None:
+    path = make_store(tmp_path / "ai-memory.db", [memory(f"{i:03d}") for i in range(200)])
+    before = path.read_bytes()
+    with at_work("tests.fake_program", path, FAKE_SECONDS="0.5", FAKE_RANGE_ROWS="1") as first:
+        done = fake_program("--db", path)
+        dry = fake_program("--db", path, "--dry-run", "--json")
+        status = fake_program("status", "--db", path, "--json")
+        cleanup = fake_program("cleanup", "--db", path)
+
+        assert first.poll() is None
+    said = (
+        rf"another run is at work on {path} \(process {first.pid}, since "
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\); wait for it to end"
+    )
+    assert re.fullmatch(said, refusal(done, 1))
+    assert re.fullmatch(said, refusal(cleanup, 1))
+    assert (dry.returncode, json.loads(dry.stdout)["total_rows"]) == (0, 200)
+    (run,) = json.loads(status.stdout)["runs"]
+    assert (status.returncode, run["state"], run["rows"]) == (0, "staging", 200)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("module", ["pipeline", "tests.fake_program"])
+def test_a_run_that_is_interrupted_stops_soon_and_the_same_command_goes_on(
+    module: str, number: signal.Signals, code: int, tmp_path: Path, fake_program: Program
+) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "temporary").mkdir()
+    path = make_store(tmp_path / "store" / "ai-memory.db", list(generated_memories(2000)))
+    before = path.read_bytes()
+    environment = {"TMPDIR": str(tmp_path / "temporary"), "FAKE_SECONDS": "0.3"}
+    with at_work(module, path, **environment) as process:
+        process.send_signal(number)
+        started = time.monotonic()
+        stdout, stderr = process.communicate(timeout=10)
+        elapsed = time.monotonic() - started
+
     print(f"stopped after {elapsed:.2f} s")
     assert (process.returncode, stdout) == (code, "")
+    assert elapsed < STOP_SECONDS
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1] == INTERRUPTED
-    assert tree(path.parent) == before
+    assert path.read_bytes() == before
+    assert sorted(place.name for place in path.parent.iterdir()) == [
+        "ai-memory.db",
+        "ai-memory.db.reembed",
+    ]
     assert files(tmp_path / "temporary") == {}
+
+    status = fake_program("status", "--db", path, "--json")
+    (run,) = json.loads(status.stdout)["runs"]
+    assert (run["state"], run["stopped"], run["rows"]) == ("staging", "interrupted", 2000)
+    assert 0 < run["staged"] < 2000
+    if module == "tests.fake_program":
+        done = fake_program("--db", path, "--json")
+        assert f"{run['staged']:,} of 2,000 rows are staged; going on" in done.stderr
+        assert (done.returncode, json.loads(done.stdout)["reembedded"]) == (0, 2000)
+
+
+# The commands that look after runs.
+
+COMMAND_FLAGS = {
+    "status": {"--db", "--run-dir", "--json"},
+    "verify": {"--db", "--run-dir", "--run", "--json"},
+    "rollback": {"--db", "--run-dir", "--run", "--json"},
+    "cleanup": {"--db", "--run-dir", "--run", "--yes", "--json"},
+}
+
+
+def test_help_names_every_command(program: Program) -> None:
+    text = program("--help").stdout
+
+    assert COMMANDS.keys() == COMMAND_FLAGS.keys()
+    listed = text.partition("commands that look after runs")[2].partition("\n\n")[0]
+    assert re.findall(r"^  (\w+)", listed, re.M) == list(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMAND_FLAGS)
+def test_the_help_of_a_command_names_its_flags_in_80_columns(
+    command: str, program: Program
+) -> None:
+    done = program(command, "--help", environment={"COLUMNS": "80"} | IMPORTS_LISTED)
+
+    assert done.returncode == 0
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
+    assert set(re.findall(r"^  (--[a-z-]+)", done.stdout, re.M)) == COMMAND_FLAGS[command]
+    assert (HEAVY | {"numpy", "pyarrow", "argparse"}) & imported(done) == {"argparse"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["status", "--yes"], "unrecognized arguments: --yes"),
+        (["status", "--run", "x"], "unrecognized arguments: --run x"),
+        (["verify", "--yes"], "unrecognized arguments: --yes"),
+        (["verify", "--model", "m"], "unrecognized arguments: --model m"),
+        (["rollback", "now"], "unrecognized arguments: now"),
+        (["rollback", "--run"], "argument --run: expected one argument"),
+        (["rollback", "--", "--parallelism=4"], "--parallelism=4"),
+        (["cleanup", "--run", ""], "--run is empty"),
+        (["cleanup", "--run-dir", ""], "--run-dir is empty"),
+        (["cleanup", "--db", ""], "--db is empty"),
+        (["--json", "status"], "unrecognized arguments: status"),
+        (["statuses"], "unrecognized arguments: statuses"),
+    ],
+)
+def test_wrong_usage_of_a_command_is_refused_in_one_line(
+    arguments: Sequence[str], says: str, reembed: Call
+) -> None:
+    done = reembed(*arguments, real=True)
+
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert says in done.error
+
+
+def test_the_commands_of_one_run_by_their_exit_codes_and_what_they_import(
+    tmp_path: Path, program: Program, fake_program: Program
+) -> None:
+    path = make_store(tmp_path / "ai-memory.db", [memory(f"{i}") for i in range(5)])
+    before = select(path, "SELECT * FROM memories")
+    done = fake_program("--db", path, "--json")
+    assert done.returncode == 0
+    listed = {name: program(name, "--db", path, environment=IMPORTS_LISTED) for name in COMMANDS}
+    results = {name: call.stdout.splitlines()[0] for name, call in listed.items()}
+    run_id = json.loads(done.stdout)["run_id"]
+
+    assert {name: call.returncode for name, call in listed.items()} == dict.fromkeys(COMMANDS, 0)
+    assert re.fullmatch(rf"run {run_id}, begun \S+", results["status"])
+    assert results["verify"] == "reembed verify: all is as the run left it"
+    assert results["rollback"] == f"reembed: run {run_id} is rolled back"
+    assert results["cleanup"].startswith("reembed: 1 runs removed, ")
+    assert select(path, "SELECT * FROM memories") == before
+    # The fake embedder is all that `verify` needed here.
+    for name, call in listed.items():
+        assert (name, HEAVY & imported(call)) == (name, set())
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.conftest import FIXTURES, Program, files, other_contents, select
+from tests.conftest import FIXTURES, Program, all_columns, files, other_contents, select
 from transforms.stores.codec import decode
 
 
@@ -27,11 +27,11 @@ def cosines(path: Path, version: str) -> list[float]:
     return result
 
 
-def test_every_vector_equals_the_original_programs_and_nothing_else_changes(
+def test_every_vector_equals_the_original_programs_and_all_is_as_before_when_undone(
     original: tuple[str, Path], program: Program
 ) -> None:
     version, path = original
-    before = other_contents(path)
+    before, everything = other_contents(path), all_columns(path)
     mode = path.read_bytes()[18:20]
 
     done = program("--db", path, "--json")
@@ -51,11 +51,26 @@ def test_every_vector_equals_the_original_programs_and_nothing_else_changes(
     assert min(cosines(path, version)) >= 0.99999
     assert path.read_bytes()[18:20] == mode
     assert select(path, "PRAGMA integrity_check") == [("ok",)]
-    assert set(files(path.parent)) == {
+    run = f"ai-memory.db.reembed/{result['run_id']}"
+    kept = {name for name in files(path.parent) if not name.startswith(f"{run}/backup/")}
+    assert kept == {
         "ai-memory.db",
         "ai-memory.db.reembed/lock",
-        f"ai-memory.db.reembed/{result['run_id']}/summary.json",
+        f"{run}/manifest.json",
+        f"{run}/pass-1.json",
+        f"{run}/summary.json",
     }
+
+    checked = program("verify", "--db", path, "--json")
+    undone = program("rollback", "--db", path, "--json")
+
+    found = json.loads(checked.stdout)
+    assert (checked.returncode, found["checked"], found["wrong"]) == (0, 202, {})
+    assert 0 < found["sampled"] <= 64
+    assert found["lowest_cosine"] > 0.9999
+    assert (undone.returncode, json.loads(undone.stdout)["restored"]) == (0, 202)
+    assert all_columns(path) == everything
+    assert path.read_bytes()[18:20] == mode
 
 
 def test_a_namespace_is_re_embedded_alone(original: tuple[str, Path], program: Program) -> None:

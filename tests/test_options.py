@@ -152,8 +152,10 @@ def test_options_are_a_value() -> None:
 
 @pytest.mark.parametrize("name", ["db", "namespace", "model", "backend", "run_dir"])
 def test_every_flag_that_takes_a_name_refuses_an_empty_one(name: str) -> None:
+    given: dict[str, Any] = {name: ""}
+
     with pytest.raises(UsageError, match=rf"^--{name.replace('_', '-')} is empty; "):
-        Options(**{name: ""})
+        Options(**given)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +189,10 @@ def test_the_options_of_a_command_are_sound_without_any_flag() -> None:
 
 @pytest.mark.parametrize("name", ["db", "run_dir", "run"])
 def test_a_command_refuses_an_empty_name(name: str) -> None:
+    given: dict[str, Any] = {name: ""}
+
     with pytest.raises(UsageError) as refused:
-        CommandOptions("verify", **{name: ""})
+        CommandOptions("verify", **given)
 
     flag = name.replace("_", "-")
     assert str(refused.value) == f"--{flag} is empty; give a value, or leave it out"

@@ -212,9 +212,10 @@ def test_a_store_without_stamps_is_refused_where_stamps_are_looked_at(
     flag: str, tmp_path: Path
 ) -> None:
     path = mixed(tmp_path / "m.db")
+    flags: dict[str, Any] = {flag: True}
 
     with pytest.raises(StampError, match=rf"keeps no stamps.*--{flag.replace('_', '-')}$"):
-        fake_plan(path, **{flag: True})
+        fake_plan(path, **flags)
 
 
 def test_the_flags_reach_the_replacement(tmp_path: Path) -> None:

@@ -572,6 +572,22 @@ def test_a_kill_between_the_commit_and_its_record_is_finished_forward(
     assert plan.run.read_manifest().done == frozenset({0, 1, 2})
 
 
+def test_what_was_being_written_at_a_kill_and_is_found_written_is_recorded_as_done(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, short: None, seen: list[Manifest]
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_after_commit(patch, 1)
+        with pytest.raises(Killed):
+            replace(plan)
+    manifest = plan.run.read_manifest()
+    assert (manifest.done, manifest.writing) == (frozenset(), frozenset({0, 1, 2}))
+    seen.clear()
+
+    replace(plan, pending=())
+
+    assert seen[0].done == frozenset({0})
+
+
 def test_once_it_says_replacing_the_backup_is_never_made_again(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -707,7 +723,7 @@ def test_the_room_is_that_of_the_new_vectors_the_backup_and_the_log(plan: Plan) 
     assert plan.survey.vector_bytes == old
     assert plan.job.room(1000, staged=7) == {
         plan.run.path: 7 * row + old + 1000 * replacing.ROW_BYTES,
-        plan.store.path: 1500 * row,
+        plan.store.path: 1750 * row + 3 * (1000 * row - old) // 2,
     }
     # Rolling back writes the old ones, which may be longer.
     assert replaced(plan.job, vector_bytes=10**6).room(1)[plan.store.path] == 10**6
@@ -771,7 +787,7 @@ def test_a_run_in_which_too_many_of_the_tried_rows_failed_or_all_is_refused(
     found = Summary(replaced=replaced, kept=kept)
 
     if refused:
-        with pytest.raises(TooManySkippedError, match="nothing was replaced"):
+        with pytest.raises(TooManySkippedError, match="nothing is replaced now"):
             check_failures(found, most=most)
     else:
         check_failures(found, most=most)
@@ -798,3 +814,17 @@ def test_failures_of_a_text_that_was_edited_since_do_not_count(tmp_path: Path) -
     stage(plan, pass_number=2)
 
     assert replace(plan) == Summary(replaced=1)
+
+
+def test_too_many_failures_of_a_later_part_replace_nothing_of_it(tmp_path: Path) -> None:
+    rows = [memory("a"), *(memory(key, f"{POISON} {key}") for key in "bcd")]
+    plan = begin(fake_plan(make_store(tmp_path / "m.db", rows), rows=1))
+    first = replaced(plan, ranges=plan.ranges[:1])
+    stage(first)
+    assert replace(plan, last=True).replaced == 1
+    before = plan.store.path.read_bytes()
+    stage(plan, pass_number=2, late=True)
+
+    with pytest.raises(TooManySkippedError, match="3 of 4 rows could not be embedded"):
+        replace(plan, last=True)
+    assert plan.store.path.read_bytes() == before

@@ -207,7 +207,7 @@ def test_rows_that_are_only_staged_are_not_called_re_embedded(plan: Plan) -> Non
     ids=str,
 )
 def test_each_mode_says_up_front_what_becomes_of_the_vectors(
-    flags: dict[str, bool], affected: str, tmp_path: Path
+    flags: dict[str, Any], affected: str, tmp_path: Path
 ) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
     change(path, "ALTER TABLE memories ADD COLUMN embedding_space TEXT")

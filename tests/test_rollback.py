@@ -46,7 +46,7 @@ def columns(path: Path) -> list[tuple[object, ...]]:
     """What the rows hold in the columns that a run replaces: types and bytes, numbers exactly."""
     names = [name for (name,) in select(path, "SELECT name FROM pragma_table_info('memories')")]
     shown = ", ".join(
-        f"typeof({name}), CASE typeof({name}) WHEN 'real' THEN quote({name}) ELSE hex({name}) END"
+        f"typeof({name}), CASE typeof({name}) WHEN 'real' THEN {name} ELSE hex({name}) END"
         for name in names
         if str(name).startswith("embedding")
     )

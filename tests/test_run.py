@@ -49,6 +49,7 @@ from transforms.errors import (
     TooManySkippedError,
     UsageError,
 )
+from transforms.replacing import replace_vectors
 from transforms.rows import Cause, Skipped, Summary
 from transforms.staging import RunDirectory, Scope, State, lock_database
 from transforms.stores import AiMemoryStore, Replacement
@@ -151,7 +152,7 @@ def editing(
     monkeypatch: pytest.MonkeyPatch, path: Path, statements: Sequence[tuple[str, ...]]
 ) -> None:
     """Change the store each time that the replacement begins to look at it."""
-    look = replacing.replace_vectors
+    look = replace_vectors
     left = list(statements)
 
     def edited(*arguments: object, **more: object) -> Summary:
@@ -522,7 +523,7 @@ def test_a_run_that_another_process_has_taken_over_writes_nothing_more(
 ) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
     plan = fake_plan(path)
-    look = replacing.replace_vectors
+    look = replace_vectors
 
     def overtaken(*arguments: object, **more: object) -> Summary:
         manifest = plan.run.read_manifest()

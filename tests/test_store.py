@@ -421,7 +421,7 @@ odd_values = st.one_of(
 def _exactly(path: Path) -> list[tuple[Any, ...]]:
     """The replaced columns of each row: types and bytes, and numbers to their last digit."""
     shown = ", ".join(
-        f"typeof({name}), CASE typeof({name}) WHEN 'real' THEN quote({name}) ELSE hex({name}) END"
+        f"typeof({name}), CASE typeof({name}) WHEN 'real' THEN {name} ELSE hex({name}) END"
         for name in ("embedding", "embedding_dim", "embedding_space")
     )
     return select(path, f"SELECT rowid, {shown} FROM memories ORDER BY rowid")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from transforms.embed import find_problems
-from transforms.embedders import WITNESS_COSINE, Embedder, Target, cosines
+from transforms.embedders import WITNESS_COSINE, Embedder, cosines, embed_each
 from transforms.errors import StampError
 from transforms.match import concerns
 from transforms.rows import Cause, KeyRange, RangeVectors, Row, Skipped, StagedRow
@@ -20,48 +20,69 @@ WITNESSES = 64
 
 def check_witnesses(store: AiMemoryStore, ranges: Sequence[KeyRange], embedder: Embedder) -> None:
     """Embed a sample of rows; raise StampError if their stored vectors are not the target's."""
-    rows = list(_sample(store, ranges, store.selection.dimension))
+    dimension = store.selection.dimension
+    rows = _sample(store, ranges)
     if not rows:
         return
-    texts = [row.text for row in rows]
+    made = embed_each(embedder, [row.text for row in rows], dimension)
     stored = np.vstack([decode((row.stored and row.stored.vector) or b"") for row in rows])
-    found = cosines(np.asarray(embedder.embed(texts)), stored)
-    other = int(np.sum(found < WITNESS_COSINE))
-    if other:
+    taken = made.any(axis=1)  # A text that the model will not take says nothing.
+    found = cosines(made, stored)[taken]
+    other = int(np.sum(~(found >= WITNESS_COSINE)))
+    if other or not taken.any():
+        lowest = f"lowest cosine {found.min():.3f}" if taken.any() else "it takes none of the texts"
         raise StampError(
-            f"{other} of {len(rows)} sampled rows hold vectors that are not this model's (lowest "
-            f"cosine {found.min():.3f}), so they may not be stamped as its; re-embed the rows, or "
-            "name the model that made them; nothing was written"
+            f"{other or len(rows)} of {len(rows)} sampled rows hold vectors that are not this "
+            f"model's ({lowest}), so they may not be stamped as its; re-embed the rows, or name "
+            "the model that made them; nothing was written"
         )
 
 
 def stage_stored(
-    store: AiMemoryStore, run: RunDirectory, keys: KeyRange, *, pass_number: int, target: Target
+    store: AiMemoryStore,
+    run: RunDirectory,
+    keys: KeyRange,
+    *,
+    pass_number: int,
+    dimension: int,
+    late: bool,
 ) -> None:
-    """Stage the vectors that the rows of a range have; nothing is embedded."""
+    """Stage the vectors that the rows of a range have; nothing is embedded.
+
+    A vector is never put back over a newer one. What is new in a `late` pass, one after the
+    replacement was begun, had no witness; such a row is left as it is, and named.
+    """
     shards = run.shards_of(keys.index, before_pass=pass_number)
-    staged = {(row.key, row.digest) for row in read_shards(shards, with_vectors=False)}
+    staged = {(row.key, row.digest): row for row in read_shards(shards, with_vectors=True)}
     ledger = read_ledger(run.backup, keys.index, with_vectors=False)
-    rows = tuple(
-        _staged(row, target.dimension)
-        for row in store.read_range(keys, with_stored=True)
-        if concerns(row, ledger) and (row.key, row.digest) not in staged
-    )
+    rows: list[StagedRow] = []
+    for row in store.read_range(keys, with_stored=True):
+        known, now = staged.get((row.key, row.digest)), _staged(row, dimension)
+        settled = known is not None and (
+            not row.meant or known.vector == now.vector or (late and known.skipped is not None)
+        )
+        if settled or not concerns(row, ledger):
+            continue
+        if late and now.skipped is None:
+            now = _left(row, "it is newer than the check of the sample; stamp it with another run")
+        rows.append(now)
     if rows:
-        vectors = RangeVectors(keys, 0, target.dimension, rows)
-        run.write_shard(vectors, pass_number=pass_number)
+        run.write_shard(RangeVectors(keys, 0, dimension, tuple(rows)), pass_number=pass_number)
 
 
-def _sample(store: AiMemoryStore, ranges: Sequence[KeyRange], dimension: int) -> Iterator[Row]:
-    every = -(-len(ranges) // WITNESSES)
-    most = -(-WITNESSES // max(1, len(ranges) // every))
-    for keys in ranges[::every]:
-        rows = [
-            row
-            for row in store.read_range(keys, with_stored=True)
-            if row.meant and _staged(row, dimension).vector is not None
-        ]
-        yield from rows[:: max(1, len(rows) // most)][:most]
+def _sample(store: AiMemoryStore, ranges: Sequence[KeyRange]) -> list[Row]:
+    """At most `WITNESSES` of the rows that are to be stamped, evenly from all over the table."""
+    rows: list[Row] = []
+    seen, step = 0, 1
+    for keys in ranges:
+        for row in store.read_range(keys, with_stored=True):
+            if not row.meant or _staged(row, store.selection.dimension).vector is None:
+                continue
+            rows += [row] if seen % step == 0 else []
+            seen += 1
+            if len(rows) > 2 * WITNESSES:
+                rows, step = rows[::2], 2 * step
+    return rows[:: -(-len(rows) // WITNESSES) or 1]
 
 
 def _staged(row: Row, dimension: int) -> StagedRow:
@@ -73,6 +94,10 @@ def _staged(row: Row, dimension: int) -> StagedRow:
     except ValueError as error:
         problem = str(error)
     if problem:
-        skipped = Skipped(row.key, Cause.BAD_VECTOR, problem, row.namespace)
-        return StagedRow(row.key, row.digest, None, skipped)
+        return _left(row, problem)
     return StagedRow(row.key, row.digest, vector.astype("<f4").tobytes())
+
+
+def _left(row: Row, why: str) -> StagedRow:
+    skipped = Skipped(row.key, Cause.BAD_VECTOR, why, row.namespace)
+    return StagedRow(row.key, row.digest, None, skipped)

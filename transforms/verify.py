@@ -10,7 +10,7 @@ import numpy as np
 
 from transforms.match import is_ours
 from transforms.rows import KeyRange, Row, vector_digest
-from transforms.staging import Ledger, RunDirectory, read_ledger
+from transforms.staging import Ledger, RunDirectory, read_ledger, saved_ranges
 from transforms.stores import AiMemoryStore, decode
 
 UNIT_TOLERANCE = 1e-3
@@ -127,8 +127,10 @@ def sample_rows(
     store: AiMemoryStore, run: RunDirectory, ranges: Sequence[KeyRange], *, count: int
 ) -> list[Row]:
     """Some rows that hold the vector that the run wrote for their text, from all over the table."""
-    step = max(1, len(ranges) * 4 // max(1, count))
-    each = -(-count // max(1, len(ranges[::step])))
+    saved = saved_ranges(run.backup)
+    ranges = [keys for keys in ranges if keys.index in saved]
+    step = max(1, -(-4 * len(ranges) // count))
+    each = max(1, count // max(1, len(ranges[::step])))
     found: list[Row] = []
     for keys in ranges[::step]:
         ledger = read_ledger(run.backup, keys.index, with_vectors=False)

@@ -107,6 +107,16 @@ def same_vectors(one: Vectors, other: Vectors) -> bool:
     return bool(alike and np.all(cosines(one, other) >= SAME_COSINE))
 
 
+def embed_each(embedder: Embedder, texts: Sequence[str], dimension: int) -> Vectors:
+    """Embed texts for a comparison; zeros stand for one that the model will not take."""
+    try:
+        return embedder.embed(texts)
+    except TextRejected:
+        if len(texts) == 1:
+            return np.zeros((1, dimension), np.float32)
+    return np.vstack([embed_each(embedder, [text], dimension) for text in texts])
+
+
 def cosines(one: Vectors, other: Vectors) -> NDArray[np.float64]:
     """The cosine of each pair of vectors, shape (texts,); 0 for a vector of zeros."""
     a, b = one.astype(np.float64), other.astype(np.float64)

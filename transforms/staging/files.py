@@ -145,7 +145,7 @@ def failing_clearly(path: Path) -> Iterator[None]:
     """Turn trouble with files into a StagingError that says what to do."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise StagingError(
             f"the run directory {path} can't be used ({why}); make room, or make it writable, and "

@@ -58,7 +58,7 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
-        """The run's name: when it began (UTC), and four random digits."""
+        """The run's name: when it began (UTC), to a fraction of a second in hex digits."""
         return self.path.name
 
     @property
@@ -236,7 +236,10 @@ def staging_root(database: Path) -> Path:
 
 def new_run(parent: Path) -> RunDirectory:
     """Choose the directory of a new run; nothing is made yet."""
-    return RunDirectory(parent.absolute() / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{new_token(2)}")
+    now = datetime.now(UTC)
+    # Runs of the same second must sort as they were begun: the newest is the one to undo.
+    fraction = now.microsecond * 65_536 // 1_000_000
+    return RunDirectory(parent.absolute() / f"{now:%Y%m%dT%H%M%SZ}-{fraction:04x}")
 
 
 def new_token(size: int = 4) -> str:
@@ -282,11 +285,12 @@ def make_run(run: RunDirectory, database: Path, manifest: Manifest) -> None:
 
 
 def remove_run(run: RunDirectory, database: Path) -> None:
-    """Delete a run, and the link to it."""
-    files.remove_tree(run.path)
+    """Delete a run, and the link to it: first, since one that leads nowhere stops every command."""
     link = staging_root(database) / run.run_id
     with files.failing_clearly(link):
-        link.unlink(missing_ok=True)
+        if link.is_symlink():
+            link.unlink()
+    files.remove_tree(run.path)
 
 
 def discard_run_if_empty(run: RunDirectory, database: Path) -> None:

@@ -7,6 +7,7 @@ A row's text is its title, one space and its content, with nothing trimmed.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -239,18 +240,23 @@ class AiMemoryStore:
 
     @property
     def _stored_columns(self) -> str:
-        """What a replacement touches: the vector's bytes, and the rest as `_described` has it."""
-        others = [
-            f"'{column}=' || typeof({column}) || ':' || {_shown(column)}"
-            for column in REPLACED_COLUMNS
-            if column in self.columns
-        ]
+        """What a replacement touches, for `_stored`: the vector's bytes, the rest, the floats.
+
+        hex() shows a text's or a BLOB's bytes and an integer's digits, but not all of a float.
+        """
+        columns = [column for column in REPLACED_COLUMNS if column in self.columns]
+        others = [f"'{column}=' || typeof({column}) || ':' || hex({column})" for column in columns]
         odd = (
             "CASE WHEN typeof(embedding) IN ('null', 'blob') THEN '' "
-            f"ELSE ' embedding=' || typeof(embedding) || ':' || {_shown('embedding')} END"
+            "ELSE ' embedding=' || typeof(embedding) || ':' || hex(embedding) END"
         )
         described = " || ' ' || ".join(others) or "''"
-        return f"CASE typeof(embedding) WHEN 'blob' THEN embedding END, {described} || {odd}"
+        floats = [
+            f", CASE typeof({column}) WHEN 'real' THEN {column} END"
+            for column in (*columns, "embedding")
+        ]
+        vector = "CASE typeof(embedding) WHEN 'blob' THEN embedding END"
+        return f"{vector}, {described} || {odd}{''.join(floats)}"
 
     @property
     def encrypted(self) -> str:
@@ -393,14 +399,6 @@ REPLACED_COLUMNS = ("embedding_dim", "embedding_space")
 """The columns that a replacement sets besides the vector, where they exist."""
 
 
-def _shown(column: str) -> str:
-    """The SQL that shows what a column holds: a text's or a BLOB's bytes, a number's digits.
-
-    hex() alone would show 15 digits of a float, quote() as many as it needs.
-    """
-    return f"hex(CASE typeof({column}) WHEN 'real' THEN quote({column}) ELSE {column} END)"
-
-
 def _described(column: str, value: int | str | None) -> str:
     """Describe what a column holds: its name, its type in SQLite and its bytes.
 
@@ -432,7 +430,7 @@ def _parsed_column(described: str) -> tuple[str, str, Any]:
         case "integer":
             return column, "?", int(content)
         case "real":
-            return column, "?", float(content)
+            return column, "?", float.fromhex(content.decode())
         case "text":  # As bytes, which need not be UTF-8.
             return column, "CAST(? AS TEXT)", content
         case _:
@@ -476,7 +474,7 @@ def _row(values: Sequence[Any]) -> Row:
     raw_text = None if title is None or content is None else title + b" " + content
     key, text = _utf8(raw_key), _utf8(raw_text)
     namespace = (raw_namespace or b"").decode(errors="replace")
-    stored = Stored(*rest) if rest else None
+    stored = _stored(*rest) if rest else None
     cause, reason = Cause.NOT_TEXT, ""
     if key is None:
         key, reason = f"rowid {rowid}", "its id is not text"
@@ -492,6 +490,19 @@ def _row(values: Sequence[Any]) -> Row:
         return Row(key, rowid, text, digest, None, namespace, bool(meant), stored)
     skipped = Skipped(key, cause, reason, namespace)
     return Row(key, rowid, "", skipped_digest(skipped), skipped, namespace, bool(meant), stored)
+
+
+def _stored(vector: bytes | None, others: str, *floats: float | None) -> Stored:
+    """What a row holds; floats are described to their last bit.
+
+    >>> _stored(None, "embedding_dim=real:302E33", 0.1 + 0.2, None).others
+    'embedding_dim=real:3078312E33333333333333333333333334702D32'
+    """
+    if "=real:" not in others:
+        return Stored(vector, others)
+    exact = (value.hex().encode().hex().upper() for value in floats if value is not None)
+    # They stand in the order of the columns.
+    return Stored(vector, re.sub(r"(?<==real:)[0-9A-F]+", lambda _: next(exact), others))
 
 
 def _utf8(raw: bytes | None) -> str | None:

@@ -10,6 +10,7 @@ import os
 import re
 import sqlite3
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ BUSY_SECONDS = 5.0
 
 COMMIT_BUSY_SECONDS = 60.0
 """How long the replacement waits for the write lock: all the embedding is behind it."""
+
+_TURN_SECONDS = 0.5
+"""How long SQLite itself waits for a lock, before Python looks whether a signal has come."""
 
 _UNLOCKED_TRIES = 3
 _MAGIC = b"SQLite format 3\x00"
@@ -86,8 +90,8 @@ def read_only(
         else:
             if _traces(path) == before:
                 return result
-    with translated(path), closing(_open(path, "mode=ro", busy_seconds)) as connection:
-        return query(connection)
+    with translated(path), closing(_open(path, "mode=ro")) as connection:
+        return _patiently(lambda: query(connection), busy_seconds or BUSY_SECONDS)
 
 
 def _open_unlocked(path: Path, traces: dict[str, tuple[int, int] | None]) -> sqlite3.Connection:
@@ -118,12 +122,12 @@ def write_transaction(path: Path, *, busy_seconds: float) -> Iterator[sqlite3.Co
     It never creates a file nor changes the journal mode, and a commit is on the disk when
     it returns (`synchronous=FULL`).
     """
-    with translated(path), closing(_open(path, "mode=rw", busy_seconds)) as connection:
+    with translated(path), closing(_open(path, "mode=rw")) as connection:
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("BEGIN IMMEDIATE")
+        _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), busy_seconds)
         try:
             yield connection
-            connection.execute("COMMIT")
+            _patiently(lambda: connection.execute("COMMIT"), busy_seconds)
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -154,7 +158,7 @@ def find_damage(connection: sqlite3.Connection) -> list[str]:
     A value that its column's declaration forbids, or a search index that is out of step, is
     nothing that a write could spread.
     """
-    found = [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
+    found = [str(line) for (line,) in connection.execute("PRAGMA integrity_check(1000000)")]
     lines = [" ".join(line.split()) for line in found if line != "ok"]
     return [line for line in lines if not _HARMLESS.search(line)]
 
@@ -165,13 +169,31 @@ _HARMLESS = re.compile(
 )
 
 
-def _open(path: Path, mode: str, busy_seconds: float | None = None) -> sqlite3.Connection:
+def _open(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(
         f"file:{quote(os.fsencode(path))}?{mode}",
         uri=True,
-        timeout=BUSY_SECONDS if busy_seconds is None else busy_seconds,
+        timeout=_TURN_SECONDS,
         isolation_level=None,
     )
+
+
+def _patiently(act: Callable[[], T], busy_seconds: float) -> T:
+    """Do what may find the database locked, again and again until it is free or time is up.
+
+    SQLite's own waiting would keep Python from a signal until it ends.
+    """
+    ends = time.monotonic() + busy_seconds
+    while True:
+        try:
+            return act()
+        except sqlite3.OperationalError as error:
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF in (
+                sqlite3.SQLITE_BUSY,
+                sqlite3.SQLITE_LOCKED,
+            )
+            if not busy or time.monotonic() >= ends:
+                raise
 
 
 @contextmanager

@@ -1,0 +1,796 @@
+"""What looks after runs, as a user runs it: status, verify, rollback and cleanup."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import (
+    Call,
+    all_columns,
+    begin,
+    change,
+    fake_plan,
+    files,
+    half_replace,
+    jam,
+    kept_files,
+    make_store,
+    memory,
+    select,
+    unjam,
+    unpack,
+)
+from transforms.embedders.fake import POISON, FakeEmbedder
+from transforms.rows import RangeVectors
+from transforms.staging import RunDirectory, lock_database, read_shards
+from transforms.stores.codec import encode
+from transforms.stores.demo import hashed_vector
+
+COMMANDS = ("status", "verify", "rollback", "cleanup")
+
+
+def former(key: object) -> bytes:
+    """The vector that a row has before any run: of the same length, of another model."""
+    return hashed_vector(f"{key}", 8)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store of ten rows, each with a former model's vector."""
+    rows = [memory(f"{i}", embedding=former(i), embedding_dim=8) for i in range(10)]
+    return make_store(tmp_path / "m.db", rows)
+
+
+def stored(path: Path) -> dict[str, Any]:
+    return dict(select(path, "SELECT id, embedding FROM memories"))
+
+
+def new(*keys: object) -> dict[str, bytes]:
+    """What rows hold after a run."""
+    vectors = FakeEmbedder(8).embed([f"title {key} content {key}" for key in keys])
+    return {f"{key}": encode(vector) for key, vector in zip(keys, vectors, strict=True)}
+
+
+def old(*keys: object) -> dict[str, bytes]:
+    return {f"{key}": former(key) for key in keys}
+
+
+def root(path: Path) -> Path:
+    return path.with_name(f"{path.name}.reembed")
+
+
+def runs(path: Path) -> list[str]:
+    return sorted(place.name for place in root(path).iterdir() if place.name != "lock")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def put(path: Path, key: str, vector: bytes | None) -> None:
+    """Give a row another vector, as another program would."""
+    value = "NULL" if vector is None else f"x'{vector.hex()}'"
+    change(path, f"UPDATE memories SET embedding = {value} WHERE id = '{key}'")
+
+
+# Rollback.
+
+ODD = (
+    "UPDATE memories SET embedding_dim = 'many' WHERE rowid = 1",
+    "UPDATE memories SET embedding_dim = 1.5 WHERE rowid = 2",
+    "UPDATE memories SET embedding = 'a text' WHERE rowid = 3",
+    "UPDATE memories SET embedding = 7 WHERE rowid = 4",
+    "UPDATE memories SET embedding = x'' WHERE rowid = 5",
+    "UPDATE memories SET embedding = substr(embedding, 2) WHERE rowid % 7 = 0",
+    "UPDATE memories SET embedding_dim = NULL WHERE rowid % 11 = 0",
+    "UPDATE memories SET embedding_space = CAST(x'ff' AS TEXT) WHERE rowid = 6",
+)
+STAMPED = (
+    "ALTER TABLE memories ADD COLUMN embedding_space TEXT",
+    "UPDATE memories SET embedding_space = 'former#none' WHERE embedding IS NOT NULL",
+)
+STORES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "v57": ("v57", ()),
+    "v80": ("v80", ()),
+    "v80 with stamps": ("v80", STAMPED),
+    "v80 with odd values": ("v80", (*STAMPED, *ODD)),
+}
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_after_a_run_and_its_rollback_all_columns_of_all_tables_are_as_before(
+    reembed: Call, tmp_path: Path, kind: str
+) -> None:
+    version, statements = STORES[kind]
+    path = unpack(version, tmp_path / "ai-memory.db")
+    change(path, *statements)
+    before, mode = all_columns(path), path.read_bytes()[18:20]
+    done = reembed("--db", path, "--dim", "16")
+    assert done.code == 0
+    assert all_columns(path) != before
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.err) == (0, "")
+    [run_id] = runs(path)
+    assert undone.values == {
+        "schema_version": 1,
+        "run_id": run_id,
+        "restored": 202,
+        "unchanged": 0,
+        "left": 0,
+        "left_by_reason": {},
+    }
+    assert all_columns(path) == before
+    assert path.read_bytes()[18:20] == mode
+    assert select(path, "PRAGMA integrity_check") == [("ok",)]
+    assert {name.split("/")[-1] for name in files(root(path) / run_id)} >= {"rollback.json"}
+    assert not (root(path) / run_id / "shards").exists()
+
+
+def test_rows_that_were_edited_after_the_run_are_left_and_named(
+    reembed: Call, original: tuple[str, Path]
+) -> None:
+    _, path = original
+    query = "SELECT * FROM memories WHERE id {} IN ({}) ORDER BY id"
+    keys = [key for (key,) in select(path, "SELECT id FROM memories ORDER BY id")][::21]
+    some = ", ".join(f"'{key}'" for key in keys)
+    others = select(path, query.format("NOT", some))
+    reembed("--db", path, "--dim", "16")
+    change(path, f"UPDATE memories SET content = content || '!' WHERE id IN ({some})")
+    edited = select(path, query.format("", some))
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, len(keys)) == (0, 10)
+    assert undone.values["restored"] == 192
+    assert undone.values["left"] == 10
+    assert undone.values["left_by_reason"] == {"its text was edited since": 10}
+    assert select(path, query.format("NOT", some)) == others
+    assert select(path, query.format("", some)) == edited
+    [run_id] = runs(path)
+    assert lines(root(path) / run_id / "left.jsonl") == [
+        {"id": key, "reason": "its text was edited since"} for key in keys
+    ]
+    assert undone.err.splitlines() == [
+        f"WARN [{run_id}] row {key} is left as it is: its text was edited since" for key in keys
+    ]
+
+
+def test_rows_that_were_deleted_overwritten_or_added_are_left_as_they_are(
+    reembed: Call, path: Path
+) -> None:
+    reembed("--db", path, range_rows=3)
+    other = hashed_vector("another", 8)
+    put(path, "2", other)
+    put(path, "3", None)
+    put(path, "4", former(4))  # Put back by hand.
+    change(
+        path,
+        "DELETE FROM memories WHERE id IN ('5', '9')",
+        "UPDATE memories SET content = 'edited' WHERE id = '6'",
+        "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at) "
+        "VALUES ('95', 'mid', 'global', 'title', 'new', '', '')",
+    )
+
+    undone = reembed("rollback", "--db", path)
+
+    assert undone.code == 0
+    assert stored(path) == old(0, 1, 4, 7, 8) | new(6) | {"2": other, "3": None, "95": None}
+    [run_id] = runs(path)
+    left = root(path) / run_id / "left.jsonl"
+    assert undone.out.splitlines() == [
+        f"reembed: run {run_id} is rolled back",
+        "",
+        "restored   4 rows hold their previous vectors again",
+        "as before  1 rows",
+        f"left       5 rows (named in {left})",
+        "next       set the ai-memory daemon back to the former model and restart it",
+    ]
+    why = {
+        "2": "its vector was changed by another program since",
+        "3": "its vector was changed by another program since",
+        "5": "it was deleted since",
+        "6": "its text was edited since",
+        "9": "it was deleted since",
+    }
+    assert {line["id"]: line["reason"] for line in lines(left)} == why
+    assert len(undone.err.splitlines()) == 5
+
+
+def test_rows_that_were_edited_while_the_run_was_at_work_are_put_back_too(
+    reembed: Call, path: Path
+) -> None:
+    """What they held before the run belonged to their old texts, as it does after it."""
+    reembed("--db", path, "--max-rows", "4", range_rows=3)
+    change(path, "UPDATE memories SET content = 'edited' WHERE id IN ('1', '8')")
+    reembed("--db", path, range_rows=3)
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["restored"]) == (0, 10)
+    assert stored(path) == old(*range(10))
+
+
+def test_a_rollback_goes_back_one_run_at_a_time(reembed: Call, path: Path) -> None:
+    first = reembed("--db", path, "--json").values["run_id"]
+    between = all_columns(path)
+    second = reembed("--db", path, "--dim", "16", "--json").values["run_id"]
+
+    assert reembed("rollback", "--db", path, "--json").values["run_id"] == second
+    assert all_columns(path) == between
+    assert reembed("rollback", "--db", path, "--json").values["run_id"] == first
+    assert stored(path) == old(*range(10))
+    third = reembed("rollback", "--db", path)
+    assert (third.code, third.out) == (2, "")
+    assert "there is no run that has replaced anything" in third.error
+
+
+def test_an_older_run_is_rolled_back_by_name_only_where_it_is_still_the_last(
+    reembed: Call, path: Path
+) -> None:
+    first = reembed("--db", path, "--json").values["run_id"]
+    reembed("--db", path, "--namespace", "global", "--dim", "16")
+    change(path, "UPDATE memories SET embedding = NULL")
+    for key, vector in new(1, 2).items():
+        put(path, key, vector)
+    change(path, "UPDATE memories SET embedding_dim = 8 WHERE id IN ('1', '2')")
+
+    undone = reembed("rollback", "--db", path, "--run", first, "--json")
+
+    assert (undone.code, undone.values["restored"], undone.values["left"]) == (0, 2, 8)
+    assert stored(path) == dict.fromkeys("03456789") | old(1, 2)
+
+
+def test_what_can_not_be_rolled_back_is_said(reembed: Call, path: Path) -> None:
+    none = reembed("rollback", "--db", path)
+    assert (none.code, "there is no run that has replaced anything" in none.error) == (2, True)
+    assert not root(path).exists()
+
+    reembed("--db", path, "--max-rows", "4", range_rows=3)
+    [run_id] = runs(path)
+    unknown = reembed("rollback", "--db", path, "--run", "20260101T000000Z-0000")
+    staging = reembed("rollback", "--db", path, "--run", run_id)
+
+    assert (unknown.code, staging.code) == (2, 2)
+    assert "no run is 20260101T000000Z-0000; reembed status shows" in unknown.error
+    assert f"the run {run_id} is staging, so there is nothing to do with it" in staging.error
+
+
+def test_an_incomplete_replacement_is_undone(reembed: Call, path: Path) -> None:
+    before = all_columns(path)
+    assert half_replace(reembed, path).code == 6
+    assert stored(path) == new(0, 1) | old(*range(2, 10))
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["restored"], undone.values["unchanged"]) == (0, 2, 8)
+    assert all_columns(path) == before
+    again = reembed("--db", path)
+    assert (again.code, len(again.texts)) == (0, 10)
+
+
+def test_a_rollback_that_was_cut_off_is_said_by_all_and_goes_on(reembed: Call, path: Path) -> None:
+    reembed("--db", path, range_rows=2)
+    jam(path, "5")
+    cut = reembed("rollback", "--db", path)
+    unjam(path)
+    [run_id] = runs(path)
+
+    assert (cut.code, cut.out) == (6, "")
+    assert f"the rollback of run {run_id} is incomplete: try it again" in cut.error
+    for command in ("status", "verify", "cleanup"):
+        done = reembed(command, "--db", path)
+        assert (command, done.code) == (command, 6)
+        assert f"run {run_id} (to all-MiniLM-L6-v2 (8-dim)) is half rolled back" in done.error
+    assert reembed("rollback", "--db", path).code == 0
+    assert stored(path) == old(*range(10))
+
+
+def test_a_rollback_of_one_namespace_leaves_the_others(reembed: Call, tmp_path: Path) -> None:
+    rows = [
+        memory(f"{i}", embedding=former(i), embedding_dim=8, namespace="notes" if i < 4 else "ops")
+        for i in range(10)
+    ]
+    path = make_store(tmp_path / "m.db", rows)
+    notes = reembed("--db", path, "--namespace", "notes", "--json").values["run_id"]
+    reembed("--db", path, "--namespace", "ops")
+
+    assert reembed("rollback", "--db", path, "--run", notes).code == 0
+
+    assert stored(path) == old(*range(4)) | new(*range(4, 10))
+
+
+def test_vectors_of_skipped_rows_that_a_run_took_away_come_back(
+    reembed: Call, tmp_path: Path
+) -> None:
+    rows = [memory("a"), memory("b", POISON), memory("c", encrypted_envelope=b"e"), memory("d")]
+    path = make_store(
+        tmp_path / "m.db", [replace(row, embedding=former(8), embedding_dim=8) for row in rows]
+    )
+    before = all_columns(path)
+
+    done = reembed("--db", path, "--skipped", "clear", "--json")
+
+    assert (done.code, done.values["skipped"], done.values["in_old_space"]) == (0, 2, 0)
+    assert stored(path) == new("a", "d") | {"b": None, "c": None}
+    assert reembed("verify", "--db", path).code == 0
+    assert reembed("rollback", "--db", path).code == 0
+    assert all_columns(path) == before
+
+
+def test_a_damaged_backup_is_named_and_the_other_rows_are_put_back(
+    reembed: Call, path: Path
+) -> None:
+    reembed("--db", path, range_rows=5)
+    [run_id] = runs(path)
+    first, _ = sorted((root(path) / run_id / "backup").iterdir())
+    first.write_bytes(first.read_bytes()[:-1])
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert undone.code == 0
+    assert f"the backup file {first.stem}.damaged is damaged" in undone.err
+    assert stored(path) == new(*range(5)) | old(*range(5, 10))
+
+
+# Verify.
+
+
+def test_a_table_that_is_as_the_run_left_it_is_clean(reembed: Call, path: Path) -> None:
+    reembed("--db", path, range_rows=3)
+    before = kept_files(path.parent)
+
+    checked = reembed("verify", "--db", path, "--json")
+    told = reembed("verify", "--db", path)
+
+    [run_id] = runs(path)
+    assert (checked.code, checked.err) == (0, "")
+    assert checked.values["lowest_cosine"] == pytest.approx(1)
+    assert checked.values | {"lowest_cosine": 1} == {
+        "schema_version": 1,
+        "run_id": run_id,
+        "checked": 10,
+        "changed": 0,
+        "unwritten": 0,
+        "sampled": 10,
+        "lowest_cosine": 1,
+        "wrong": {},
+        "wrong_ids": {},
+    }
+    assert (told.code, told.err) == (0, "")
+    assert told.out.splitlines() == [
+        "reembed verify: all is as the run left it",
+        "",
+        f"run             {run_id}",
+        "rows checked    10",
+        "changed since   0 (a new text and vector by another program)",
+        "not of the run  0 (skipped, or added since)",
+        "sample          10 rows embedded again, lowest cosine 1.000000",
+        "wrong           none",
+    ]
+    assert kept_files(path.parent) == before
+
+
+def faults() -> Iterator[tuple[str, bytes | None, dict[str, int]]]:
+    """A row's vector, and what is said of it. What the run did not write is always overwritten."""
+    vector = FakeEmbedder(8).embed(["title 4 content 4"])[0]
+    yield "a part of it", encode(vector[:7]), {"wrong length": 1}
+    yield "longer", encode(np.append(vector, vector)), {"wrong length": 1}
+    yield "NaN", encode(np.append(vector[:7], np.float32("nan"))), {"not finite": 1}
+    yield "infinity", encode(np.append(vector[:7], np.float32("inf"))), {"not finite": 1}
+    yield "zeros", encode(np.zeros(8, np.float32)), {"zeros": 1}
+    yield "twice as long", encode(vector * 2), {"not of length 1": 1}
+    yield "big-endian", b"\x02" + encode(vector)[1:], {"undecodable": 1}
+    yield "cut", encode(vector)[:-2], {"undecodable": 1}
+    yield "nothing", None, {"undecodable": 1}
+    yield "another row's", new(5)["5"], {}
+    yield "without the first byte", encode(vector)[1:], {}
+
+
+def test_each_fault_of_a_vector_is_found_and_its_row_named(reembed: Call, path: Path) -> None:
+    reembed("--db", path, range_rows=3)
+
+    for what, vector, found in faults():
+        put(path, "4", vector)
+        checked = reembed("verify", "--db", path, "--json")
+
+        wrong = {"overwritten": 1} | found
+        assert (what, checked.code, checked.values["wrong"]) == (what, 1, wrong)
+        assert checked.values["wrong_ids"] == {kind: ["4"] for kind in wrong}
+        assert checked.err.count("row 4 holds a") == len(wrong)
+        assert "run again to re-embed the rows that are wrong" in checked.error
+
+    told = reembed("verify", "--db", path)
+    assert told.code == 1
+    assert told.out.startswith("reembed verify: 1 findings\n\nrun             20")
+    assert told.out.endswith(
+        "wrong           a vector that the run did not write, over the text that it embedded 1\n"
+    )
+
+    put(path, "4", new(4)["4"])
+    assert reembed("verify", "--db", path).code == 0
+
+
+def test_a_vector_over_a_text_that_was_edited_since_is_stale(reembed: Call, path: Path) -> None:
+    reembed("--db", path, range_rows=3)
+    change(path, "UPDATE memories SET content = 'edited' WHERE id IN ('4', '7')")
+
+    checked = reembed("verify", "--db", path, "--json")
+
+    assert (checked.code, checked.values["wrong"]) == (1, {"stale": 2})
+    assert checked.values["wrong_ids"] == {"stale": ["4", "7"]}
+    assert checked.values["checked"] == 8
+
+    # Once another program has given them vectors, they are its own concern.
+    put(path, "4", former("edited"))
+    put(path, "7", former("edited"))
+    again = reembed("verify", "--db", path, "--json")
+    assert (again.code, again.values["changed"], again.values["wrong"]) == (0, 2, {})
+
+
+def test_skipped_new_and_deleted_rows_are_no_faults(reembed: Call, tmp_path: Path) -> None:
+    rows = [memory("a"), memory("b", POISON), memory("c"), memory("d")]
+    path = make_store(tmp_path / "m.db", rows)
+    reembed("--db", path)
+    change(
+        path,
+        "DELETE FROM memories WHERE id = 'd'",
+        "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at) "
+        "VALUES ('e', 'mid', 'global', 'title', 'new', '', '')",
+    )
+
+    checked = reembed("verify", "--db", path, "--json")
+
+    assert checked.code == 0
+    assert (checked.values["checked"], checked.values["unwritten"]) == (2, 2)
+
+
+def forge(path: Path, key: str) -> None:
+    """Change a row's staged vector, as a fault of the machine before it was written would."""
+    [place] = [place for place in root(path).iterdir() if place.name != "lock"]
+    run = RunDirectory(place)
+    manifest = run.read_manifest()
+    for index, shards in run.list_shards().items():
+        for shard in shards:
+            rows = list(read_shards([shard], with_vectors=True))
+            if key in [row.key for row in rows]:
+                forged = tuple(
+                    replace(row, vector=row.vector and row.vector[4:] + row.vector[:4])
+                    if row.key == key
+                    else row
+                    for row in rows
+                )
+                shard.path.unlink()
+                dimension = manifest.target["dimension"]
+                vectors = RangeVectors(manifest.ranges[index], shard.part, dimension, forged)
+                run.write_shard(vectors, pass_number=shard.pass_number)
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["fake", "real model"])
+def test_a_vector_that_is_not_the_models_is_found_in_the_sample(
+    reembed: Call, path: Path, real: bool
+) -> None:
+    reembed("--db", path, "--max-rows", "9", real=real)
+    forge(path, "4")
+    assert reembed("--db", path, real=real).code == 0
+
+    checked = reembed("verify", "--db", path, "--json", real=real)
+
+    assert (checked.code, checked.values["wrong"]) == (1, {"other vector": 1})
+    assert checked.values["wrong_ids"] == {"other vector": ["4"]}
+    assert (checked.values["sampled"], checked.values["lowest_cosine"] < 0.9) == (10, True)
+    assert "a sampled row's vector that is not what the model gives for its text" in checked.err
+
+
+def test_verify_with_a_model_that_is_another_now_says_so(reembed: Call, path: Path) -> None:
+    reembed("--db", path)
+
+    checked = reembed("verify", "--db", path, behaviour=0.05)
+
+    assert (checked.code, checked.out) == (3, "")
+    assert "does not behave as it did when the run" in checked.error
+
+
+def test_what_is_wrong_is_right_after_another_run(reembed: Call, path: Path) -> None:
+    reembed("--db", path)
+    put(path, "4", None)
+    change(path, "UPDATE memories SET content = 'edited' WHERE id = '5'")
+    assert reembed("verify", "--db", path).code == 1
+
+    reembed("--db", path)
+
+    assert reembed("verify", "--db", path).code == 0
+
+
+def test_verify_needs_a_run_that_has_replaced_something(reembed: Call, path: Path) -> None:
+    reembed("--db", path, "--max-rows", "4")
+    [run_id] = runs(path)
+
+    checked = reembed("verify", "--db", path)
+    named = reembed("verify", "--db", path, "--run", run_id)
+
+    assert (checked.code, named.code) == (2, 2)
+    assert "there is no run that has replaced anything" in checked.error
+    assert f"the run {run_id} is staging" in named.error
+
+
+def test_an_older_run_is_verified_by_name(reembed: Call, path: Path) -> None:
+    first = reembed("--db", path, "--json").values["run_id"]
+    reembed("--db", path, "--dim", "16")
+
+    assert reembed("verify", "--db", path).code == 0
+    older = reembed("verify", "--db", path, "--run", first, "--json")
+    assert (older.code, older.values["run_id"]) == (1, first)
+    assert older.values["wrong"] == {"overwritten": 10, "wrong length": 10}
+
+
+# Status.
+
+
+def test_without_runs_there_is_nothing_to_look_after(reembed: Call, path: Path) -> None:
+    before = files(path.parent)
+
+    told = reembed("status", "--db", path)
+    listed = reembed("status", "--db", path, "--json")
+    cleaned = reembed("cleanup", "--db", path, "--json")
+
+    assert (told.code, told.err) == (0, "")
+    assert told.out == f"no runs on {path}; nothing is staged, nothing to undo\n"
+    assert listed.values == {
+        "schema_version": 1,
+        "database": str(path),
+        "at_work": None,
+        "runs": [],
+    }
+    assert (cleaned.code, cleaned.values["removed"]) == (0, [])
+    assert [reembed(command, "--db", path).code for command in ("verify", "rollback")] == [2, 2]
+    assert files(path.parent) == before
+
+
+def status_of(reembed: Call, path: Path) -> tuple[int, dict[str, Any]]:
+    done = reembed("status", "--db", path, "--json")
+    *_, last = done.values["runs"]
+    return done.code, last
+
+
+def test_status_shows_a_run_from_its_start_to_its_removal(reembed: Call, path: Path) -> None:
+    reembed("--db", path, "--max-rows", "4", range_rows=2)
+    [run_id] = runs(path)
+    place = root(path) / run_id
+    common = {
+        "run_id": run_id,
+        "model": "all-MiniLM-L6-v2",
+        "dim": 8,
+        "namespace": None,
+        "mode": "all",
+        "rows": 10,
+        "ranges": 5,
+        "run_directory": str(place),
+    }
+
+    code, staging = status_of(reembed, path)
+    assert code == 0
+    assert staging.items() >= (common | {"state": "staging", "staged": 4}).items()
+    assert staging["next"] == "the same command goes on; --fresh starts over"
+    assert staging["bytes"] >= sum(map(len, files(place).values()))
+
+    half_replace(reembed, path)
+    code, replacing = status_of(reembed, path)
+    assert code == 6
+    changes = {"state": "replacing", "ranges_replaced": [[0, 0]], "rows_in_ranges_replaced": 2}
+    assert replacing.items() >= (common | changes | {"staged": 10}).items()
+    assert "jammed" in replacing["stopped"]
+    assert replacing["next"] == "the same command finishes it; reembed rollback undoes it"
+
+    reembed("--db", path)
+    code, replaced = status_of(reembed, path)
+    assert code == 0
+    changes = {"state": "replaced", "staged": None, "reembedded": 10, "skipped": 0, "stopped": None}
+    assert replaced.items() >= (common | changes).items()
+    assert replaced["backup_bytes"] > 10 * 32
+    assert replaced["next"] == "reembed verify checks it; reembed rollback undoes it"
+
+    reembed("rollback", "--db", path)
+    code, undone = status_of(reembed, path)
+    assert (code, undone["state"]) == (0, "rolled back")
+    assert undone["next"] == "reembed cleanup removes it"
+
+    reembed("cleanup", "--db", path)
+    assert reembed("status", "--db", path, "--json").values["runs"] == []
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_status_tells_it_to_a_person(reembed: Call, tmp_path: Path) -> None:
+    rows = [memory(f"{i}", POISON if i == 7 else None, namespace="notes") for i in range(10)]
+    path = make_store(tmp_path / "m.db", rows)
+    reembed("--db", path, "--namespace", "notes", "--json", range_rows=2)
+    [done] = runs(path)
+    half_replace(reembed, path, "--dim", "16")
+    [_, half] = runs(path)
+
+    told = reembed("status", "--db", path)
+
+    assert told.code == 6
+    assert f"the replacement by run {half} (to all-MiniLM-L6-v2 (16-dim)) is" in told.error
+    first, second = told.out.split("\n\n")
+    shown = [line for line in first.splitlines() if not line.startswith(("on disk", "run"))]
+    assert shown == [
+        "state        replaced",
+        "target       all-MiniLM-L6-v2 (8-dim)",
+        "about        all, namespace notes",
+        "rows         10",
+        "re-embedded  9",
+        "skipped      1",
+        f"directory    {root(path) / done}",
+        "next         reembed verify checks it; reembed rollback undoes it",
+    ]
+    assert first.splitlines()[0].startswith(f"run {done}, begun 20")
+    assert "state        replacing (SQLite can't work with " in second
+    assert "about        all, all namespaces\n" in second
+    assert "new vectors  in ranges 0 of 0-4: 2 rows; the others hold the previous ones" in second
+
+
+def test_status_names_the_process_that_is_at_work_and_does_not_disturb_it(
+    reembed: Call, path: Path
+) -> None:
+    begin(fake_plan(path))
+    with lock_database(path):
+        told = reembed("status", "--db", path)
+        listed = reembed("status", "--db", path, "--json")
+        refused = reembed("rollback", "--db", path)
+
+    assert (told.code, refused.code) == (0, 2)
+    assert told.out.startswith(f"at work on {path}: process ")
+    assert listed.values["at_work"].startswith("process ")
+    assert reembed("status", "--db", path, "--json").values["at_work"] is None
+
+
+def test_rollback_and_cleanup_wait_for_no_run_that_is_at_work(reembed: Call, path: Path) -> None:
+    reembed("--db", path)
+    before = kept_files(path.parent)
+
+    with lock_database(path):
+        done = [reembed(command, "--db", path) for command in COMMANDS]
+
+    assert [one.code for one in done] == [0, 0, 1, 1]
+    assert all("another run is at work on" in one.error for one in done[2:])
+    assert kept_files(path.parent) == before
+
+
+@pytest.mark.parametrize("command", ["status", "verify"])
+def test_what_only_looks_changes_nothing(reembed: Call, path: Path, command: str) -> None:
+    half_replace(reembed, path)
+    before = files(path.parent)
+
+    assert reembed(command, "--db", path).code == 6
+
+    assert files(path.parent) == before
+
+
+def test_an_incomplete_replacement_is_said_by_every_command(reembed: Call, path: Path) -> None:
+    reembed("--db", path, "--dim", "16", range_rows=2)
+    [finished] = runs(path)
+    half_replace(reembed, path)
+    [_, half] = runs(path)
+
+    for arguments in (
+        ("status",),
+        ("verify",),
+        ("verify", "--run", finished),
+        ("rollback", "--run", finished),
+        ("cleanup",),
+        ("cleanup", "--yes"),
+        ("cleanup", "--run", half, "--yes"),
+        ("cleanup", "--run", finished, "--yes"),
+    ):
+        done = reembed(*arguments, "--db", path)
+        assert (arguments, done.code) == (arguments, 6)
+        assert f"the replacement by run {half} (to all-MiniLM-L6-v2 (8-dim)) is" in done.error
+    assert runs(path) == [finished, half]
+    assert reembed("rollback", "--db", path, "--json").values["run_id"] == half
+
+
+def test_verify_of_an_incomplete_replacement_checks_what_is_new(reembed: Call, path: Path) -> None:
+    half_replace(reembed, path)
+
+    checked = reembed("verify", "--db", path, "--json")
+
+    assert (checked.code, checked.values["wrong"]) == (6, {"overwritten": 8})
+
+
+# Cleanup.
+
+
+def test_cleanup_keeps_the_only_way_back_unless_it_is_told_so(reembed: Call, path: Path) -> None:
+    first = reembed("--db", path, "--json").values["run_id"]
+    second = reembed("--db", path, "--dim", "16", "--json").values["run_id"]
+    third = reembed("--db", path, "--namespace", "global", "--json").values["run_id"]
+    reembed("rollback", "--db", path)
+
+    cleaned = reembed("cleanup", "--db", path, "--json")
+
+    assert cleaned.code == 0
+    assert cleaned.values["removed"] == [first, third]
+    assert cleaned.values["freed_bytes"] > 0
+    why = "it is the only way back to the previous vectors; --yes removes it"
+    assert cleaned.values["kept"] == {second: why}
+    assert runs(path) == [second]
+    named = reembed("cleanup", "--db", path, "--run", second)
+    assert (named.code, runs(path)) == (0, [second])
+    assert f"{second}  kept: {why}\n" in named.out
+
+    last = reembed("cleanup", "--db", path, "--yes")
+
+    assert (last.code, last.err) == (0, "")
+    assert f"{second}  removed\n" in last.out
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_cleanup_keeps_every_backup_that_no_newer_run_makes_needless(
+    reembed: Call, tmp_path: Path
+) -> None:
+    rows = [
+        memory(f"{i}", POISON if i == 1 else None, embedding=former(i), embedding_dim=8)
+        for i in range(4)
+    ]
+    path = make_store(
+        tmp_path / "m.db", [replace(row, namespace="ab"[int(row.id) % 2]) for row in rows]
+    )
+    a = reembed("--db", path, "--namespace", "a", "--json").values["run_id"]
+    b = reembed("--db", path, "--namespace", "b", "--json").values["run_id"]
+    retried = reembed("--db", path, "--namespace", "b", "--retry-skipped", "--json")
+    assert retried.code == 5
+    change(path, "UPDATE memories SET content = 'mended' WHERE id = '1'")
+    retry = reembed("--db", path, "--namespace", "b", "--retry-skipped", "--json").values["run_id"]
+
+    assert reembed("cleanup", "--db", path, "--json").values["removed"] == []
+    assert runs(path) == sorted([a, b, retry])
+
+    everything = reembed("--db", path, "--dim", "16", "--json").values["run_id"]
+    assert reembed("cleanup", "--db", path, "--json").values["removed"] == sorted([a, b, retry])
+    assert runs(path) == [everything]
+
+
+def test_a_second_run_to_the_same_model_is_no_way_back_to_the_former_one(
+    reembed: Call, path: Path
+) -> None:
+    reembed("--db", path)
+    reembed("--db", path)
+
+    assert reembed("cleanup", "--db", path, "--json").values["removed"] == []
+    assert [reembed("rollback", "--db", path).code for _ in range(2)] == [0, 0]
+    assert stored(path) == old(*range(10))
+
+
+def test_cleanup_removes_unfinished_runs_only_by_name(reembed: Call, path: Path) -> None:
+    reembed("--db", path, "--max-rows", "4")
+    [staging] = runs(path)
+
+    kept = reembed("cleanup", "--db", path, "--yes", "--json")
+    unknown = reembed("cleanup", "--db", path, "--run", "another")
+    named = reembed("cleanup", "--db", path, "--run", staging, "--json")
+
+    assert (kept.code, kept.values["removed"]) == (0, [])
+    why = "it is not finished; --run names it to remove it all the same"
+    assert kept.values["kept"] == {staging: why}
+    assert (unknown.code, "there is no run another" in unknown.error) == (2, True)
+    assert (named.code, named.values["removed"]) == (0, [staging])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_cleanup_of_one_run_leaves_the_others(reembed: Call, path: Path) -> None:
+    first = reembed("--db", path, "--json").values["run_id"]
+    second = reembed("--db", path, "--json").values["run_id"]
+
+    done = reembed("cleanup", "--db", path, "--run", second, "--yes", "--json")
+
+    assert done.values["removed"] == [second]
+    assert runs(path) == [first]
