@@ -1,0 +1,149 @@
+/* Makes chosen calls of a program fail: built by test_faults.py and loaded with LD_PRELOAD.
+
+   A call fails if its name is one of `calls`, its path fits `pattern` (fnmatch, "*" also spans
+   "/"), and it is the `first` to the `last` of the calls of which both is so. One that writes
+   has then written half of its bytes, as a disk that fails on the way. `faults_arm` sets what
+   fails, or the variables FAULT_PATTERN, FAULT_CALLS, FAULT_ERRNO, FAULT_FIRST and FAULT_LAST.
+   `faults_trace` names a descriptor that gets a line for each call whose path fits. */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fnmatch.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char armed_pattern[PATH_MAX], armed_calls[256];
+static int armed, armed_errno, trace = -1;
+static long armed_first, armed_last;
+static atomic_long seen;
+
+void faults_arm(const char *pattern, const char *calls, int error, long first, long last) {
+    snprintf(armed_pattern, sizeof armed_pattern, "%s", pattern);
+    snprintf(armed_calls, sizeof armed_calls, " %s ", calls);
+    armed_errno = error;
+    armed_first = first;
+    armed_last = last;
+    seen = 0;
+    armed = 1;
+}
+
+void faults_disarm(void) { armed = 0; }
+void faults_trace(int descriptor) { trace = descriptor; }
+
+/* How many calls have come that were to be counted. */
+long faults_seen(void) { return seen; }
+
+__attribute__((constructor)) static void arm_from_environment(void) {
+    const char *pattern = getenv("FAULT_PATTERN");
+    if (pattern)
+        faults_arm(pattern, getenv("FAULT_CALLS"), atoi(getenv("FAULT_ERRNO")),
+                   atol(getenv("FAULT_FIRST")), atol(getenv("FAULT_LAST")));
+}
+
+static int fails(const char *call, const char *path) {
+    char name[64];
+    if (!armed || !path || fnmatch(armed_pattern, path, 0))
+        return 0;
+    if (trace >= 0)
+        dprintf(trace, "%s %s\n", call, path);
+    snprintf(name, sizeof name, " %s ", call);
+    if (!strstr(armed_calls, name))
+        return 0;
+    long number = ++seen;
+    if (number < armed_first || number > armed_last)
+        return 0;
+    errno = armed_errno;
+    return 1;
+}
+
+static int fails_on(const char *call, int descriptor) {
+    char link[64], path[PATH_MAX];
+    int before = errno;
+    if (!armed)
+        return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    errno = before;
+    if (length < 0)
+        return 0;
+    path[length] = 0;
+    return fails(call, path);
+}
+
+/* What is to be failed, by its own name; `real` is the function that would have been called. */
+#define INSTEAD(type, name, ...)                           \
+    type name(__VA_ARGS__) {                               \
+        static type (*real)(__VA_ARGS__);                  \
+        if (!real)                                         \
+            real = (type(*)(__VA_ARGS__))dlsym(RTLD_NEXT, #name);
+
+#define FAIL_ON_DESCRIPTOR(call)    \
+    if (fails_on(call, descriptor)) \
+        return -1;
+
+#define FAIL_HALF_WAY(call, half)     \
+    if (fails_on(call, descriptor)) { \
+        int error = errno;            \
+        ssize_t written = half;       \
+        (void)written;                \
+        errno = error;                \
+        return -1;                    \
+    }
+
+INSTEAD(ssize_t, write, int descriptor, const void *bytes, size_t size)
+    FAIL_HALF_WAY("write", real(descriptor, bytes, size / 2))
+    return real(descriptor, bytes, size);
+}
+
+INSTEAD(ssize_t, pwrite, int descriptor, const void *bytes, size_t size, off_t at)
+    FAIL_HALF_WAY("write", real(descriptor, bytes, size / 2, at))
+    return real(descriptor, bytes, size, at);
+}
+
+INSTEAD(ssize_t, pwrite64, int descriptor, const void *bytes, size_t size, off64_t at)
+    FAIL_HALF_WAY("write", real(descriptor, bytes, size / 2, at))
+    return real(descriptor, bytes, size, at);
+}
+
+INSTEAD(ssize_t, read, int descriptor, void *bytes, size_t size)
+    FAIL_ON_DESCRIPTOR("read")
+    return real(descriptor, bytes, size);
+}
+
+INSTEAD(ssize_t, pread64, int descriptor, void *bytes, size_t size, off64_t at)
+    FAIL_ON_DESCRIPTOR("read")
+    return real(descriptor, bytes, size, at);
+}
+
+INSTEAD(int, fsync, int descriptor) FAIL_ON_DESCRIPTOR("sync") return real(descriptor); }
+INSTEAD(int, fdatasync, int descriptor) FAIL_ON_DESCRIPTOR("sync") return real(descriptor); }
+
+INSTEAD(int, ftruncate, int descriptor, off_t size)
+    FAIL_ON_DESCRIPTOR("truncate") return real(descriptor, size); }
+INSTEAD(int, ftruncate64, int descriptor, off64_t size)
+    FAIL_ON_DESCRIPTOR("truncate") return real(descriptor, size); }
+
+INSTEAD(int, rename, const char *from, const char *to)
+    return fails("rename", to) ? -1 : real(from, to); }
+INSTEAD(int, unlink, const char *path) return fails("unlink", path) ? -1 : real(path); }
+
+#define MODE(flags, mode)               \
+    mode_t mode = 0;                    \
+    if (flags & O_CREAT) {              \
+        va_list rest;                   \
+        va_start(rest, flags);          \
+        mode = va_arg(rest, mode_t);    \
+        va_end(rest);                   \
+    }
+
+INSTEAD(int, open, const char *path, int flags, ...)
+    MODE(flags, mode) return fails("open", path) ? -1 : real(path, flags, mode); }
+INSTEAD(int, open64, const char *path, int flags, ...)
+    MODE(flags, mode) return fails("open", path) ? -1 : real(path, flags, mode); }
