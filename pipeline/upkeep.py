@@ -266,7 +266,6 @@ def undo(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
         # A row may have been moved to another namespace since.
         everywhere = replace(job.store, namespace=None)
         try:
-            run.advance(attempt, state=State.ROLLING_BACK)
             result = roll_back(everywhere, run, manifest.ranges, attempt=attempt)
             values = _undo_values(run, result)
             run.write_lines(LEFT, ({"id": key, "reason": why} for key, why in result.left.items()))

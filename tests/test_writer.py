@@ -1,0 +1,258 @@
+"""Another program writes to the store during the whole run, and neither keeps the other off."""
+
+from __future__ import annotations
+
+import json
+import random
+import select as waiting
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Call, Program, clean_environment, make_store, memory, select
+from transforms.embedders.fake import FakeEmbedder
+from transforms.stores import AiMemoryStore, Replacement
+from transforms.stores.codec import encode
+from transforms.stores.demo import Memory, hashed_vector
+
+ROWS = 300
+PAUSE_SECONDS = 1 / 20
+OLD, NEW = 32, 8
+SEVERAL = {"FAKE_ROWS_AT_ONCE": "100", "FAKE_FIRST_ROWS": "100"}
+
+
+def old_memory(key: str) -> Memory:
+    """A row as a daemon with the old model writes it."""
+    row = memory(key)
+    vector = hashed_vector(f"{row.title} {row.content}", OLD)
+    return memory(key, embedding=vector, embedding_dim=OLD)
+
+
+def new_vectors(path: Path) -> dict[str, bool]:
+    """Whether each row holds the new model's vector of its present text."""
+    query = "SELECT id, title || ' ' || content, embedding, embedding_dim FROM memories"
+    rows = select(path, query)
+    vectors = map(encode, FakeEmbedder(NEW).embed([text for _, text, _, _ in rows]))
+    return {
+        key: (held, dimension) == (vector, NEW)
+        for (key, _, held, dimension), vector in zip(rows, vectors, strict=True)
+    }
+
+
+# ---- The writer, a process of its own ----
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the writer did: each change (what, key, when it was there) and what kept it off."""
+
+    changes: list[tuple[str, str, float]]
+    refused: list[str]
+    longest_wait: float
+
+
+def write(path: str) -> None:
+    """Add, edit and delete rows as ai-memory does, until stdin ends; then print what was done."""
+    dice = random.Random(20)
+    changes: list[tuple[str, str, float]] = []
+    refused: list[str] = []
+    waits = [0.0]
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA busy_timeout=5000")
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        keys = [key for (key,) in db.execute("SELECT id FROM memories ORDER BY id")]
+        print("at work", flush=True)
+        while not waiting.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
+            what = dice.choice(["add", "edit", "edit and embed", "delete"])
+            key = dice.choice(keys) if what != "add" else f"{dice.getrandbits(64):016x}"
+            began = time.monotonic()
+            try:
+                apply(db, what, key, f"{len(changes)} of the writer")
+            except sqlite3.OperationalError as error:
+                refused.append(str(error))
+                continue
+            waits.append(time.monotonic() - began)
+            changes.append((what, key, time.time()))
+            if what == "add":
+                keys.append(key)
+            elif what == "delete":
+                keys.remove(key)
+    print(json.dumps([changes, refused, max(waits)]))
+
+
+def apply(db: sqlite3.Connection, what: str, key: str, content: str) -> None:
+    """Make one change; where the daemon embeds, it is with the old model."""
+    vector = hashed_vector(f"title {key} {content}", OLD)
+    match what:
+        case "add":
+            row = vars(memory(key, content, embedding=vector, embedding_dim=OLD))
+            places = ", ".join(f":{name}" for name in row)
+            db.execute(f"INSERT INTO memories ({', '.join(row)}) VALUES ({places})", row)
+        case "edit":
+            db.execute("UPDATE memories SET content = ? WHERE id = ?", (content, key))
+        case "edit and embed":
+            db.execute(
+                "UPDATE memories SET content = ?, embedding = ?, embedding_dim = ? WHERE id = ?",
+                (content, vector, OLD, key),
+            )
+        case _:
+            db.execute("DELETE FROM memories WHERE id = ?", (key,))
+
+
+@contextmanager
+def writing(path: Path, home: Path) -> Iterator[list[Written]]:
+    """A writer is at work; what it did is in the list afterwards."""
+    done: list[Written] = []
+    command = [sys.executable, "-m", "tests.test_writer", str(path)]
+    pipe = subprocess.PIPE
+    environment = clean_environment(home)
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            assert process.stdout.readline() == "at work\n"
+            yield done
+            stdout, _ = process.communicate("", timeout=30)
+        finally:
+            process.kill()
+    changes, refused, longest = json.loads(stdout)
+    done.append(Written([(what, key, at) for what, key, at in changes], refused, longest))
+
+
+def read_ids(path: Path) -> set[str]:
+    return {json.loads(line)["id"] for line in path.read_text().splitlines()}
+
+
+@pytest.mark.parametrize("several", [{}, SEVERAL], ids=["one transaction", "several transactions"])
+def test_a_writer_at_work_is_never_locked_out_and_every_row_is_right_or_named(
+    several: dict[str, str], tmp_path: Path, fake_program: Program
+) -> None:
+    keys = [f"{at:04d}" for at in range(ROWS)]
+    path = make_store(tmp_path / "m.db", [old_memory(key) for key in keys], "wal")
+    environment = {"FAKE_SECONDS": "0.02", **several}
+
+    with writing(path, tmp_path) as done:
+        began = time.time()
+        first = fake_program("--db", path, "--json", environment=environment)
+        ended = time.time()
+    [written] = done
+
+    result = json.loads(first.stdout)
+    run = Path(result["run_directory"])
+    looked = [place.stat().st_mtime for place in sorted(run.glob("pass-*.json"), key=number)]
+    print(
+        f"{len(written.changes)} changes in {ended - began:.1f} s, which waited "
+        f"{written.longest_wait:.3f} s at most; {len(looked)} passes; exit {first.returncode}; "
+        f"{result['remaining']} rows remain"
+    )
+    assert written.refused == []
+    assert {what for what, _, _ in written.changes} == {"add", "edit", "edit and embed", "delete"}
+    assert written.changes[0][2] < looked[0] <= looked[-1] < written.changes[-1][2]
+    assert first.returncode == (6 if result["remaining"] else 0), first.stderr
+    right = new_vectors(path)
+    deleted = {key for what, key, _ in written.changes if what == "delete"}
+    added = {key for what, key, _ in written.changes if what == "add"}
+    assert right.keys() == (set(keys) | added) - deleted
+    # What was changed before the last pass began is right or named; what was changed later may be
+    # neither, since nobody looked any more.
+    late = {key for _, key, at in written.changes if at > looked[-2:][0]}
+    named = read_ids(run / "remaining.jsonl") if result["remaining"] else set()
+    assert {key for key, is_right in right.items() if not is_right} <= named | late
+
+    again = fake_program("--db", path, "--json", environment=several)
+
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["remaining"] == 0
+    assert new_vectors(path) == dict.fromkeys(right, True)
+    assert not (run / "remaining.jsonl").exists()
+    assert fake_program("status", "--db", path).returncode == 0
+
+
+def number(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
+
+
+# ---- A daemon that goes on with the old model ----
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """After each of the run's transactions, a daemon embeds some rows anew with the old model."""
+    about: dict[str, Any] = {"rows": [], "times": 0}
+    begin = AiMemoryStore.replacing
+
+    @contextmanager
+    def replacing(store: AiMemoryStore) -> Iterator[Replacement]:
+        with begin(store) as table:
+            yield table
+        if about["times"]:
+            about["times"] -= 1
+            overwrite(store.path, about["rows"])
+
+    monkeypatch.setattr(AiMemoryStore, "replacing", replacing)
+    yield about
+
+
+def overwrite(path: Path, keys: Sequence[str]) -> None:
+    """Give rows the old model's vectors of their texts, which stay as they are."""
+    rows = [old_memory(key) for key in keys]
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executemany(
+            "UPDATE memories SET embedding = ?, embedding_dim = ? WHERE id = ?",
+            [(row.embedding, row.embedding_dim, row.id) for row in rows],
+        )
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one transaction", "several transactions"])
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_vectors_that_a_daemon_overwrites_after_the_replacement_are_found_by_the_last_pass(
+    mode: str, several: bool, daemon: dict[str, Any], tmp_path: Path, reembed: Call
+) -> None:
+    keys = [f"{at:03d}" for at in range(300)]
+    path = make_store(tmp_path / "m.db", [old_memory(key) for key in keys], mode)
+    daemon |= {"rows": keys[5::60], "times": 1}
+    variables = {"rows_at_once": 100, "first_rows": 100} if several else {}
+
+    ran = reembed("--db", path, "--json", **variables)
+
+    assert (ran.code, ran.values["remaining"], ran.values["in_old_space"]) == (0, 0, 0)
+    assert daemon["times"] == 0
+    assert new_vectors(path) == dict.fromkeys(keys, True)
+
+
+def test_rows_that_a_daemon_overwrites_again_and_again_are_named_until_it_stops(
+    daemon: dict[str, Any], tmp_path: Path, reembed: Call
+) -> None:
+    keys = [f"{at:03d}" for at in range(200)]
+    path = make_store(tmp_path / "m.db", [old_memory(key) for key in keys], "wal")
+    daemon |= {"rows": keys[5::60], "times": -1}
+
+    ran = reembed("--db", path, "--json")
+
+    assert (ran.code, ran.values["remaining"], ran.values["in_old_space"]) == (6, 4, 4)
+    assert {key for key, is_new in new_vectors(path).items() if not is_new} == {*keys[5::60]}
+    remaining = Path(ran.values["run_directory"]) / "remaining.jsonl"
+    assert read_ids(remaining) == {*keys[5::60]}
+    assert ran.error.startswith("4 rows remain, so the replacement is incomplete; run again")
+    assert reembed("status", "--db", path).code == 6
+
+    daemon["times"] = 0
+    again = reembed("--db", path, "--json")
+
+    assert (again.code, again.values["remaining"], again.texts) == (0, 0, set())
+    assert new_vectors(path) == dict.fromkeys(keys, True)
+    assert not remaining.exists()
+    assert reembed("status", "--db", path).code == 0
+
+
+if __name__ == "__main__":
+    write(*sys.argv[1:])
