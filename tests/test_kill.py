@@ -35,11 +35,14 @@ from tests import fake_program
 from tests.conftest import change, clean_environment, memory, other_contents, select
 from transforms import replacing, rollback
 from transforms.embedders import Target, fake
-from transforms.rows import KeyRange, Vectors
+from transforms.rows import KeyRange, Stored, Vectors
 from transforms.staging import RunDirectory, State, find_runs, lock_database, new_token
 from transforms.stores import AiMemoryStore, Replacement, open_store, recover_store
 from transforms.stores.codec import encode
 from transforms.stores.demo import SCHEMA, Memory, create_store, generated_memories
+
+KILLS = int(os.environ.get("REEMBED_TEST_KILLS", "25"))
+"""Kills of each run; a rollback takes a third of them."""
 
 FORKS = multiprocessing.get_context("forkserver")
 KILLED = -9
@@ -52,8 +55,8 @@ OURS = re.compile(
 )
 STAMP = "sentence-transformers/all-minilm-l6-v2#none"
 
-STARTED, SAVING, WRITING, WRITTEN = range(4)
-"""How far a process has come: to the backup, into a transaction, out of it."""
+STARTED, SAVING, LOCKED, WRITING, WRITTEN = range(5)
+"""How far a process has come: to the backup, into a transaction, to its writes, out of it."""
 
 Held = dict[str, tuple[bytes | None, int | None, str | None]]
 """What each row holds: its vector, the dimension and the stamp."""
@@ -166,26 +169,32 @@ def _prepare(trial: Trial, tell: Connection) -> None:
     if trial.several:
         for module in (replacing, rollback):
             module.MOST_ROWS_AT_ONCE = 500  # type: ignore[attr-defined]
-            module.TRANSACTION_SECONDS = 0.01  # type: ignore[attr-defined]
-        replacing._FIRST_ROWS = 256
+            # One range each; of the first four that are begun there is time for no more, too.
+            module.TRANSACTION_SECONDS = 0.0  # type: ignore[attr-defined]
+        replacing._FIRST_ROWS = 1_024
         replacing._PAUSE_SECONDS = 0.01
-    save, begin = replacing._save_all, AiMemoryStore.replacing
+    save, begin, put = replacing._save_all, AiMemoryStore.replacing, Replacement.put
 
     def saving(job: replacing.ReplaceJob) -> Iterator[replacing.Portion]:
         tell.send(SAVING)
         return save(job)
 
     @contextmanager
-    def writing(store: AiMemoryStore) -> Iterator[Replacement]:
+    def locked(store: AiMemoryStore) -> Iterator[Replacement]:
         with begin(store) as table:
             # As with a table larger than the cache, what is not committed reaches the disk.
             table._db.execute("PRAGMA cache_size=16")
-            tell.send(WRITING)
+            tell.send(LOCKED)
             yield table
         tell.send(WRITTEN)
 
+    def putting(table: Replacement, changes: Sequence[tuple[int, Stored]]) -> None:
+        tell.send(WRITING)
+        put(table, changes)
+
     replacing._save_all = saving
-    AiMemoryStore.replacing = writing  # type: ignore[method-assign]
+    AiMemoryStore.replacing = locked  # type: ignore[method-assign,assignment]
+    Replacement.put = putting  # type: ignore[method-assign,assignment]
     said = os.open(trial.folder / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(said, 1)
     os.dup2(said, 2)
@@ -241,7 +250,7 @@ def choose(
 ) -> Moment:
     """A random moment: a mark by its weight, and at most so long after it."""
     [mark] = dice.choices(list(seconds), weights)
-    times = dice.randint(1, most_times) if mark >= WRITING else 1
+    times = dice.randint(1, most_times) if mark >= LOCKED else 1
     return Moment(mark, times, dice.uniform(0, seconds[mark]))
 
 
@@ -368,9 +377,9 @@ def make_bare_store(path: Path, memories: Sequence[Memory]) -> None:
     with closing(sqlite3.connect(path)) as db, db:
         db.executescript(SCHEMA)
         for kind, name in db.execute("SELECT type, name FROM sqlite_schema").fetchall():
-            if kind == "trigger" or (kind == "index" and name.startswith("idx_")):
-                if name not in ("idx_memories_embedding_dim", "idx_memories_ns_dim"):
-                    db.execute(f"DROP {kind} {name}")
+            kept = ("idx_memories_embedding_dim", "idx_memories_ns_dim")
+            if name not in kept and (kind == "trigger" or name.startswith("idx_")):
+                db.execute(f"DROP {kind} {name}")
         columns = list(vars(memories[0]))
         named, places = ", ".join(columns), ", ".join(f":{column}" for column in columns)
         db.executemany(f"INSERT INTO memories ({named}) VALUES ({places})", map(vars, memories))
@@ -405,17 +414,17 @@ def test_a_killed_run_leaves_all_old_or_all_new_and_the_next_one_goes_on(
     trial = small_trial(tmp_path / f"2,000 rows in one transaction, {mode}", mode)
     untouched = trial.put_aside("untouched")
     dice = random.Random(f"{mode} 57")
-    seconds = {STARTED: 1.0, SAVING: 0.2, WRITING: 0.1, WRITTEN: 0.2}
+    seconds = {STARTED: 1.0, SAVING: 0.2, LOCKED: 0.1, WRITING: 0.05, WRITTEN: 0.2}
     staged = None
-    while trial.kills < 30:
+    while trial.kills < KILLS:
         whole = staged is None or trial.state is None or dice.random() < 0.15
-        moment = choose(dice, seconds, [4, 4, 10, 6] if whole else [1, 5, 10, 4])
+        moment = choose(dice, seconds, [4, 4, 4, 9, 6] if whole else [1, 4, 4, 9, 4])
         code = attempt(trial, moment, run_program if whole else only_replace)
         new = look(trial, code)
         assert len(new) in (0, len(trial.new))
-        if trial.state is State.STAGING and trial.run and staged is None:
-            if trial.run.staged_rows() == len(trial.new):
-                staged = trial.put_aside("staged")
+        if staged is None and trial.run and trial.state is State.STAGING:
+            all_are = trial.run.staged_rows() == len(trial.new)
+            staged = trial.put_aside("staged") if all_are else None
         if new and (code == 0 or trial.state is State.REPLACED):
             trial.put_back(staged if staged and dice.random() < 0.8 else untouched)
     finish(trial)
@@ -430,9 +439,12 @@ def test_a_killed_rollback_leaves_all_new_or_all_old_and_the_next_one_goes_on(
     before = everything(trial.path)
     assert attempt(trial, None) == 0
     replaced = trial.put_aside("replaced")
+    ranges = len(trial.run.read_manifest().ranges) if trial.run else 0
     dice = random.Random(f"{mode} 58")
-    while trial.kills < 12:
-        moment = choose(dice, {STARTED: 0.1, WRITING: 0.15, WRITTEN: 0.1}, [1, 8, 3])
+    while trial.kills < KILLS // 3:
+        moment = choose(dice, {STARTED: 0.1, LOCKED: 0.15, WRITTEN: 0.1}, [1, 3, 3])
+        if dice.random() < 0.5:  # In or just before the commit, after the last of the ranges.
+            moment = Moment(WRITING, ranges, dice.uniform(0, 0.02))
         code = attempt(trial, moment, run_program, "rollback")
         assert len(look(trial, code)) in (0, len(trial.new))
         if trial.state is State.ROLLED_BACK:
@@ -446,32 +458,46 @@ def test_a_run_killed_between_transactions_leaves_whole_ranges_that_status_names
     tmp_path: Path,
 ) -> None:
     trial = large_trial(tmp_path / "60,000 rows in many transactions", "wal")
-    before = everything(trial.path)
+    others = other_contents(trial.path)
     dice = random.Random(59)
     assert attempt(trial, Moment(SAVING)) == KILLED
-    seconds = {STARTED: 0.5, SAVING: 3.0, WRITING: 0.03, WRITTEN: 0.03}
+    look(trial, KILLED)
     new: set[str] = set()
-    while len(new) < 0.95 * len(trial.new):
-        code = attempt(trial, choose(dice, seconds, [1, 1, 6, 2], 120), only_replace)
-        new = look(trial, code)
-        T(trial, new)
-    # What is left is soon done; so it is done again and again, in both journal modes.
+    for moment in (Moment(SAVING, 1, dice.random()), Moment(WRITING, 1), Moment(WRITTEN, 99)):
+        new = look(trial, attempt(trial, moment, only_replace))
+    while ranges_left(trial, new) > 9:
+        moment = Moment(WRITTEN, max(1, ranges_left(trial, new) - 9), dice.uniform(0, 0.01))
+        new = look(trial, attempt(trial, moment, only_replace))
+    # The few transactions that are left take little time, and so are done again and again.
+    assert 0 < ranges_left(trial, new) <= 9
     late = trial.put_aside("late")
-    while trial.kills < 50:
+    seconds = {STARTED: 0.4, LOCKED: 0.02, WRITING: 0.01, WRITTEN: 0.02}
+    while trial.kills < KILLS:
         if len(new) == len(trial.new):
-            trial.put_back(late, "wal" if trial.kills < 30 else "delete")
-        code = attempt(trial, choose(dice, seconds, [1, 0, 10, 4], 5), only_replace)
-        new = look(trial, code)
-        T(trial, new)
-    trial.put_back(late, "delete")
-    assert attempt(trial, None, run_program, "--dry-run") == 6
-    print('end', time.time()-t0)
+            trial.put_back(late, "wal" if trial.kills < KILLS // 2 else "delete")
+            new = new_rows(trial)
+        most_times = max(1, ranges_left(trial, new) // 2)
+        moment = choose(dice, seconds, [1, 5, 8, 5], most_times)
+        new = look(trial, attempt(trial, moment, only_replace))
+    assert trial.seen["replacing, part new"] > KILLS // 2
+    if len(new) < len(trial.new):
+        assert attempt(trial, None, run_program, "--dry-run") == 6
     finish(trial)
-    print('end', time.time()-t0)
+    assert other_contents(trial.path) == others
 
-    back = large_back
+    # The way back from a replacement that was never finished.
+    trial.put_back(late, "delete")
+    for seconds_later in (0.0, 0.1, 0.3):
+        moment = Moment(WRITTEN, dice.randint(1, 20), seconds_later)
+        assert attempt(trial, moment, run_program, "rollback") == KILLED
+        new = look(trial, KILLED)
+        ranges = find_ranges(trial.run.read_manifest().ranges, trial.new) if trial.run else {}
+        assert {ranges[key] for key in new}.isdisjoint(ranges[key] for key in ranges.keys() - new)
+    finish(trial, "rollback")
+    assert new_rows(trial) == set()
+    assert other_contents(trial.path) == others
 
-def T(trial, new):
-    global t0
-    print(time.time()-t0, trial.kills, trial.state, len(new), flush=True)
-t0=time.time()
+
+def ranges_left(trial: Trial, new: set[str]) -> int:
+    """How many ranges of 256 rows hold their old vectors."""
+    return (len(trial.new) - len(new)) // 256
