@@ -9,7 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.options import Options
-from pipeline.resume import Earlier, find_earlier, find_scope, fresh_runs, list_runs
+from pipeline.resume import (
+    Earlier,
+    find_earlier,
+    find_scope,
+    former_target,
+    fresh_runs,
+    list_runs,
+)
 from pipeline.settings import Settings
 from transforms.embedders import Target
 from transforms.embedders.hub import fetch_model
@@ -54,7 +61,8 @@ class Plan:
     `pending` are the ranges of which rows are still to be embedded: all of them in the first
     pass. In the `last` pass before the replacement it goes ahead whatever has changed; `late`
     passes are those after it was begun.
-    `others` are unfinished runs that are not about the same rows.
+    `others` are unfinished runs that are not about the same rows, and `former` says how the
+    target differs from that of the last run.
     """
 
     store: AiMemoryStore
@@ -71,6 +79,7 @@ class Plan:
     earlier: Earlier | None = None
     staged_rows: int = 0
     others: tuple[RunDirectory, ...] = ()
+    former: tuple[str, ...] = ()
     discarded: tuple[RunDirectory, ...] = ()
     rules: Rules = field(default_factory=Rules)
     pause: float = 0.0
@@ -143,6 +152,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         earlier=earlier,
         staged_rows=min(earlier.run.staged_rows(), survey.meant) if earlier else 0,
         others=tuple(run for run, m in runs if not m.state.ended and run not in ours),
+        former=tuple(target.differences(former)) if (former := former_target(runs)) else (),
         discarded=tuple(discarded),
         rules=Rules(
             most_skipped=options.max_skipped,

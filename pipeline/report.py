@@ -48,6 +48,12 @@ def preflight_lines(plan: Plan) -> list[str]:
             f"compared with the target's {target.dimension}; those of rows that this run is not "
             "about stay in the store beside the new ones"
         )
+    whole = plan.mode in (Mode.ALL, Mode.SKIP_CURRENT_SPACE) and plan.store.namespace is None
+    if plan.former and (plan.partial or not whole):
+        lines.append(
+            f"reembed: NOTE — the last run had another target: {'; '.join(plan.former)}; rows that "
+            "this run is not about keep the vectors that it made, which can't be compared"
+        )
     if plan.earlier and plan.late:
         lines.append(f"reembed: {describe(plan.run, plan.earlier.manifest)}; finishing it")
     elif plan.earlier:

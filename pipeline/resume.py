@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.words import places
 from transforms.embedders import Target
-from transforms.errors import IncompleteError, RunError, StoreError, UsageError
+from transforms.errors import (
+    IncompleteError,
+    ReembedError,
+    RunError,
+    StagingError,
+    UsageError,
+)
 from transforms.modes import Mode
 from transforms.staging import Manifest, RunDirectory, Scope, State, find_runs, spans
 from transforms.staging.runs import SKIPPED
@@ -84,8 +91,8 @@ def describe(run: RunDirectory, manifest: Manifest) -> str:
         return f"run {run.run_id} (to {target}) is half rolled back"
     if len(manifest.done) == len(manifest.ranges):
         return (
-            f"run {run.run_id} (to {target}) has replaced all ranges but not come to its end: some "
-            "rows may be left that were added or edited meanwhile"
+            f"run {run.run_id} (to {target}) has replaced vectors but not come to its end: rows "
+            "may be left that were added or edited meanwhile, or left for later"
         )
     return (
         f"the replacement by run {run.run_id} (to {target}) is incomplete: of ranges 0-"
@@ -101,6 +108,11 @@ def fresh_runs(runs: Runs, scope: Scope) -> list[RunDirectory]:
     ]
 
 
+def former_target(runs: Runs) -> Mapping[str, Any] | None:
+    """The target of the newest run that came to its end; None if there is none."""
+    return next((m.target for _, m in reversed(runs) if m.state is State.REPLACED), None)
+
+
 def list_runs(database: Path, run_dir: str | None) -> Runs:
     """The runs on a database, the oldest first."""
     return find_runs(database, Path(run_dir).expanduser().absolute() if run_dir else None)
@@ -108,15 +120,20 @@ def list_runs(database: Path, run_dir: str | None) -> Runs:
 
 @contextmanager
 def naming_incomplete(database: Path, run_dir: str | None) -> Iterator[None]:
-    """Where a database can't be used, say so together with the replacement that is incomplete.
+    """Where a command fails while a replacement is incomplete, say both: that is what to know.
 
-    A write that a process left half done keeps readers off until it is rolled back, and that a
-    replacement was cut off is the most important thing to know then.
+    It may be why, too: a write that a process left half done keeps readers off until it is
+    rolled back.
     """
     try:
         yield
-    except StoreError as error:
-        for run, manifest in list_runs(database, run_dir):
+    except IncompleteError:
+        raise
+    except ReembedError as error:
+        runs: Runs = ()
+        with suppress(StagingError):
+            runs = list_runs(database, run_dir)
+        for run, manifest in runs:
             if manifest.state.incomplete:
                 raise IncompleteError(f"{error}; {describe(run, manifest)}") from error
         raise

@@ -45,6 +45,7 @@ from transforms.staging import (
     State,
     discard_run_if_empty,
     find_runs,
+    link_run,
     lock_database,
     make_run,
     read_shards,
@@ -141,6 +142,9 @@ def _confirm(plan: Plan) -> None:
     """Look once more, now that no other process can begin anything."""
     if plan.earlier and plan.earlier.run.read_manifest() != plan.earlier.manifest:
         raise RunError(f"another process has worked on the run {plan.run.run_id}; run again")
+    for run in plan.discarded:
+        if not run.exists or run.read_manifest().state is not State.STAGING:
+            raise RunError(f"another process has worked on the run {run.run_id}; run again")
     for run, manifest in find_runs(plan.store.path):
         if manifest.state.incomplete and run != plan.run:
             raise IncompleteError(f"{describe(run, manifest)}; run again")
@@ -177,6 +181,7 @@ def _begin(plan: Plan, probe: Vectors) -> None:
             "former model back, or "
             + ("undo with reembed rollback" if plan.late else "start over with --fresh")
         )
+    link_run(plan.run, plan.store.path)
     plan.run.set_reserve()
     plan.run.write_manifest(replace(manifest, attempt=plan.attempt, stopped=None))
     damaged, lost = plan.run.remove_damaged()

@@ -103,6 +103,7 @@ def run_command(options: CommandOptions, database: Path) -> Report:
         case "rollback":
             chosen = _choose(runs, options.run, *_BEGUN)
             _require_complete(runs, but=chosen[0])
+            _require_newest(runs, *chosen)
             return undo(store, chosen)
         case _:
             return clean_up(store, runs, named=options.run, yes=options.yes)
@@ -365,6 +366,22 @@ def _require_complete(
         excepted = run == but and of in (None, manifest.state)
         if manifest.state.incomplete and not excepted:
             raise IncompleteError(f"{describe(run, manifest)}; finish it or roll it back first")
+
+
+def _require_newest(runs: Runs, chosen: RunDirectory, manifest: Manifest) -> None:
+    """Raise UsageError if a newer run has replaced vectors of the same rows.
+
+    What the older one wrote is no longer there, so undoing it would do nothing, once for all.
+    """
+    for run, newer in runs:
+        shared = None in (newer.scope.namespace, manifest.scope.namespace) or (
+            newer.scope.namespace == manifest.scope.namespace
+        )
+        if newer.state is State.REPLACED and run.run_id > chosen.run_id and shared:
+            raise UsageError(
+                f"run {run.run_id} has replaced vectors since run {chosen.run_id} did; undo the "
+                "newer one first (reembed rollback)"
+            )
 
 
 def _choose(runs: Runs, named: str | None, *states: State) -> tuple[RunDirectory, Manifest]:

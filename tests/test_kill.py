@@ -42,7 +42,7 @@ from transforms.stores.codec import encode
 from transforms.stores.demo import SCHEMA, Memory, create_store, generated_memories
 
 KILLS = int(os.environ.get("REEMBED_TEST_KILLS", "25"))
-"""Kills of each run; a rollback takes a third of them."""
+"""Kills on 2,000 rows in each journal mode: twice as many on 60,000, a third of a rollback."""
 
 FORKS = multiprocessing.get_context("forkserver")
 KILLED = -9
@@ -146,7 +146,7 @@ def only_replace(trial: Trial, tell: Connection) -> None:
         run.write_manifest(replace(manifest, attempt=attempt))
         target, rules = Target(**manifest.target), replacing.Rules()
         job = replacing.ReplaceJob(store, run, manifest.ranges, target, rules, attempt)
-        replacing.replace_vectors(job, pending=(), last=True)
+        replacing.replace_vectors(job, pending=(), last=False)
 
 
 class Hashed(fake.FakeEmbedder):
@@ -472,9 +472,9 @@ def test_a_run_killed_between_transactions_leaves_whole_ranges_that_status_names
     assert 0 < ranges_left(trial, new) <= 9
     late = trial.put_aside("late")
     seconds = {STARTED: 0.4, LOCKED: 0.02, WRITING: 0.01, WRITTEN: 0.02}
-    while trial.kills < KILLS:
+    while trial.kills < 2 * KILLS:
         if len(new) == len(trial.new):
-            trial.put_back(late, "wal" if trial.kills < KILLS // 2 else "delete")
+            trial.put_back(late, "wal" if trial.kills < KILLS else "delete")
             new = new_rows(trial)
         most_times = max(1, ranges_left(trial, new) // 2)
         moment = choose(dice, seconds, [1, 5, 8, 5], most_times)
@@ -493,6 +493,7 @@ def test_a_run_killed_between_transactions_leaves_whole_ranges_that_status_names
         new = look(trial, KILLED)
         ranges = find_ranges(trial.run.read_manifest().ranges, trial.new) if trial.run else {}
         assert {ranges[key] for key in new}.isdisjoint(ranges[key] for key in ranges.keys() - new)
+    trial.several = False  # In several it would wait for other writers after each.
     finish(trial, "rollback")
     assert new_rows(trial) == set()
     assert other_contents(trial.path) == others

@@ -256,8 +256,8 @@ def test_a_run_that_was_replacing_says_how_far_it_came(plan: Plan) -> None:
     ]
     stopped(first, done=frozenset({0}), writing=frozenset())
     assert report.preflight_lines(fake_plan(plan.store.path))[2:] == [
-        f"reembed: run {first.run_id} (to all-MiniLM-L6-v2 (8-dim)) has replaced all ranges but "
-        "not come to its end: some rows may be left that were added or edited meanwhile; "
+        f"reembed: run {first.run_id} (to all-MiniLM-L6-v2 (8-dim)) has replaced vectors but not "
+        "come to its end: rows may be left that were added or edited meanwhile, or left for later; "
         "finishing it"
     ]
 

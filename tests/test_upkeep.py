@@ -233,20 +233,18 @@ def test_a_rollback_goes_back_one_run_at_a_time(reembed: Call, path: Path) -> No
     assert "there is no run that has replaced anything" in third.error
 
 
-def test_an_older_run_is_rolled_back_by_name_only_where_it_is_still_the_last(
-    reembed: Call, path: Path
-) -> None:
+def test_an_older_run_is_rolled_back_only_after_the_newer_one(reembed: Call, path: Path) -> None:
     first = reembed("--db", path, "--json").values["run_id"]
-    reembed("--db", path, "--namespace", "global", "--dim", "16")
-    change(path, "UPDATE memories SET embedding = NULL")
-    for key, vector in new(1, 2).items():
-        put(path, key, vector)
-    change(path, "UPDATE memories SET embedding_dim = 8 WHERE id IN ('1', '2')")
+    second = reembed("--db", path, "--namespace", "global", "--dim", "16", "--json")
+    between = stored(path)
 
-    undone = reembed("rollback", "--db", path, "--run", first, "--json")
+    refused = reembed("rollback", "--db", path, "--run", first)
 
-    assert (undone.code, undone.values["restored"], undone.values["left"]) == (0, 2, 8)
-    assert stored(path) == dict.fromkeys("03456789") | old(1, 2)
+    assert (refused.code, stored(path)) == (2, between)
+    assert f"run {second.values['run_id']} has replaced vectors since run {first}" in refused.err
+    assert reembed("rollback", "--db", path).code == 0
+    assert reembed("rollback", "--db", path, "--run", first).code == 0
+    assert stored(path) == old(*"0123456789")
 
 
 def test_what_can_not_be_rolled_back_is_said(reembed: Call, path: Path) -> None:

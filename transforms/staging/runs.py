@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -44,6 +45,9 @@ LEFT = "left.jsonl"
 _RUN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 # A run that was being made or removed when its process died.
 _HALF_MADE = re.compile(r"\.\d{8}T\d{6}Z-[0-9a-f]{4}\.(made|removed)")
+
+_LOCK_SECONDS = 0.5
+"""How long the lock is tried for: who only looks whether it is held holds it for a moment."""
 
 _RESERVE = "reserve"
 _RESERVE_BYTES = 262_144
@@ -251,8 +255,10 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
     """The runs on a database with their manifests, the oldest first.
 
     They lie beside the database, or wherever a link there leads, or in `run_dir`. Raises
-    StagingError for a run that can't be read, and if `run_dir` holds runs of another database.
+    StagingError for a run that can't be read, and if `run_dir` holds runs of another database
+    or a link leads to one.
     """
+    real = str(database.resolve())
     found: dict[str, tuple[RunDirectory, Manifest]] = {}
     for place in _named_runs(staging_root(database)):
         if not place.exists():
@@ -261,11 +267,18 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
                 f"remove the link {place} if it is gone for good"
             )
         run = RunDirectory(place.resolve())
-        found[run.run_id] = run, run.read_manifest()
+        manifest = run.read_manifest()
+        # Where the other database is gone, this is it, moved; else it is a copy.
+        if place.is_symlink() and manifest.database != real and Path(manifest.database).exists():
+            raise StagingError(
+                f"the run {place.name} belongs to {manifest.database}, of which {real} is a copy; "
+                f"remove the link {place}, which leads to it"
+            )
+        found[run.run_id] = run, manifest
     for place in _named_runs(run_dir) if run_dir is not None else ():
         run = RunDirectory(place.resolve())
         manifest = run.read_manifest()
-        if manifest.database != str(database.resolve()):
+        if manifest.database != real and run.run_id not in found:
             raise StagingError(
                 f"{run_dir} holds runs on another database, {manifest.database}; name another "
                 "directory with --run-dir"
@@ -276,10 +289,15 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
 
 def make_run(run: RunDirectory, database: Path, manifest: Manifest) -> None:
     """Make a run's directory, and the link to it where it does not lie beside the database."""
-    root = staging_root(database)
     run.make(manifest)
-    if run.path.parent != root:
-        with files.failing_clearly(root):
+    link_run(run, database)
+
+
+def link_run(run: RunDirectory, database: Path) -> None:
+    """Make the link to a run that does not lie beside the database. Safe to run twice."""
+    root = staging_root(database)
+    with files.failing_clearly(root):
+        if not (root / run.run_id).exists():
             (root / run.run_id).symlink_to(run.path)
             files.sync_directory(root)
 
@@ -354,12 +372,10 @@ def _named_runs(parent: Path) -> list[Path]:
 
 
 def _lock(descriptor: int, root: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = _holds(descriptor, root)
-    except OSError:
-        locked = False
-    if not locked:
+    ends = time.monotonic() + _LOCK_SECONDS
+    while not (locked := _try_lock(descriptor)) and time.monotonic() < ends:
+        time.sleep(0.02)
+    if not locked or not _holds(descriptor, root):
         raise StagingError(
             f"another run is at work on {root.with_suffix('')} ({_holder(descriptor)}); "
             "wait for it to end"
@@ -368,6 +384,14 @@ def _lock(descriptor: int, root: Path) -> None:
     with files.failing_clearly(root):
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, holder.encode(), 0)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _holds(descriptor: int, root: Path) -> bool:
