@@ -50,7 +50,7 @@ from transforms.rows import Summary
 
 SEED = 57
 EACH = int(os.environ.get("FAULTS_EACH", "0"))
-CASES = 8
+CASES = 5
 SERVERS = 2
 ALWAYS = 2**62
 
