@@ -271,7 +271,6 @@ class World:
 
     text: bytes = b"text 0"
     held: Stored = OLD
-    by_run: bool = False
     others: set[Stored] = field(default_factory=lambda: {OLD})
     written: set[Stored] = field(default_factory=set)
     shards: list[StagedRow] = field(default_factory=list)
@@ -283,12 +282,21 @@ class World:
         """The row as it is read now."""
         return Row("a", 1, "", text_digest(self.text), stored=self.held)
 
+    @property
+    def by_run(self) -> bool:
+        """Whether the run wrote what the row holds, so far as this can be told.
+
+        What the run wrote can't be told from the same by another program. What the row was found
+        to hold before stays another program's, although the run may have written it since.
+        """
+        found = {was for _, was, by_run, _ in self.replaced if not by_run}
+        return self.held in self.written - found
+
     def edit(self, number: int) -> None:
         self.text = b"text %d" % number
 
     def overwrite(self, held: Stored) -> None:
-        # What the run itself wrote can't be told from the same by another program.
-        self.held, self.by_run = held, held in self.written
+        self.held = held
         if not self.by_run:
             self.others.add(held)
 
@@ -309,7 +317,7 @@ class World:
         for change in match.changes:
             # Nothing is lost: what another program wrote is in the backup before it goes.
             assert self.by_run or self.held in {one.stored for one in self.backup if one.restorable}
-            self.held, self.by_run = change.new, True
+            self.held = change.new
             self.written.add(change.new)
         assert self.held == describe(vector)
 
