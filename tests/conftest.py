@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from pipeline import plan as planning
 from pipeline.options import Options
@@ -28,6 +29,11 @@ from transforms.replacing import replace_vectors
 from transforms.rows import Summary
 from transforms.staging import Manifest, make_run, staging_root
 from transforms.stores.demo import Memory, create_store
+
+# The same examples every time; HYPOTHESIS_PROFILE=wide looks for others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("wide", max_examples=2_000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parent.parent
