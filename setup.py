@@ -20,6 +20,7 @@ setup(
         "pyarrow>=20",
         "rich>=13",
         "sentence-transformers>=5.4",
+        "httpx2>=2",
         "huggingface-hub>=1",
         "tokenizers>=0.21",
     ],

@@ -29,6 +29,7 @@ def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary
         plan.pass_number,
         late=plan.late,
         retry_skipped=plan.retry_skipped,
+        part_rows=None if plan.target.access is None else plan.batch,
     )
     embedded = rows | "Embed" >> EmbedRows(plan.target, plan.batch, plan.pause)
     outcome = embedded.vectors | "Replace" >> ReplaceVectors(

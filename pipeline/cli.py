@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.options import RUNNERS, CommandOptions, Options
 from pipeline.words import one_line
+from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import IncompleteError, ReembedError, RunError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -164,7 +165,8 @@ def _run(options: Options) -> int:
     if plan.ranges:
         for line in surroundings.warnings(database):
             _logger.warning("%s", line)
-        print(f"reembed: loading {plan.target}", file=sys.stderr, flush=True)
+        doing = "loading" if plan.target.access is None else "asking the server for"
+        print(f"reembed: {doing} {plan.target}", file=sys.stderr, flush=True)
     with naming_incomplete(database, options.run_dir):
         outcome = run_plan(
             plan,
@@ -249,8 +251,8 @@ def _parser() -> _Parser:
         help="most texts in one call of the embedder (0: as set, or 100)",
     )
     add("--json", action="store_true", help="print the result as one line of JSON")
-    add("--model", metavar="NAME", help="a sentence-transformers model, by name or directory")
-    add("--backend", metavar="NAME", help="what embeds: local, or ai-memory's backend")
+    add("--model", metavar="NAME", help="a model: by name or directory here, by name at a server")
+    add("--backend", metavar="NAME", help="what embeds: local, or the kind of server")
     add("--dim", type=int, metavar="N", help="refuse a model of another dimension")
     add("--runner", default="DirectRunner", metavar="NAME", help=f"one of {', '.join(RUNNERS)}")
     add = parser.add_argument_group("which rows").add_argument
@@ -276,8 +278,43 @@ def _parser() -> _Parser:
         help="replace nothing if more of the tried rows failed (50%%)",
     )
     add("--one-transaction", action="store_true", help="replace all at once above 50,000 rows too")
+    add("--document-prefix", metavar="TEXT", help="what stands before each text")
     add("--sleep-ms", type=int, default=0, metavar="N", help="wait after each batch")
+    add = parser.add_argument_group("a server that embeds").add_argument
+    add("--base-url", metavar="URL", help="where it is (as set, or the backend's own)")
+    add(
+        "--in-flight",
+        type=int,
+        default=MOST_IN_FLIGHT,
+        metavar="N",
+        help=f"most requests at a time ({MOST_IN_FLIGHT}; as many as it can do with)",
+    )
+    add(
+        "--give-up-after",
+        type=_seconds,
+        default=600.0,
+        metavar="TIME",
+        help="end the run if it is down for so long (10m)",
+    )
+    add("--timeout", type=_seconds, default=120.0, metavar="TIME", help="for one answer (2m)")
+    add("--max-tokens", type=int, metavar="N", help="stop before more are spent")
+    add("--price-per-million", type=float, metavar="X", help="what a million tokens cost")
+    add("--insecure-key", action="store_true", help="send the key over http to another machine")
     return parser
+
+
+def _seconds(text: str) -> float:
+    """A time in seconds, as 90, 90s, 10m or 2h; the message of what is none says so.
+
+    >>> _seconds("90"), _seconds("10m")
+    (90.0, 600.0)
+    """
+    units = {"s": 1, "m": 60, "h": 3600}
+    number = text[:-1] if text[-1:] in units else text
+    try:
+        return float(number) * units.get(text[-1:], 1)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 10m or 2h") from None
 
 
 def _share(text: str) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import UsageError
 from transforms.modes import Mode
 
@@ -23,7 +25,8 @@ SKIPPED = ("keep", "clear")
 class Options:
     """The command line of a run, refused on construction if unsound.
 
-    None stands for a flag that was not given: the settings decide. `max_skipped` is a share.
+    None stands for a flag that was not given: the settings decide. `max_skipped` is a share,
+    `give_up_after` and `timeout` are seconds.
     """
 
     db: str | None = None
@@ -47,18 +50,26 @@ class Options:
     max_skipped: float = 0.5
     skipped: str = "keep"
     one_transaction: bool = False
+    base_url: str | None = None
+    document_prefix: str | None = None
+    in_flight: int = MOST_IN_FLIGHT
+    give_up_after: float = 600.0
+    timeout: float = 120.0
+    max_tokens: int | None = None
+    price_per_million: float | None = None
+    insecure_key: bool = False
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("db", "namespace", "model", "backend", "run_dir"):
+        for name in ("db", "namespace", "model", "backend", "run_dir", "base_url"):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
-        for name in ("namespace", "model"):
+        for name in ("namespace", "model", "base_url", "document_prefix"):
             try:
                 (getattr(self, name) or "").encode()
             except UnicodeEncodeError:
                 value = getattr(self, name)
-                raise UsageError(f"--{name} holds bytes that are no text: {value!r}") from None
+                raise UsageError(f"{_flag(name)} holds bytes that are no text: {value!r}") from None
         if not 0 <= self.batch <= 10_000:
             raise UsageError(f"--batch must be from 0 (use the settings) to 10000: {self.batch}")
         if self.dim is not None and self.dim < 1:
@@ -69,6 +80,7 @@ class Options:
                 "can't reach the database file are not supported yet"
             )
         self._check_modes()
+        self._check_server()
 
     def _check_modes(self) -> None:
         modes = ("missing_only", "skip_current_space", "stamp_only", "retry_skipped")
@@ -93,6 +105,20 @@ class Options:
             )
         if self.skipped not in SKIPPED:
             raise UsageError(f"--skipped must be one of {', '.join(SKIPPED)}: {self.skipped!r}")
+
+    def _check_server(self) -> None:
+        if not 1 <= self.in_flight <= MOST_IN_FLIGHT:
+            raise UsageError(
+                f"--in-flight must be from 1 to {MOST_IN_FLIGHT} requests: {self.in_flight}"
+            )
+        for name in ("give_up_after", "timeout"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"{_flag(name)} must be a positive time: {getattr(self, name)}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UsageError(f"--max-tokens must be a positive number: {self.max_tokens}")
+        price = self.price_per_million
+        if price is not None and not 0 <= price < math.inf:
+            raise UsageError(f"--price-per-million must be 0 or more: {price}")
 
     @property
     def mode(self) -> Mode:

@@ -18,10 +18,18 @@ from pipeline.resume import (
     list_runs,
 )
 from pipeline.settings import Settings
-from transforms.embedders import Target
+from transforms.embedders import Access, Target
+from transforms.embedders.endpoint import check_endpoint
+from transforms.embedders.families import (
+    DIMENSIONS,
+    WINDOWS,
+    ServedModel,
+    document_prefix,
+    fold_name,
+)
 from transforms.embedders.hub import fetch_model
 from transforms.embedders.models import (
-    ModelFiles,
+    TokenCounter,
     absolute_source,
     canonical_name,
     describe_model,
@@ -76,6 +84,8 @@ class Plan:
     pending: tuple[KeyRange, ...]
     tokens: TokenEstimate | None
     attempt: str
+    settings: Settings
+    price: float | None = None
     earlier: Earlier | None = None
     staged_rows: int = 0
     others: tuple[RunDirectory, ...] = ()
@@ -104,6 +114,11 @@ class Plan:
         )
 
     @property
+    def requests(self) -> int:
+        """About how many requests the whole store takes of a server."""
+        return sum(math.ceil(keys.rows / self.batch) for keys in self.ranges)
+
+    @property
     def mode(self) -> Mode:
         """Which rows are meant."""
         return self.store.selection.mode
@@ -117,8 +132,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     that was begun and must first be finished or undone.
     """
     store = open_store(database, options.namespace)
-    settings.require_local()
-    target, files = _find_target(settings)
+    target, counter = _find_target(settings, options)
     runs = list_runs(store.path, options.run_dir)
     scope = find_scope(runs, namespace=options.namespace, mode=options.mode)
     earlier = find_earlier(runs, scope, target, fresh=options.fresh)
@@ -128,9 +142,12 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         Mode(scope.mode), model=target.model, dimension=target.dimension, keys=keys
     )
     survey = take_survey(store)
-    ranges, sampled = store.cut_ranges(range_rows(survey.rows), SAMPLED_ROWS)
+    rows = range_rows(survey.rows)
+    if target.access is not None:
+        rows = whole_batches(rows, settings.batch)
+    ranges, sampled = store.cut_ranges(rows, SAMPLED_ROWS)
     texts = store.read_texts(sampled)
-    estimate = estimate_tokens(files, texts, rows=survey.to_embed)
+    estimate = estimate_tokens(counter, texts, rows=survey.to_embed)
     if earlier:
         ranges = earlier.manifest.ranges
     elif keys is not None:
@@ -147,8 +164,10 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         scope=scope,
         ranges=ranges,
         pending=ranges,
-        tokens=TokenEstimate(*estimate, len(texts), files.window) if estimate else None,
+        tokens=TokenEstimate(*estimate, len(texts), counter.window) if estimate else None,
         attempt=new_token(),
+        settings=settings,
+        price=options.price_per_million,
         earlier=earlier,
         staged_rows=min(earlier.run.staged_rows(), survey.meant) if earlier else 0,
         others=tuple(run for run, m in runs if not m.state.ended and run not in ours),
@@ -168,7 +187,11 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     )
 
 
-def _find_target(settings: Settings) -> tuple[Target, ModelFiles]:
+def _find_target(settings: Settings, options: Options) -> tuple[Target, TokenCounter]:
+    return _local_target(settings, options) if settings.local else _served_target(settings, options)
+
+
+def _local_target(settings: Settings, options: Options) -> tuple[Target, TokenCounter]:
     source = absolute_source(settings.model)
     model = canonical_name(source)
     files = describe_model(source)
@@ -178,8 +201,45 @@ def _find_target(settings: Settings) -> tuple[Target, ModelFiles]:
             f"{model} makes vectors of {dimension} numbers, but {settings.dimension} were asked "
             "for; correct --dim or the configured dimension, or choose another model"
         )
-    target = Target("local", model, dimension, source, files.prompt, files.window, files.normalized)
+    prompt = files.prompt if options.document_prefix is None else options.document_prefix
+    target = Target("local", model, dimension, source, prompt, files.window, files.normalized)
     return target, files
+
+
+def _served_target(settings: Settings, options: Options) -> tuple[Target, TokenCounter]:
+    """The target behind a server, which is asked only if its dimension is not known.
+
+    Raises EmbedderError if texts or the key may not be sent there.
+    """
+    name = fold_name(settings.model)
+    known = DIMENSIONS.get(name)
+    access = Access(
+        url=settings.server,
+        key_variable=settings.key_variable,
+        key_file=settings.key_file,
+        insecure_key=options.insecure_key,
+        egress=settings.egress,
+        most_in_flight=options.in_flight,
+        give_up_after=options.give_up_after,
+        timeout=options.timeout,
+        most_tokens=options.max_tokens,
+        asks_dimension=settings.dimension not in (None, known) and settings.backend != "ollama",
+    )
+    check_endpoint(access)
+    prefix = options.document_prefix
+    target = Target(
+        settings.backend,
+        settings.model,
+        settings.dimension or known or 0,
+        prompt=document_prefix(settings.model) if prefix is None else prefix,
+        window=WINDOWS.get(name),
+        access=access,
+    )
+    if not target.dimension:
+        from transforms.embedders.http import HttpEmbedder
+
+        target = replace(target, dimension=HttpEmbedder(target).measured)
+    return target, ServedModel(target.window, target.prompt)
 
 
 def holding(ranges: Sequence[KeyRange], keys: Collection[str]) -> tuple[KeyRange, ...]:
@@ -204,6 +264,16 @@ def range_rows(rows: int) -> int:
     (64, 157, 512)
     """
     return min(MOST_RANGE_ROWS, max(LEAST_RANGE_ROWS, math.ceil(rows / WANTED_RANGES)))
+
+
+def whole_batches(rows: int, batch: int) -> int:
+    """Round the rows of a range up, or down from 512, to whole batches.
+
+    >>> whole_batches(313, 100), whole_batches(500, 100), whole_batches(64, 1000)
+    (400, 500, 512)
+    """
+    batch = min(batch, MOST_RANGE_ROWS)
+    return min(math.ceil(rows / batch), MOST_RANGE_ROWS // batch) * batch
 
 
 def _measured(model: str) -> int:

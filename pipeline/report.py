@@ -13,7 +13,9 @@ from typing import Any
 
 from pipeline.plan import Plan
 from pipeline.resume import describe
+from pipeline.settings import LOCAL
 from pipeline.words import counts, duration, table
+from transforms.embedders.endpoint import host
 from transforms.modes import Mode
 from transforms.rows import Summary
 from transforms.staging.runs import REMAINING
@@ -21,11 +23,17 @@ from transforms.staging.runs import REMAINING
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did, and for how long; `staged` rows wait where it was only to stage some."""
+    """What a run did, and for how long; `staged` rows wait where it was only to stage some.
+
+    Of the rows that are staged, earlier tries' too, `cut` have a text that is longer than the
+    model looks at, and a server has counted `tokens` for them.
+    """
 
     summary: Summary
     seconds: float
     staged: int | None = None
+    cut: int = 0
+    tokens: int = 0
 
 
 def preflight_lines(plan: Plan) -> list[str]:
@@ -35,6 +43,14 @@ def preflight_lines(plan: Plan) -> list[str]:
         f"reembed: PRE-FLIGHT — stored embedding dims: {stored}; target: {target.dimension}-dim "
         f"({target}); {_AFFECTED[plan.mode]}"
     ]
+    if (access := target.access) is not None:
+        key = (
+            f"with the key in {plan.settings.key_source}" if plan.settings.key_source else "no key"
+        )
+        lines.append(
+            f"reembed: the texts of {plan.survey.to_embed:,} rows are sent to {host(access.url)} "
+            f"({key})"
+        )
     other = [dimension for dimension in stored if dimension != target.dimension]
     if other and plan.mode is Mode.ALL and not plan.partial:
         lines.append(
@@ -95,7 +111,7 @@ def empty_line(plan: Plan) -> str:
 
 def plan_json(plan: Plan) -> str:
     """The plan as one line of JSON."""
-    survey, tokens = plan.survey, plan.tokens
+    survey, tokens, target = plan.survey, plan.tokens, plan.target
     return _line(
         {
             "total_rows": survey.rows,
@@ -113,6 +129,10 @@ def plan_json(plan: Plan) -> str:
             "tokens_estimated": tokens and tokens.tokens,
             "texts_cut_estimated": tokens and tokens.texts_cut,
             "rows_sampled": tokens and tokens.sampled_rows,
+            "requests_estimated": plan.requests if target.access else None,
+            "cost_estimated": cost(plan, tokens.tokens if tokens else None),
+            "server": target.access and target.access.url,
+            "settings": setting_values(plan),
             "run_directory": str(plan.run.path),
             "mode": str(plan.mode),
             "rows_meant": survey.meant,
@@ -138,10 +158,20 @@ def plan_text(plan: Plan) -> str:
         "skipped by rule": counts(survey.by_rule),
         "target": str(target),
         "tokens": _tokens(plan),
+        "requests": f"about {plan.requests:,}",
+        "cost": _money(cost(plan, plan.tokens.tokens if plan.tokens else None)),
+        "server": target.access.url if target.access else "",
+        "settings": "; ".join(
+            f"{name} {value} ({source})" for name, (value, source) in setting_values(plan).items()
+        ),
         "staged in": str(plan.run.path),
     }
     if not plan.staged_rows:
         del lines["staged"]
+    if target.access is None:
+        del lines["requests"], lines["server"]
+    if plan.price is None or target.access is None:
+        del lines["cost"]
     head = (
         f"reembed plan: total_rows={survey.rows} rows_with_embeddings={survey.with_vector} "
         f"rows_missing_embeddings={missing} target_model='{target}' "
@@ -170,6 +200,11 @@ def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "remaining": summary.remaining,
         "in_old_space": summary.in_old_space,
         "staged": outcome.staged,
+        "forecast": None if outcome.staged is None else forecast(plan, outcome),
+        "texts_cut": outcome.cut if plan.target.window or not plan.target.access else None,
+        "texts_cut_counted": plan.target.access is None,
+        "tokens": outcome.tokens if plan.target.access else None,
+        "cost": cost(plan, outcome.tokens),
         "mode": str(plan.mode),
         "run_directory": str(plan.run.path),
     }
@@ -194,6 +229,9 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         "skipped": counts(summary.kept) + (f" (previous vectors {vectors})" if kept else ""),
         "old vectors": f"{summary.in_old_space:,} rows still hold a vector that this run did not "
         "make; searches can't compare it with the new ones",
+        "texts cut": _texts_cut(plan, outcome.cut),
+        "tokens": f"{outcome.tokens:,} by the server's count",
+        "cost": _money(cost(plan, outcome.tokens)),
         "remaining": f"{summary.remaining:,} rows are not done "
         f"(named in {plan.run.path / REMAINING}); run again to finish",
         "time": f"{duration(seconds)}{rate}",
@@ -203,6 +241,12 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         "way back": "reembed rollback puts the previous vectors back",
         "next": "restart the ai-memory daemon with this model; it keeps its index in memory",
     }
+    if not outcome.cut:
+        del lines["texts cut"]
+    if plan.target.access is None:
+        del lines["tokens"]
+    if plan.price is None or plan.target.access is None:
+        del lines["cost"]
     if not summary.in_old_space:
         del lines["old vectors"]
     if not summary.remaining:
@@ -221,17 +265,97 @@ def _staged_text(plan: Plan, outcome: Outcome) -> str:
     lines = {
         "staged now": f"{outcome.summary.embedded:,} embedded, {skipped:,} skipped",
         "time": duration(outcome.seconds),
+        "texts cut": _texts_cut(plan, outcome.cut),
+        "forecast": _forecast(plan, outcome),
         "staged in": str(plan.run.path),
         "next": "the same command goes on; without --max-rows it stages the rest and replaces",
     }
+    if not outcome.cut:
+        del lines["texts cut"]
     return head + "\n\n" + table(lines)
+
+
+def forecast(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """What the rows that are left will take, if they are like those that were done now.
+
+    `seconds` are None if nothing was embedded now, `tokens` and `cost` where no server counts.
+    """
+    left = max(0, plan.survey.to_embed - (outcome.staged or 0))
+    done = outcome.summary.embedded
+    tokens = round(outcome.tokens * left / outcome.staged) if outcome.staged else None
+    tokens = tokens if plan.target.access else None
+    return {
+        "rows": left,
+        "seconds": round(outcome.seconds * left / done) if done else None,
+        "tokens": tokens,
+        "cost": cost(plan, tokens),
+    }
+
+
+def _forecast(plan: Plan, outcome: Outcome) -> str:
+    values = forecast(plan, outcome)
+    parts = [f"{values['rows']:,} rows are left"]
+    if values["seconds"] is not None:
+        parts.append(f"about {duration(values['seconds'])} at this pace")
+    if values["tokens"] is not None:
+        parts.append(f"about {values['tokens']:,} tokens")
+    if values["cost"] is not None:
+        parts.append(_money(values["cost"]))
+    return ", ".join(parts)
+
+
+def cost(plan: Plan, tokens: int | None) -> float | None:
+    """What tokens cost, in the currency that the price was given in; None without a price."""
+    if plan.price is None or tokens is None or plan.target.access is None:
+        return None
+    return round(tokens * plan.price / 1e6, 6)
+
+
+def setting_values(plan: Plan) -> dict[str, tuple[str, str]]:
+    """The settings that decide, by name: the value, never a key, and where it came from."""
+    settings = plan.settings
+    values = {
+        "tier": settings.tier,
+        "backend": LOCAL if settings.local else settings.backend,
+        "base_url": settings.base_url,
+        "model": settings.model,
+        "key": settings.key_source and f"in {settings.key_source}",
+        "dim": str(settings.dimension) if settings.dimension else None,
+        "batch": str(settings.batch),
+        "egress": settings.egress,
+    }
+    if settings.local:
+        del values["base_url"], values["key"]
+    return {
+        name: (value, settings.sources.get(name, "default"))
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _texts_cut(plan: Plan, cut: int) -> str:
+    about = "" if plan.target.access is None else "about "
+    end = "" if plan.target.access is None else " (estimated from the server's count)"
+    return f"{about}{cut:,} texts are longer than the model looks at; their ends don't count{end}"
+
+
+def _money(amount: float | None) -> str:
+    """An amount of whatever the price is in.
+
+    >>> _money(0.0000123), _money(12.5), _money(None)
+    ('0.000012', '12.50', 'not known')
+    """
+    if amount is None:
+        return "not known"
+    return f"{amount:,.2f}" if amount >= 1 else f"{float(f'{amount:.2g}'):.9f}".rstrip("0")
 
 
 def _tokens(plan: Plan) -> str:
     tokens = plan.tokens
     if tokens is None:
         return "not estimated (no text to sample, or no fast tokenizer)"
-    text = f"about {tokens.tokens:,} (from a sample of {tokens.sampled_rows} rows)"
+    how = "" if plan.target.access is None else ", by their length"
+    text = f"about {tokens.tokens:,} (from a sample of {tokens.sampled_rows} rows{how})"
     if tokens.texts_cut:
         text += (
             f"; about {tokens.texts_cut:,} texts are longer than the model's {tokens.window} "

@@ -38,7 +38,7 @@ from transforms.errors import (
 )
 from transforms.modes import Mode
 from transforms.replacing import replace_vectors
-from transforms.rows import KeyRange, Skipped, Summary, Vectors
+from transforms.rows import KeyRange, Skipped, StagedRow, Summary, Vectors
 from transforms.staging import (
     Manifest,
     RunDirectory,
@@ -49,6 +49,7 @@ from transforms.staging import (
     lock_database,
     make_run,
     read_shards,
+    read_tokens,
     remove_run,
     require_room,
 )
@@ -62,6 +63,8 @@ _NAMED_ROWS = 20
 """Remaining rows that are named on stderr; all are in the run directory."""
 
 _CONNECT_SECONDS = 10.0
+
+_UNIT_TOLERANCE = 0.01
 
 _logger = logging.getLogger("reembed")
 
@@ -88,7 +91,8 @@ def run_plan(
     with lock_database(plan.store.path):
         plan.store.check_writable()
         _confirm(plan)
-        probe = probe_embedder(load_embedder(plan.target))
+        probe = probe_embedder(load_embedder(plan.target), plan.target.dimension)
+        _warn_of_lengths(probe)
         _begin(plan, probe)
         try:
             outcome = _run_begun(plan, runner, options, progress, warn, started)
@@ -127,9 +131,10 @@ def _run_begun(
         with contextlib.suppress(StagingError):
             _name_skipped(plan, warn)
         raise
-    _name_skipped(plan, warn)
+    cut = _name_skipped(plan, warn)
     staged = None if replaces else _staged_rows(plan)
-    return Outcome(summary, time.monotonic() - started, staged)
+    tokens = sum(read_tokens(shards) for shards in plan.run.list_shards().values())
+    return Outcome(summary, time.monotonic() - started, staged, cut=cut, tokens=tokens)
 
 
 def _staged_rows(plan: Plan) -> int:
@@ -160,7 +165,7 @@ def _begin(plan: Plan, probe: Vectors) -> None:
             database=str(plan.store.path),
             started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             scope=plan.scope,
-            target=vars(plan.target),
+            target=plan.target.to_json(),
             probe=probe.tolist(),
             ranges=plan.ranges,
             rows=plan.survey.meant,
@@ -173,7 +178,8 @@ def _begin(plan: Plan, probe: Vectors) -> None:
             raise
         return
     manifest = plan.earlier.manifest
-    if not same_vectors(np.array(manifest.probe, dtype=np.float32), probe):
+    known = np.array(manifest.probe, dtype=np.float32)
+    if not same_vectors(known, probe, least=plan.target.noise):
         kind = IncompleteError if manifest.state.incomplete else RunError
         raise kind(
             f"{plan.target} does not behave as it did when the run {plan.run.run_id} began: it "
@@ -396,19 +402,35 @@ def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
     return options
 
 
-def skipped_rows(plan: Plan) -> Iterator[Skipped]:
-    """The rows that were skipped, by what the last shard says of each."""
+def staged_rows(plan: Plan) -> Iterator[StagedRow]:
+    """What became of each row, by what the last shard says of it; without vectors."""
     for shards in plan.run.list_shards().values():
-        last = {row.key: row for row in read_shards(shards, with_vectors=False)}
-        yield from (row.skipped for row in last.values() if row.skipped is not None)
+        yield from {row.key: row for row in read_shards(shards, with_vectors=False)}.values()
 
 
-def _name_skipped(plan: Plan, warn: Callable[[Skipped], None]) -> None:
-    """Name the skipped rows, and list them in the run directory."""
-    skipped = list(skipped_rows(plan))
-    for row in skipped:
-        warn(row)
+def _name_skipped(plan: Plan, warn: Callable[[Skipped], None]) -> int:
+    """Name the skipped rows, and list them in the run directory; count those that were cut."""
+    skipped: list[Skipped] = []
+    cut = 0
+    for row in staged_rows(plan):
+        cut += row.cut
+        skipped += [] if row.skipped is None else [row.skipped]
+    for skip in skipped:
+        warn(skip)
     plan.run.write_lines(SKIPPED, map(_skipped_line, skipped))
+    return cut
+
+
+def _warn_of_lengths(probe: Vectors) -> None:
+    """Warn of vectors that are not of length 1, for which ai-memory's index takes them."""
+    lengths = np.linalg.norm(probe[probe.any(axis=1)], axis=1)
+    if lengths.size and np.abs(lengths - 1).max() > _UNIT_TOLERANCE:
+        _logger.warning(
+            "the model's vectors have lengths of %.3g to %.3g, and ai-memory's search takes them "
+            "to be 1; they are stored as the model gives them",
+            lengths.min(),
+            lengths.max(),
+        )
 
 
 def _skipped_line(row: Skipped) -> dict[str, str]:

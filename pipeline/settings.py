@@ -8,15 +8,14 @@ file, then the older flat keys, then a default. The file is
 
 from __future__ import annotations
 
-import stat
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 from pipeline.options import Options
+from transforms.embedders.endpoint import EGRESS, is_exposed
 from transforms.embedders.models import MINILM, is_minilm
 from transforms.errors import EmbedderError, NoEmbedderError, UsageError
 
@@ -28,7 +27,6 @@ DEFAULT_DATABASE = "ai-memory.db"
 DEMO_VARIABLE = "REEMBED_DEMO_STORE"
 
 LOCAL = "local"
-EGRESS = ("allow", "deny", "loopback-only", "internal-only")
 TIERS = ("keyword", "semantic", "smart", "autonomous")
 
 # Default URL, and the variables that may hold the key.
@@ -57,6 +55,8 @@ BACKENDS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "openai-compatible": (None, ()),
 }
 
+T = TypeVar("T")
+
 _LEGACY_MODELS = {"mini_lm_l6_v2": MINILM, "nomic_embed_v15": DEFAULT_MODEL}
 
 
@@ -65,8 +65,9 @@ class Settings:
     """The embedder that the ai-memory daemon would build, and the database.
 
     `backend` is the one configured, which the daemon names even where it embeds by itself;
-    `local` says that it does, with sentence-transformers' `model`. `key_source` is where a
-    key would be read from (a variable's name or a file), never the key.
+    `local` says that it does, with sentence-transformers' `model`. A key would be read from
+    the variable `key_variable` or from `key_file`. `sources` says of each setting where its
+    value came from.
     """
 
     database: Path | None
@@ -76,20 +77,27 @@ class Settings:
     base_url: str | None
     model: str
     local: bool
-    key_source: str | None
+    key_variable: str | None
+    key_file: str | None
     dimension: int | None
     batch: int
     egress: str
+    sources: Mapping[str, str] = field(default_factory=dict)
 
-    def require_local(self) -> None:
-        """Raise EmbedderError if the settings ask for an embedder that is not supported yet."""
-        if not self.local:
-            where = f" at {host}" if (host := _host(self.base_url)) else ""
+    @property
+    def key_source(self) -> str | None:
+        """Where a key would be read from, never the key."""
+        return self.key_variable or self.key_file
+
+    @property
+    def server(self) -> str:
+        """The URL of the server that embeds; raise EmbedderError if none is known."""
+        if self.base_url is None:
             raise EmbedderError(
-                f"the settings ask for {self.model} by the backend {self.backend}{where}, and "
-                "remote embedders are not supported yet; no other model is put in its place: use "
-                "--backend local and --model with a sentence-transformers model"
+                f"the backend {self.backend} has no URL of its own; give its server with "
+                "--base-url, AI_MEMORY_EMBED_BASE_URL or base_url"
             )
+        return self.base_url
 
 
 def read_settings(options: Options, environment: Mapping[str, str], directory: Path) -> Settings:
@@ -98,10 +106,12 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
     Raises UsageError for a setting that can't be used, NoEmbedderError for the keyword tier.
     """
     ladder = _Ladder(environment, _read_file(environment))
-    tier = ladder.text(flat="tier") or "semantic"
+    tier = ladder.text("tier", flat="tier") or "semantic"
     if tier not in TIERS:
         raise UsageError(f"the tier {tier!r} is not one of {', '.join(TIERS)}; correct the setting")
-    backend = options.backend or ladder.text("AI_MEMORY_EMBED_BACKEND", table=["backend"])
+    backend = ladder.text(
+        "backend", options.backend, variable="AI_MEMORY_EMBED_BACKEND", table=["backend"]
+    )
     if backend is not None and backend not in (*BACKENDS, LOCAL):
         raise UsageError(
             f"the backend {backend!r} is not one of {', '.join((LOCAL, *BACKENDS))}; correct it"
@@ -111,12 +121,19 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
             "the ai-memory tier is keyword, which has no embedder, so there is nothing to re-embed "
             "with; choose another tier, or a model with --model"
         )
-    url = ladder.text("AI_MEMORY_EMBED_BASE_URL", table=["base_url", "url"], flat="embed_url")
+    url = ladder.text(
+        "base_url",
+        options.base_url,
+        variable="AI_MEMORY_EMBED_BASE_URL",
+        table=["base_url", "url"],
+        flat="embed_url",
+    )
     model, local = _model(options, ladder, backend=backend, tier=tier, url=url)
     named = backend or "ollama"
     if named == "ollama":
-        url = url or ladder.text(flat="ollama_url")
+        url = url or ladder.text("base_url", flat="ollama_url")
     default_url = None if named == LOCAL else BACKENDS[named][0]
+    key_variable, key_file = _key_source(ladder, named, directory)
     return Settings(
         database=_database(options, ladder, directory),
         demo=Path(demo) if (demo := environment.get(DEMO_VARIABLE)) else None,
@@ -125,10 +142,14 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         base_url=None if local else url or default_url,
         model=model,
         local=local,
-        key_source=_key_source(ladder, named, directory),
-        dimension=options.dim or ladder.number("AI_MEMORY_EMBED_DIM", "dim", least=1, most=None),
+        key_variable=key_variable,
+        key_file=key_file,
+        dimension=ladder.number(
+            "dim", options.dim, variable="AI_MEMORY_EMBED_DIM", key="dim", least=1, most=None
+        ),
         batch=_batch(options, ladder),
         egress=_egress(ladder),
+        sources=ladder.sources,
     )
 
 
@@ -140,12 +161,14 @@ def _model(
     Nothing but all-MiniLM-L6-v2 is ever local unless the command line says so: a model that
     was configured for a server is not looked for here, nor replaced by MiniLM.
     """
-    model = options.model or ladder.text("AI_MEMORY_EMBED_MODEL", table=["model"])
-    if model is None and (legacy := ladder.text(flat="embedding_model")):
+    model = ladder.text("model", options.model, variable="AI_MEMORY_EMBED_MODEL", table=["model"])
+    if model is None and (legacy := ladder.text("model", flat="embedding_model")):
         model = _LEGACY_MODELS.get(legacy, legacy)
     if backend == LOCAL:
+        if options.base_url is not None:
+            raise UsageError("--base-url is a server's, and --backend local embeds on this machine")
         return model or MINILM, True
-    if backend is None and options.model:
+    if backend is None and options.model and options.base_url is None:
         return options.model, True
     if backend is None and url is None:
         if model is None and tier == "semantic":
@@ -157,16 +180,21 @@ def _model(
 
 def _batch(options: Options, ladder: _Ladder) -> int:
     configured = ladder.number(
-        "AI_MEMORY_EMBED_BACKFILL_BATCH", "backfill_batch", least=0, most=MOST_BATCH
+        "batch",
+        options.batch or None,
+        variable="AI_MEMORY_EMBED_BACKFILL_BATCH",
+        key="backfill_batch",
+        least=0,
+        most=MOST_BATCH,
     )
     if configured is None:
         configured = DEFAULT_BATCH
-    return options.batch or configured or LAST_RESORT_BATCH
+    return configured or LAST_RESORT_BATCH
 
 
 def _egress(ladder: _Ladder) -> str:
     """Where texts may be sent. An embedder on this machine sends them nowhere."""
-    egress = ladder.text("AI_MEMORY_INFERENCE_EGRESS") or EGRESS[0]
+    egress = ladder.text("egress", variable="AI_MEMORY_INFERENCE_EGRESS") or EGRESS[0]
     if egress not in EGRESS:
         raise UsageError(
             f"AI_MEMORY_INFERENCE_EGRESS must be one of {', '.join(EGRESS)}, not {egress!r}"
@@ -176,19 +204,11 @@ def _egress(ladder: _Ladder) -> str:
 
 def _database(options: Options, ladder: _Ladder, directory: Path) -> Path | None:
     """The database that is named, or the default one if it exists; None if neither."""
-    named = options.db or ladder.text("AI_MEMORY_DB", flat="db")
+    named = ladder.text("db", options.db, variable="AI_MEMORY_DB", flat="db")
     if named:
         return directory / _expanded(named)
     default = directory / DEFAULT_DATABASE
     return default if default.exists() else None
-
-
-def _host(url: str | None) -> str | None:
-    """The host of a URL, which alone may be told: the rest may hold a password."""
-    try:
-        return urlsplit(url or "").hostname
-    except ValueError:
-        return None
 
 
 def _expanded(path: str) -> Path:
@@ -198,7 +218,8 @@ def _expanded(path: str) -> Path:
         raise UsageError(f"there is no such home as in {path}; correct the path") from None
 
 
-def _key_source(ladder: _Ladder, backend: str, directory: Path) -> str | None:
+def _key_source(ladder: _Ladder, backend: str, directory: Path) -> tuple[str | None, str | None]:
+    """Where a key is: in a variable, or in a file."""
     if ladder.embeddings.get("api_key"):
         raise UsageError(
             f"{ladder.file} holds an API key itself, where other programs can read it; put it into "
@@ -207,39 +228,63 @@ def _key_source(ladder: _Ladder, backend: str, directory: Path) -> str | None:
     variables = BACKENDS[backend][1] if backend in BACKENDS else ()
     for variable in ("AI_MEMORY_EMBED_API_KEY", *variables):
         if ladder.environment.get(variable):
-            return variable
-    if file := ladder.text(table=["api_key_file"]):
+            ladder.sources["key"] = f"{variable} is set"
+            return variable, None
+    if file := ladder.text("key", table=["api_key_file"]):
         path = directory / _expanded(file)
         if not path.is_file():
             raise UsageError(f"api_key_file names {path}, which is not a file; correct the setting")
-        if stat.S_IMODE(path.stat().st_mode) & ~stat.S_IRUSR:
+        if is_exposed(path):
             raise UsageError(f"{path} holds a key and must be readable by you alone: chmod 0400 it")
-        return str(path)
-    return ladder.text(table=["api_key_env"])
+        return None, str(path)
+    return ladder.text("key", table=["api_key_env"]), None
 
 
 class _Ladder:
-    """Looks a setting up in the environment, then in the file's new and old places."""
+    """Looks a setting up: its flag, the environment, then the file's new and old places.
+
+    `sources` remembers where the value of each was found.
+    """
 
     def __init__(self, environment: Mapping[str, str], file: tuple[Path, dict[str, Any]]) -> None:
         self.environment = environment
         self.file, self._config = file
         self.embeddings = self._config.get("embeddings", {})
+        self.sources: dict[str, str] = {}
         if not isinstance(self.embeddings, dict):
             raise UsageError(f"embeddings in {self.file} must be a table: [embeddings]")
 
     def text(
-        self, variable: str | None = None, *, table: Sequence[str] = (), flat: str | None = None
+        self,
+        setting: str,
+        flag: str | None = None,
+        *,
+        variable: str | None = None,
+        table: Sequence[str] = (),
+        flat: str | None = None,
     ) -> str | None:
         """Look for a text; a blank one counts as not set."""
-        name, value = self._find(variable, table, flat)
+        if flag is not None:
+            return self._given(setting, flag)
+        name, value = self._find(setting, variable, table, flat)
         if value is not None and not isinstance(value, str):
             raise UsageError(f"{name} in {self.file} must be a text, not {value!r}")
         return value.strip() if value else None
 
-    def number(self, variable: str, key: str, *, least: int, most: int | None) -> int | None:
+    def number(
+        self,
+        setting: str,
+        flag: int | None = None,
+        *,
+        variable: str,
+        key: str,
+        least: int,
+        most: int | None,
+    ) -> int | None:
         """Look for a whole number."""
-        _, value = self._find(variable, [key], None)
+        if flag is not None:
+            return self._given(setting, flag)
+        _, value = self._find(setting, variable, [key], None)
         if value is None:
             return None
         text = str(value).strip()
@@ -253,16 +298,23 @@ class _Ladder:
             )
         return int(text)
 
+    def _given(self, setting: str, value: T) -> T:
+        self.sources[setting] = f"--{setting.replace('_', '-')}"
+        return value
+
     def _find(
-        self, variable: str | None, table: Sequence[str], flat: str | None
+        self, setting: str, variable: str | None, table: Sequence[str], flat: str | None
     ) -> tuple[str | None, Any]:
         """The first place that says anything, and what it says."""
         if variable and self.environment.get(variable, "").strip():
+            self.sources[setting] = variable
             return variable, self.environment[variable]
         places = [(key, self.embeddings.get(key)) for key in table]
         places += [(flat, self._config.get(flat))] if flat else []
-        for key, value in places:
+        for at, (key, value) in enumerate(places):
             if value is not None and not (isinstance(value, str) and not value.strip()):
+                where = f"[embeddings] {key}" if at < len(table) else key
+                self.sources[setting] = f"{where} in {self.file}"
                 return key, value
         return None, None
 

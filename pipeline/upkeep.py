@@ -190,7 +190,7 @@ def _status_text(values: Mapping[str, Any]) -> str:
 def verify(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
     """Check the table against a run, and a sample of its rows against the model."""
     run, manifest = chosen
-    target = Target(**manifest.target)
+    target = Target.from_json(manifest.target)
     job = _job(store, run, manifest)
     findings = verify_rows(
         job.store,
@@ -200,7 +200,8 @@ def verify(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Repor
         normalized=target.normalized,
     )
     embedder = load_embedder(target)
-    if not same_vectors(np.array(manifest.probe, dtype=np.float32), probe_embedder(embedder)):
+    probe = probe_embedder(embedder, target.dimension)
+    if not same_vectors(np.array(manifest.probe, dtype=np.float32), probe, least=target.noise):
         raise EmbedderError(
             f"{target} does not behave as it did when the run {run.run_id} began, so its rows "
             "can't be checked with it; bring the former model back"
@@ -348,7 +349,7 @@ def _is_only_way_back(manifest: Manifest, newer: Runs) -> bool:
     """Whether no newer run has moved all of a run's rows to yet another model."""
     if manifest.state is not State.REPLACED:
         return False
-    target = Target(**manifest.target)
+    target = Target.from_json(manifest.target)
     return not any(
         later.state is State.REPLACED
         and later.scope.mode == Mode.ALL
@@ -399,7 +400,7 @@ def _choose(runs: Runs, named: str | None, *states: State) -> tuple[RunDirectory
 
 def _job(store: AiMemoryStore, run: RunDirectory, manifest: Manifest) -> ReplaceJob:
     """The replacement of a run, as far as it can be told from its manifest."""
-    target = Target(**manifest.target)
+    target = Target.from_json(manifest.target)
     scope = manifest.scope
     keys = None if scope.keys is None else frozenset(scope.keys)
     selected = replace(store, namespace=scope.namespace).select(

@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import os
+import secrets
 import sqlite3
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import settings
 
@@ -83,7 +85,7 @@ def fake_plan(
     """A plan that embeds with the fake embedder, in ranges of so many rows."""
     options = Options(namespace=namespace, **flags)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "_find_target", lambda settings: (FAKE, NO_FILES))
+        patch.setattr(planning, "_find_target", lambda settings, options: (FAKE, NO_FILES))
         patch.setattr(planning, "range_rows", lambda count: rows or range_rows(count))
         plan = make_plan(path, SETTINGS, options)
     return replace(plan, batch=4)
@@ -96,7 +98,7 @@ def begin(plan: Plan, *, probe: Sequence[Sequence[float]] = ()) -> Plan:
         database=str(plan.store.path),
         started="2026-01-01T00:00:00Z",
         scope=plan.scope,
-        target=vars(plan.target),
+        target=plan.target.to_json(),
         probe=probe,
         ranges=plan.ranges,
         rows=plan.survey.meant,
@@ -158,6 +160,54 @@ def kept_files(directory: Path) -> dict[str, bytes]:
     return {
         name: content for name, content in files(directory).items() if Path(name).name != "lock"
     }
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A way in which the server of the tests behaves; see `tests/server.py`."""
+
+    url: str
+    control: str
+
+    def log(self) -> dict[str, Any]:
+        """What has happened since it was made."""
+        found: dict[str, Any] = httpx2.get(self.control).json()
+        return found
+
+
+Serve = Callable[..., Scenario]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """A server that embeds, as a process of its own; its URL."""
+    environment = {name: value for name, value in os.environ.items() if "PROXY" not in name.upper()}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.server"],
+        cwd=ROOT,
+        env=environment | {"HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def serve(server: str) -> Serve:
+    """Have the server behave in a way: its keys are those of a scenario."""
+
+    def make(**values: Any) -> Scenario:
+        name = secrets.token_hex(4)
+        control = f"{server}/scenarios/{name}"
+        httpx2.put(control, json=values).raise_for_status()
+        return Scenario(f"{server}/{name}", control)
+
+    return make
 
 
 @pytest.fixture

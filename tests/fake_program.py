@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline import plan as planning
 from pipeline.cli import entry
+from pipeline.options import Options
 from pipeline.settings import Settings
 from transforms import replacing
 from transforms.embedders import Target, fake
@@ -42,7 +43,7 @@ class Slow(fake.FakeEmbedder):
         return vectors + np.float32(os.environ.get("FAKE_BEHAVIOUR", "0"))
 
 
-def find_target(settings: Settings) -> tuple[Target, ModelFiles]:
+def find_target(settings: Settings, options: Options) -> tuple[Target, ModelFiles]:
     """The target that the options and the environment describe."""
     dimension = settings.dimension or 8
     target = Target(

@@ -265,13 +265,48 @@ def test_a_namespace_that_is_not_utf_8_is_refused(tmp_path: Path, program: Progr
             "all-MiniLM-L6-v2 makes vectors of 384 numbers, but 768 were asked for",
         ),
         (
-            [],
-            {"AI_MEMORY_EMBED_BACKEND": "openai", "OPENAI_API_KEY": "sk-secret"},
+            ["--backend", "ollama", "--base-url", "http://127.0.0.1:9", "--model", "a-model"],
+            {},
             3,
-            "api.openai.com, and remote embedders are not supported yet",
+            "the server at 127.0.0.1:9 can't be reached (",
         ),
-        (["--backend", "ollama"], {}, 3, "remote embedders are not supported yet"),
-        ([], {"AI_MEMORY_EMBED_MODEL": "nomic-embed-text"}, 3, "are not supported yet"),
+        (
+            [],
+            {
+                "AI_MEMORY_EMBED_BACKEND": "vllm",
+                "AI_MEMORY_EMBED_BASE_URL": "http://127.0.0.1:9/v1",
+                "AI_MEMORY_EMBED_MODEL": "BAAI/some-model",
+                "AI_MEMORY_EMBED_API_KEY": "sk-secret",
+            },
+            3,
+            "the server at 127.0.0.1:9 can't be reached (",
+        ),
+        (["--backend", "openai-compatible"], {}, 3, "openai-compatible has no URL of its own"),
+        (["--base-url", "127.0.0.1:9"], {}, 3, "the server's URL is not like https://"),
+        (
+            ["--base-url", "https://me:sk-secret@example.org/v1"],
+            {},
+            3,
+            "the URL of the server example.org holds a user, a password or a query",
+        ),
+        (
+            ["--backend", "openai"],
+            {"AI_MEMORY_INFERENCE_EGRESS": "deny", "OPENAI_API_KEY": "sk-secret"},
+            3,
+            "AI_MEMORY_INFERENCE_EGRESS is deny, so no text may be sent to api.openai.com",
+        ),
+        (
+            ["--backend", "openai", "--base-url", "http://192.0.2.1/v1"],
+            {"OPENAI_API_KEY": "sk-secret"},
+            3,
+            "the key would be sent to 192.0.2.1 over http, where others can read it",
+        ),
+        (
+            ["--base-url", "http://127.0.0.1:9", "--backend", "local"],
+            {},
+            2,
+            "--base-url is a server's, and --backend local embeds on this machine",
+        ),
         ([], {"AI_MEMORY_EMBED_BACKEND": "abacus"}, 2, "the backend 'abacus' is not one of"),
         ([], {"AI_MEMORY_EMBED_BACKFILL_BATCH": "many"}, 2, "AI_MEMORY_EMBED_BACKFILL_BATCH"),
     ],
@@ -290,6 +325,22 @@ def test_an_embedder_that_can_not_be_had_is_refused_and_the_store_left_as_it_is(
     for done in both_ways(program, "--db", path, *arguments, environment=environment):
         assert says in refusal(done, code)
         assert "sk-secret" not in done.stderr
+    assert tree(tmp_path) == before
+
+
+def test_a_server_that_is_not_there_is_missed_by_a_run_and_not_by_a_dry_run(
+    tmp_path: Path, program: Program
+) -> None:
+    path = make_store(tmp_path / "ai-memory.db", [memory("a")])
+    before = tree(tmp_path)
+
+    # The length of this model's vectors is known, so its server need not be asked.
+    dry, run = both_ways(
+        program, "--db", path, "--backend", "ollama", "--base-url", "http://127.0.0.1:9"
+    )
+
+    assert (dry.returncode, "nomic-embed-text-v1.5 (768-dim, ollama)" in dry.stdout) == (0, True)
+    assert "the server at 127.0.0.1:9 can't be reached (" in refusal(run, 3)
     assert tree(tmp_path) == before
 
 

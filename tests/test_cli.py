@@ -142,6 +142,13 @@ def test_the_console_script_is_the_module(arguments: Sequence[str], program: Pro
         (["--max-skipped", "101%"], "--max-skipped must be a share from 0 to 1"),
         (["--skipped", "drop"], "--skipped must be one of keep, clear: 'drop'"),
         (["--sleep-ms", "-1"], "--sleep-ms must be 0 or more milliseconds: -1"),
+        (["--base-url", ""], "--base-url is empty"),
+        (["--in-flight", "33"], "--in-flight must be from 1 to 32 requests: 33"),
+        (["--give-up-after", "soon"], "--give-up-after: 'soon' is no time such as 90s, 10m or 2h"),
+        (["--timeout", "0m"], "--timeout must be a positive time: 0.0"),
+        (["--timeout", "2d"], "argument --timeout: '2d' is no time such as 90s, 10m or 2h"),
+        (["--max-tokens", "1e6"], "argument --max-tokens: invalid int value: '1e6'"),
+        (["--price-per-million", "-1"], "--price-per-million must be 0 or more: -1.0"),
         (["--fresh", "--retry-skipped"], "--fresh and --retry-skipped exclude each other"),
         (
             ["--missing-only", "--skip-current-space"],
@@ -230,6 +237,16 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "rows_skipped_by_rule": {"encrypted": 1, "over the byte cap": 2},
         "texts_cut_estimated": 1,
         "rows_sampled": 3,
+        "requests_estimated": None,
+        "cost_estimated": None,
+        "server": None,
+        "settings": {
+            "tier": ["semantic", "default"],
+            "backend": ["local", "default"],
+            "model": ["all-MiniLM-L6-v2", "default"],
+            "batch": ["100", "default"],
+            "egress": ["allow", "default"],
+        },
         "run_directory": f"{path}.reembed/{run_id}",
         "mode": "all",
         "rows_meant": 7,
@@ -269,6 +286,8 @@ def test_a_dry_run_counts_in_words_what_it_counts_in_json(tmp_path: Path, progra
         "stored vectors": "4-dim 5, no vector 2",
         "skipped by rule": "encrypted 1, over the byte cap 2",
         "target": "all-MiniLM-L6-v2 (384-dim, local)",
+        "settings": "tier semantic (default); backend local (default); model all-MiniLM-L6-v2 "
+        "(default); batch 100 (default); egress allow (default)",
     }
     assert re.fullmatch(
         r"about \d+ \(from a sample of 3 rows\); about 1 texts are longer than the model's 256 "

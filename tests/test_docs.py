@@ -44,7 +44,9 @@ def test_the_readme_names_every_exit_code() -> None:
     assert codes == {0, 130, 143} | {kind.exit_code for kind in ReembedError.__subclasses__()}
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/design.md", "docs/reliability.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/design.md", "docs/reliability.md", "docs/servers.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8")):

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.embed import embed_rows, embed_texts, find_problems
+from transforms.embed import Embedded, embed_rows, embed_texts, find_problems
+from transforms.embedders import Batch, Embedder
 from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
 from transforms.errors import EmbedderError, TextRejected
 from transforms.rows import (
@@ -27,7 +28,7 @@ from transforms.rows import (
 KEYS = KeyRange(0, None, None)
 
 
-class Recorder:
+class Recorder(Embedder):
     """Embeds as another embedder does, and remembers each call."""
 
     def __init__(self, inner: Callable[[Sequence[str]], Vectors]) -> None:
@@ -106,10 +107,85 @@ def test_equal_texts_are_embedded_once_and_like_lengths_together() -> None:
 def test_a_poisoned_text_costs_the_others_nothing() -> None:
     texts = [f"text {i}" for i in range(7)] + [POISON]
 
-    results = embed_texts(texts, FakeEmbedder(4), 4)
+    results = embed_texts(texts, FakeEmbedder(4), 4).results
 
-    assert [isinstance(result, tuple) for result in results] == [False] * 7 + [True]
-    assert results[7] == (Cause.REJECTED, f"the text holds {POISON}")
+    assert [result.failed for result in results[:7]] == [None] * 7
+    assert results[7] == Embedded(None, (Cause.REJECTED, f"the text holds {POISON}"))
+
+
+def test_a_text_with_an_unusable_vector_is_tried_once_more_alone_and_no_other_is() -> None:
+    embedder = Recorder(FakeEmbedder(4).embed)
+    texts = ["a", NOT_A_NUMBER, "b", "c"]
+
+    results = embed_texts(texts, embedder, 4).results
+
+    assert embedder.calls == [texts, [NOT_A_NUMBER]]
+    nan = (Cause.BAD_VECTOR, "the model gave a vector with NaN or inf")
+    assert [result.failed for result in results] == [None, nan, None, None]
+
+
+def test_a_text_whose_vector_is_sound_at_the_second_try_keeps_it() -> None:
+    answers = [np.array([[np.nan, 0], [1, 0]], np.float32), np.array([[0, 1]], np.float32)]
+
+    work = embed_texts(["a", "b"], Recorder(lambda texts: answers.pop(0)), 2)
+
+    vectors = [result.vector for result in work.results]
+    assert [vector.tolist() for vector in vectors if vector is not None] == [[0, 1], [1, 0]]
+
+
+class Server(Embedder):
+    """Takes so many texts at a time, and says so; counts a token a letter, and looks at three."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.calls: list[list[str]] = []
+        self.learnt: list[int] = []
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        return self.embed_batch(texts).vectors
+
+    def embed_batch(self, texts: Sequence[str]) -> Batch:
+        self.calls.append(list(texts))
+        if len(texts) > self.most or POISON in texts:
+            raise TextRejected("no", most=self.most if len(texts) > self.most else None)
+        wrong = {at: "the server gave nothing" for at, text in enumerate(texts) if text == "odd"}
+        vectors = np.ones((len(texts), 2), np.float32)
+        vectors[list(wrong)] = np.nan
+        cut = frozenset(at for at, text in enumerate(texts) if len(text) > 3)
+        return Batch(vectors, tokens=sum(map(len, texts)), cut=cut, wrong=wrong)
+
+    def fitting(self, texts: Sequence[str]) -> int:
+        return min([len(texts), *self.learnt])
+
+    def learn_limit(self, texts: int) -> None:
+        self.learnt.append(texts)
+
+
+def test_what_is_known_of_a_batch_is_kept_with_its_rows() -> None:
+    embedded = embed_rows(part("a", "bbbb", "odd"), Server(9), dimension=2, batch=9)
+
+    assert [row.cut for row in embedded.rows] == [False, True, False]
+    assert embedded.rows[2].skipped == Skipped("2", Cause.BAD_VECTOR, "the server gave nothing")
+    assert embedded.tokens == 8 + 3  # The odd one was asked for twice.
+
+
+def test_as_many_texts_as_a_server_names_are_asked_for_from_then_on() -> None:
+    server = Server(2)
+
+    embedded = embed_rows(part(*"abcdefg"), server, dimension=2, batch=5)
+
+    assert [len(call) for call in server.calls] == [5, 2, 2, 1, 2]
+    assert server.learnt == [2]
+    assert [row.skipped for row in embedded.rows] == [None] * 7
+
+
+def test_no_limit_is_learnt_where_a_text_was_at_fault() -> None:
+    server = Server(2)
+
+    results = embed_texts(["a", POISON, "b"], server, 2).results
+
+    assert [result.failed is None for result in results] == [True, False, True]
+    assert server.learnt == []
 
 
 @pytest.mark.parametrize(

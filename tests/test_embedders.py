@@ -26,9 +26,11 @@ from tests.conftest import clean_environment
 from tests.test_models import MINILM, PACKAGE, serving, write_cache
 from transforms.embedders import (
     PROBE_TEXTS,
+    Access,
     Embedder,
     Target,
     cosines,
+    forget_embedder,
     load_embedder,
     probe_embedder,
     same_vectors,
@@ -112,7 +114,7 @@ def test_the_fake_puts_nan_into_the_vector_of_the_text_that_asks_for_it() -> Non
 # Loading.
 
 
-class Stub:
+class Stub(Embedder):
     """Gives what it is told to for any texts, and remembers them."""
 
     def __init__(self, answer: Vectors | Exception) -> None:
@@ -275,6 +277,24 @@ def test_an_unknown_backend_is_refused_and_nothing_else_loaded(backend: str) -> 
     assert str(error.value) == f"there is no embedder for the backend {backend!r}"
 
 
+def test_a_model_behind_a_server_is_not_looked_for_without_one() -> None:
+    target = Target("openai", MINILM, 384, access=Access("http://127.0.0.1:9", give_up_after=0.1))
+
+    with pytest.raises(
+        EmbedderError, match=r"^the server at 127\.0\.0\.1:9 has given no right ans"
+    ):
+        load_embedder(target)
+
+
+def test_an_embedder_that_is_forgotten_is_built_anew(built_by: Build) -> None:
+    built_by(lambda _: Stub(SOUND))
+    first = load_embedder(TARGET)
+
+    assert load_embedder(TARGET) is first
+    forget_embedder()
+    assert load_embedder(TARGET) is not first
+
+
 def test_a_target_is_a_value_that_workers_get() -> None:
     copy = pickle.loads(pickle.dumps(TARGET))
 
@@ -287,14 +307,25 @@ NOTED = Target("local", "a/model", 4, "/models/a", "doc: ", 256, normalized=True
 
 
 def test_a_target_that_was_noted_as_json_is_not_another_one() -> None:
-    noted = json.loads(json.dumps(vars(NOTED)))
+    for target in (NOTED, replace(NOTED, access=Access("http://server/v1", "A_KEY"))):
+        noted = json.loads(json.dumps(target.to_json()))
 
-    assert NOTED.differences(noted) == []
-    assert Target(**noted) == NOTED
+        assert target.differences(noted) == []
+        assert Target.from_json(noted) == target
 
 
-def test_a_model_that_was_moved_is_not_another_one() -> None:
-    assert replace(NOTED, source="/elsewhere/a").differences(vars(NOTED)) == []
+def test_a_target_that_another_version_noted_is_read_as_far_as_it_is_known() -> None:
+    noted = {**NOTED.to_json(), "colour": "red", "access": {"url": "http://server", "colour": 1}}
+
+    assert Target.from_json(noted) == replace(NOTED, access=Access("http://server"))
+    assert Target.from_json({"backend": "local", "model": "m", "dimension": 2}) == Target(
+        "local", "m", 2
+    )
+
+
+@pytest.mark.parametrize("changes", [{"source": "/elsewhere/a"}, {"access": Access("http://b")}])
+def test_a_model_that_was_moved_is_not_another_one(changes: dict[str, Any]) -> None:
+    assert replace(NOTED, **changes).differences(NOTED.to_json()) == []
 
 
 @pytest.mark.parametrize(
@@ -317,22 +348,36 @@ def test_a_model_that_was_moved_is_not_another_one() -> None:
 def test_every_other_change_of_a_target_is_named(
     changes: dict[str, Any], said: Sequence[str]
 ) -> None:
-    assert replace(NOTED, **changes).differences(vars(NOTED)) == said
+    assert replace(NOTED, **changes).differences(NOTED.to_json()) == said
 
 
 def test_every_part_of_a_target_but_its_place_is_compared() -> None:
     told = NOTED.differences({})
 
-    assert len(told) == len(fields(Target)) - 1
+    assert len(told) == len(fields(Target)) - len(["source", "access"])
 
 
 def test_the_probe_texts_are_embedded_one_by_one() -> None:
     stub = Stub(SOUND)
 
-    vectors = probe_embedder(stub)
+    vectors = probe_embedder(stub, 4)
 
     assert stub.calls == [[text] for text in PROBE_TEXTS]
     np.testing.assert_array_equal(vectors, np.vstack([SOUND] * len(PROBE_TEXTS)))
+
+
+def test_a_probe_text_that_a_model_will_not_take_counts_as_zeros() -> None:
+    class Short(FakeEmbedder):
+        def embed(self, texts: Sequence[str]) -> Vectors:
+            if len(texts[0]) > 99:
+                raise TextRejected("too long")
+            return super().embed(texts)
+
+    probe = probe_embedder(Short(4), 4)
+
+    assert probe.any(axis=1).tolist() == [True, True, False]
+    assert same_vectors(probe, probe)
+    assert not same_vectors(probe, probe_embedder(FakeEmbedder(4), 4))
 
 
 numbers = st.floats(-100, 100, width=32).filter(lambda number: number == 0 or abs(number) > 1e-3)
@@ -395,10 +440,19 @@ def test_other_vectors_are_not_the_same(other: Vectors) -> None:
 
 
 def test_another_fake_dimension_is_noticed_by_its_probe() -> None:
-    four, five = (probe_embedder(FakeEmbedder(dimension)) for dimension in (4, 5))
+    four, five = (probe_embedder(FakeEmbedder(size), size) for size in (4, 5))
 
-    assert same_vectors(four, probe_embedder(FakeEmbedder(4)))
+    assert same_vectors(four, probe_embedder(FakeEmbedder(4), 4))
     assert not same_vectors(four, five)
+
+
+def test_a_servers_vectors_may_differ_by_more_than_a_models_of_this_machine() -> None:
+    served = Target("openai", "m", 2, access=Access("http://server"))
+    one, other = filled(1, 0), filled(1, 0.03)
+
+    assert not same_vectors(one, other, least=TARGET.noise)
+    assert same_vectors(one, other, least=served.noise)
+    assert not same_vectors(one, filled(1, 0.05), least=served.noise)
 
 
 # sentence-transformers.
@@ -485,14 +539,14 @@ def test_ai_memorys_bare_copy_gives_the_same_vectors(
 def test_a_model_is_the_same_whenever_it_is_probed(
     minilm: LocalEmbedder, bare: LocalEmbedder
 ) -> None:
-    probe = probe_embedder(minilm)
+    probe = probe_embedder(minilm, 384)
 
     # As the manifest of a run holds it.
     noted = np.array(json.loads(json.dumps(probe.tolist())), dtype=np.float32)
 
     assert probe.shape == (len(PROBE_TEXTS), 384)
-    assert same_vectors(noted, probe_embedder(minilm))
-    assert same_vectors(noted, probe_embedder(bare))
+    assert same_vectors(noted, probe_embedder(minilm, 384))
+    assert same_vectors(noted, probe_embedder(bare, 384))
 
 
 def test_a_probe_text_is_longer_than_the_model_looks_at() -> None:
@@ -507,10 +561,10 @@ def test_a_probe_text_is_longer_than_the_model_looks_at() -> None:
 def test_another_window_is_noticed_by_the_probe(
     window: int, minilm: LocalEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probe = probe_embedder(minilm)
+    probe = probe_embedder(minilm, 384)
     monkeypatch.setattr(minilm._model, "max_seq_length", window)
 
-    assert not same_vectors(probe, probe_embedder(minilm))
+    assert not same_vectors(probe, probe_embedder(minilm, 384))
 
 
 def test_weights_that_were_altered_are_noticed_by_the_probe(
@@ -521,7 +575,7 @@ def test_weights_that_were_altered_are_noticed_by_the_probe(
     altered = LocalEmbedder(str(directory), 384)
 
     assert describe_model(str(directory)).dimension == 384
-    assert not same_vectors(probe_embedder(minilm), probe_embedder(altered))
+    assert not same_vectors(probe_embedder(minilm, 384), probe_embedder(altered, 384))
 
 
 @pytest.mark.parametrize("copy", ["minilm", "bare"])
@@ -537,6 +591,17 @@ def test_what_stands_beyond_the_256th_token_changes_nothing(
 
     assert cosines(same[:1], same[1:])[0] >= 0.999999
     assert cosines(other[:1], other[1:])[0] < 0.9999
+
+
+def test_texts_that_are_longer_than_the_model_looks_at_are_told(offline: None) -> None:
+    # A special token at either end, and one for each word.
+    texts = ["one " * 254, "one " * 255, "", "one " * 255 + "!"]
+
+    batch = LocalEmbedder(MINILM, 384, window=256).embed_batch(texts)
+    prompted = LocalEmbedder(MINILM, 384, prompt="two ", window=256).embed_batch(texts)
+
+    assert (batch.cut, prompted.cut) == (frozenset({1, 3}), frozenset({0, 1, 3}))
+    assert (batch.tokens, batch.wrong, batch.vectors.shape) == (0, {}, (4, 384))
 
 
 def test_many_threads_get_their_own_texts_vectors(minilm: LocalEmbedder) -> None:

@@ -144,7 +144,7 @@ def only_replace(trial: Trial, tell: Connection) -> None:
         attempt = new_token()
         run.set_reserve()
         run.write_manifest(replace(manifest, attempt=attempt))
-        target, rules = Target(**manifest.target), replacing.Rules()
+        target, rules = Target.from_json(manifest.target), replacing.Rules()
         job = replacing.ReplaceJob(store, run, manifest.ranges, target, rules, attempt)
         replacing.replace_vectors(job, pending=(), last=False)
 

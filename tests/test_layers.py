@@ -84,12 +84,18 @@ def test_models_are_only_used_in_embedders(path: Path) -> None:
     assert in_embedders or not any(uses(path, package) for package in models)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_servers_are_only_spoken_to_in_one_module(path: Path) -> None:
+    assert uses(path, "httpx2") == (path == Path("transforms/embedders/http.py"))
+
+
 @pytest.mark.parametrize("module", ["pipeline.upkeep", "pipeline.plan", "pipeline.report"])
 def test_what_looks_at_stores_and_runs_loads_neither_beam_nor_a_model(module: str) -> None:
     # What is imported by what is imported counts, too: so a process of its own looks.
     code = (
         f"import sys, {module}; "
-        "print({'apache_beam', 'torch', 'transformers', 'huggingface_hub'} & sys.modules.keys())"
+        "print({'apache_beam', 'torch', 'transformers', 'huggingface_hub', 'httpx2'} "
+        "& sys.modules.keys())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
@@ -14,6 +15,8 @@ from transforms.modes import Mode
 
 BATCH = "--batch must be from 0 (use the settings) to 10000: {}"
 SHARE = "--max-skipped must be a share from 0 to 1, or from 0% to 100%: {}"
+PRICE = "--price-per-million must be 0 or more: {}"
+NO_TEXT = "--{} holds bytes that are no text: '{}'"
 DIM = "--dim must be a positive number of floats: {}"
 RUNNER = (
     "--runner {} is not one of DirectRunner, BundleBasedDirectRunner, FlinkRunner, FnApiRunner, "
@@ -44,6 +47,14 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         "max_skipped": 0.5,
         "skipped": "keep",
         "one_transaction": False,
+        "base_url": None,
+        "document_prefix": None,
+        "in_flight": 32,
+        "give_up_after": 600.0,
+        "timeout": 120.0,
+        "max_tokens": None,
+        "price_per_million": None,
+        "insecure_key": False,
         "beam_options": (),
     }
 
@@ -70,6 +81,15 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         {"max_skipped": 0},
         {"max_skipped": 1},
         {"skipped": "clear", "one_transaction": True},
+        {"base_url": "http://127.0.0.1:9/v1", "insecure_key": True},
+        {"document_prefix": ""},  # None at all, also where the model has one of its own.
+        {"document_prefix": "passage: "},
+        {"in_flight": 1},
+        {"in_flight": 32},
+        {"give_up_after": 0.1, "timeout": 86_400.0},
+        {"max_tokens": 1},
+        {"price_per_million": 0.0},
+        {"price_per_million": 0.02},
         {"beam_options": ("--parallelism=4",)},
         *({"runner": runner} for runner in RUNNERS),
     ],
@@ -128,6 +148,19 @@ def test_a_sound_value_is_kept_as_it_was_given(given: Mapping[str, Any]) -> None
         ({"max_skipped": float("nan")}, SHARE.format("nan")),
         ({"skipped": "drop"}, "--skipped must be one of keep, clear: 'drop'"),
         ({"skipped": ""}, "--skipped must be one of keep, clear: ''"),
+        ({"base_url": ""}, "--base-url is empty; give a value, or leave it out"),
+        ({"base_url": "http://\udce9"}, NO_TEXT.format("base-url", "http://\\udce9")),
+        ({"document_prefix": "\udce9"}, NO_TEXT.format("document-prefix", "\\udce9")),
+        ({"in_flight": 0}, "--in-flight must be from 1 to 32 requests: 0"),
+        ({"in_flight": 33}, "--in-flight must be from 1 to 32 requests: 33"),
+        ({"give_up_after": 0.0}, "--give-up-after must be a positive time: 0.0"),
+        ({"give_up_after": math.inf}, "--give-up-after must be a positive time: inf"),
+        ({"timeout": -1.0}, "--timeout must be a positive time: -1.0"),
+        ({"timeout": math.nan}, "--timeout must be a positive time: nan"),
+        ({"max_tokens": 0}, "--max-tokens must be a positive number: 0"),
+        ({"price_per_million": -0.01}, PRICE.format(-0.01)),
+        ({"price_per_million": math.inf}, PRICE.format("inf")),
+        ({"price_per_million": math.nan}, PRICE.format("nan")),
     ],
     ids=str,
 )
@@ -150,7 +183,7 @@ def test_options_are_a_value() -> None:
         options.db = "b.db"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", ["db", "namespace", "model", "backend", "run_dir"])
+@pytest.mark.parametrize("name", ["db", "namespace", "model", "backend", "run_dir", "base_url"])
 def test_every_flag_that_takes_a_name_refuses_an_empty_one(name: str) -> None:
     given: dict[str, Any] = {name: ""}
 

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.options import Options
-from pipeline.plan import Plan, holding, make_plan, range_rows
+from pipeline.plan import Plan, holding, make_plan, range_rows, whole_batches
 from pipeline.settings import read_settings
 from tests.conftest import FAKE, begin, clean_environment, fake_plan, files, make_store, memory
 from transforms.embed import embed_rows
-from transforms.embedders import Target
+from transforms.embedders import Access, Target
 from transforms.embedders.fake import FakeEmbedder
 from transforms.errors import (
     EmbedderError,
@@ -115,11 +115,81 @@ def test_another_dimension_than_the_models_is_refused(tmp_path: Path) -> None:
         plan_for(path, Options(dim=768))
 
 
-def test_a_remote_embedder_is_refused_and_none_takes_its_place(tmp_path: Path) -> None:
+def test_a_served_model_of_a_known_dimension_is_planned_without_a_word_to_its_server(
+    tmp_path: Path,
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i:04d}") for i in range(150)])
+    options = Options(backend="openai", model="text-embedding-3-small", price_per_million=0.02)
+    before = files(tmp_path)
+
+    plan = plan_for(path, options)
+
+    assert plan.target == Target(
+        "openai",
+        "text-embedding-3-small",
+        1536,
+        window=8192,
+        access=Access("https://api.openai.com/v1"),
+    )
+    assert (plan.backend, plan.price, plan.requests) == ("openai", 0.02, 2)
+    # A title and a content of 10 and 12 letters, at four for each token.
+    assert plan.tokens is not None
+    assert (plan.tokens.tokens, plan.tokens.texts_cut, plan.tokens.window) == (150 * 6, 0, 8192)
+    assert files(tmp_path) == before
+
+
+def test_a_servers_access_is_what_the_command_line_says(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    options = Options(
+        model="nomic-embed-text",
+        base_url="http://127.0.0.1:9",
+        dim=768,
+        in_flight=2,
+        give_up_after=3.0,
+        timeout=4.0,
+        max_tokens=5,
+    )
+
+    plan = plan_for(path, options)
+    other = plan_for(path, replace(options, backend="vllm", dim=512, document_prefix="passage: "))
+
+    access = Access(
+        "http://127.0.0.1:9", most_in_flight=2, give_up_after=3.0, timeout=4.0, most_tokens=5
+    )
+    assert plan.target == Target(
+        "ollama", "nomic-embed-text", 768, prompt="search_document: ", access=access
+    )
+    assert other.target == Target(
+        "vllm",
+        "nomic-embed-text",
+        512,
+        prompt="passage: ",
+        access=replace(access, asks_dimension=True),
+    )
+
+
+def test_a_document_prefix_goes_before_a_local_models_own(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
 
-    with pytest.raises(EmbedderError, match="not supported yet"):
-        plan_for(path, Options(backend="openai", model="text-embedding-3-small"))
+    assert plan_for(path, Options(document_prefix="passage: ")).target.prompt == "passage: "
+
+
+@given(st.integers(64, 512), st.integers(1, 10_000))
+def test_a_range_for_a_server_is_whole_batches_of_at_most_512_rows(rows: int, batch: int) -> None:
+    whole = whole_batches(rows, batch)
+
+    assert whole <= 512
+    assert whole % min(batch, 512) == 0 < whole
+
+
+def test_a_server_gets_whole_batches(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i:04d}") for i in range(450)])
+    served = Options(backend="openai", model="text-embedding-3-small")
+
+    plan = plan_for(path, served)
+
+    assert [keys.rows for keys in plan.ranges] == [100, 100, 100, 100, 50]
+    assert plan.requests == 5
 
 
 def test_a_missing_database_is_named(tmp_path: Path) -> None:
@@ -339,7 +409,7 @@ def test_a_run_that_has_ended_is_not_gone_on_with(tmp_path: Path) -> None:
 def test_a_plan_for_another_target_is_refused_while_rows_are_staged(tmp_path: Path) -> None:
     path = nine(tmp_path / "m.db")
     first = begin(fake_plan(path))
-    note(first, target=vars(replace(FAKE, window=128)))
+    note(first, target=replace(FAKE, window=128).to_json())
 
     with pytest.raises(RunError) as error:
         fake_plan(path)
@@ -414,7 +484,7 @@ def test_the_manifest_of_a_run_says_what_its_plan_was_about(tmp_path: Path) -> N
         database=str(path),
         started="2026-01-01T00:00:00Z",
         scope=Scope("global", "all"),
-        target=vars(FAKE),
+        target=FAKE.to_json(),
         probe=[[0.5]],
         ranges=plan.ranges,
         rows=9,

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from pipeline import report
+from pipeline.options import Options
 from pipeline.plan import Plan, TokenEstimate
 from pipeline.report import Outcome
+from pipeline.settings import read_settings
 from tests.conftest import begin, change, fake_plan, make_store, memory
+from transforms.embedders import Access, Target
 from transforms.rows import Cause, Summary
 from transforms.staging import RunDirectory, State
 
@@ -35,6 +38,16 @@ def plan(tmp_path: Path) -> Plan:
     ]
     plan = fake_plan(make_store(tmp_path / "m.db", rows))
     return dataclasses.replace(plan, tokens=TokenEstimate(1234, 2, 4, 256))
+
+
+@pytest.fixture
+def served(plan: Plan) -> Plan:
+    """The same by a server, at 2 for a million tokens."""
+    options = Options(backend="openai", base_url="https://server:8000/v1")
+    settings = read_settings(options, {"OPENAI_API_KEY": "sk-secret"}, Path("/"))
+    access = Access(settings.server, settings.key_variable)
+    target = Target("openai", "a-model", 8, window=512, access=access)
+    return dataclasses.replace(plan, target=target, settings=settings, price=2.0)
 
 
 def test_the_dimensions_are_disclosed_up_front(plan: Plan) -> None:
@@ -73,6 +86,16 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "tokens_estimated": 1234,
         "texts_cut_estimated": 2,
         "rows_sampled": 4,
+        "requests_estimated": None,
+        "cost_estimated": None,
+        "server": None,
+        "settings": {
+            "tier": ["semantic", "default"],
+            "backend": ["local", "--backend"],
+            "model": ["all-MiniLM-L6-v2", "default"],
+            "batch": ["100", "default"],
+            "egress": ["allow", "default"],
+        },
         "run_directory": str(plan.run.path),
         "mode": "all",
         "rows_meant": 5,
@@ -93,6 +116,8 @@ def test_the_plan_as_text(plan: Plan) -> None:
         f"target           {MODEL}",
         "tokens           about 1,234 (from a sample of 4 rows); about 2 texts are longer than "
         "the model's 256 tokens and are cut",
+        "settings         tier semantic (default); backend local (--backend); model "
+        "all-MiniLM-L6-v2 (default); batch 100 (default); egress allow (default)",
         f"staged in        {plan.run.path}",
     ]
 
@@ -114,6 +139,11 @@ def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: P
         "remaining": 1,
         "in_old_space": 1,
         "staged": None,
+        "forecast": None,
+        "texts_cut": 0,
+        "texts_cut_counted": True,
+        "tokens": None,
+        "cost": None,
         "mode": "all",
         "run_directory": str(plan.run.path),
     }
@@ -180,11 +210,13 @@ def test_rows_that_are_only_staged_are_not_called_re_embedded(plan: Plan) -> Non
     values = json.loads(report.outcome_json(plan, STAGED))
 
     assert (values["total"], values["reembedded"], values["staged"]) == (5, 0, 3)
+    assert values["forecast"] == {"rows": 1, "seconds": 1, "tokens": None, "cost": None}
     assert report.outcome_text(plan, STAGED).splitlines() == [
         "reembed: 3 of 5 rows staged, nothing is replaced yet",
         "",
         "staged now  2 embedded, 1 skipped",
         "time        1.5 s",
+        "forecast    1 rows are left, about 1.0 s at this pace",
         f"staged in   {plan.run.path}",
         "next        the same command goes on; without --max-rows it stages the rest and replaces",
     ]
@@ -273,3 +305,87 @@ def test_runs_that_are_discarded_or_left_waiting_are_named(plan: Plan) -> None:
         f"reembed: NOTE — run {first.run_id} about other rows is not finished; its own command "
         "goes on with it"
     ]
+
+
+def test_texts_that_leave_this_machine_are_disclosed_up_front(served: Plan) -> None:
+    without = read_settings(Options(backend="ollama"), {}, Path("/"))
+
+    assert report.preflight_lines(served)[1] == (
+        "reembed: the texts of 4 rows are sent to server:8000 (with the key in OPENAI_API_KEY)"
+    )
+    assert report.preflight_lines(dataclasses.replace(served, settings=without))[1] == (
+        "reembed: the texts of 4 rows are sent to server:8000 (no key)"
+    )
+
+
+def test_a_plan_for_a_server_says_what_it_costs_and_where_settings_are_from(served: Plan) -> None:
+    line = report.plan_json(served)
+
+    values = json.loads(line)
+    assert (values["requests_estimated"], values["cost_estimated"]) == (2, 0.002468)
+    assert values["server"] == "https://server:8000/v1"
+    assert values["settings"]["backend"] == ["openai", "--backend"]
+    assert values["settings"]["base_url"] == ["https://server:8000/v1", "--base-url"]
+    assert values["settings"]["key"][0] == "in OPENAI_API_KEY"
+    assert "sk-secret" not in line + report.plan_text(served)
+    lines = report.plan_text(served).splitlines()
+    assert lines[8:12] == [
+        "tokens           about 1,234 (from a sample of 4 rows, by their length); about 2 texts "
+        "are longer than the model's 256 tokens and are cut",
+        "requests         about 2",
+        "cost             0.0025",
+        "server           https://server:8000/v1",
+    ]
+
+
+def test_what_a_server_counted_is_told_with_what_it_cost(served: Plan) -> None:
+    outcome = dataclasses.replace(DONE, cut=2, tokens=1_500_000)
+    unknown = dataclasses.replace(served.target, window=None)
+
+    values = report.outcome_values(served, outcome)
+    assert (values["tokens"], values["cost"]) == (1_500_000, 3.0)
+    assert (values["texts_cut"], values["texts_cut_counted"]) == (2, False)
+    values = report.outcome_values(
+        dataclasses.replace(served, target=unknown, price=None), dataclasses.replace(outcome, cut=0)
+    )
+    assert (values["texts_cut"], values["cost"]) == (None, None)
+    lines = report.outcome_text(served, outcome).splitlines()
+    assert [line for line in lines if line.startswith(("texts cut", "tokens", "cost"))] == [
+        "texts cut    about 2 texts are longer than the model looks at; their ends don't count "
+        "(estimated from the server's count)",
+        "tokens       1,500,000 by the server's count",
+        "cost         3.00",
+    ]
+
+
+def test_what_is_left_is_forecast_from_what_was_staged(served: Plan) -> None:
+    outcome = dataclasses.replace(STAGED, tokens=3_000_000)
+
+    assert report.outcome_values(served, outcome)["forecast"] == {
+        "rows": 1,
+        "seconds": 1,
+        "tokens": 1_000_000,
+        "cost": 2.0,
+    }
+    assert (
+        "forecast    1 rows are left, about 1.0 s at this pace, about 1,000,000 tokens, 2.00"
+        in report.outcome_text(served, outcome).splitlines()
+    )
+    nothing = dataclasses.replace(outcome, summary=Summary(), staged=0, tokens=0)
+    assert report.outcome_values(served, nothing)["forecast"] == {
+        "rows": 4,
+        "seconds": None,
+        "tokens": None,
+        "cost": None,
+    }
+
+
+def test_texts_that_a_model_of_this_machine_cuts_are_counted(plan: Plan) -> None:
+    outcome = dataclasses.replace(DONE, cut=2)
+
+    values = report.outcome_values(plan, outcome)
+    assert (values["texts_cut"], values["texts_cut_counted"]) == (2, True)
+    assert (
+        "texts cut    2 texts are longer than the model looks at; their ends don't count"
+        in report.outcome_text(plan, outcome).splitlines()
+    )

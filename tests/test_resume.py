@@ -262,7 +262,7 @@ def test_fresh_that_fails_before_any_work_discards_nothing(reembed: Call, path: 
     reembed("--db", path, "--max-rows", "4", range_rows=3)
     before = kept_files(path.parent)
 
-    done = reembed("--db", path, "--fresh", "--backend", "openai", range_rows=3)
+    done = reembed("--db", path, "--fresh", "--base-url", "nowhere", range_rows=3, real=True)
 
     assert done.code == 3
     assert kept_files(path.parent) == before

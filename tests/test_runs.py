@@ -46,7 +46,7 @@ def manifest_of(run: RunDirectory, database: Path) -> Manifest:
         database=str(database),
         started="2026-01-01T00:00:00Z",
         scope=Scope(),
-        target=vars(Target("local", "m", 2)),
+        target=Target("local", "m", 2).to_json(),
         probe=[[0.6, 0.8]],
         ranges=(KeyRange(0, None, None, 2),),
         rows=2,

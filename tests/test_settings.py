@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import pytest
 
 from pipeline.options import Options
 from pipeline.settings import Settings, read_settings
+from transforms.embedders import Access
+from transforms.embedders.endpoint import check_endpoint
 from transforms.errors import EmbedderError, NoEmbedderError, ReembedError, UsageError
 
 MINILM = "all-MiniLM-L6-v2"
@@ -104,6 +105,7 @@ LADDERS: Mapping[str, Sequence[Rung]] = {
         (Given(), "ollama"),
     ],
     "base_url": [
+        (Given(options={"base_url": "http://option"}), "http://option"),
         (
             Given(environment={"AI_MEMORY_EMBED_BASE_URL": "http://environment"}),
             "http://environment",
@@ -153,7 +155,21 @@ def test_the_highest_rung_that_is_set_wins(name: str, at: int, tmp_path: Path) -
     for rung, _ in LADDERS[name][at:]:
         given |= rung
 
-    assert getattr(read(tmp_path, given), name) == LADDERS[name][at][1]
+    settings = read(tmp_path, given)
+
+    rung, expected = LADDERS[name][at]
+    assert getattr(settings, name) == expected
+    setting = "dim" if name == "dimension" else name
+    assert settings.sources.get(setting) == place(rung, tmp_path)
+
+
+def place(rung: Given, tmp_path: Path) -> str | None:
+    """Where the one setting of a rung is, in words."""
+    file = config_path(tmp_path)
+    places = [f"--{name.replace('_', '-')}" for name in rung.options]
+    places += [*rung.environment, *(f"[embeddings] {key} in {file}" for key in rung.table)]
+    places += [f"{key} in {file}" for key in rung.flat]
+    return places[0] if places else None
 
 
 @pytest.mark.parametrize(
@@ -234,12 +250,14 @@ def test_no_settings_at_all_mean_local_minilm_under_the_configured_backends_name
         base_url=None,
         model=MINILM,
         local=True,
-        key_source=None,
+        key_variable=None,
+        key_file=None,
         dimension=None,
         batch=100,
         egress="allow",
+        sources={},
     )
-    settings.require_local()
+    assert settings.key_source is None
 
 
 @pytest.mark.parametrize("egress", ["allow", "deny", "loopback-only", "internal-only"])
@@ -424,6 +442,18 @@ MODELS: Mapping[str, tuple[Given, str, bool, str]] = {
         True,
         "local",
     ),
+    "--base-url makes --model remote": (
+        Given(options={"model": MINILM, "base_url": "http://server"}),
+        MINILM,
+        False,
+        "ollama",
+    ),
+    "--base-url alone means remote nomic": (
+        Given(options={"base_url": "http://server"}),
+        NOMIC,
+        False,
+        "ollama",
+    ),
     "--backend of an API makes MiniLM remote": (
         Given(options={"backend": "openai"}, table={"model": MINILM}),
         MINILM,
@@ -459,6 +489,21 @@ def test_a_local_model_has_no_address(given: Given, tmp_path: Path) -> None:
     assert (settings.local, settings.base_url) == (True, None)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [Given(options={"backend": "local"}), Given(environment={"AI_MEMORY_EMBED_BACKEND": "local"})],
+    ids=["option", "environment"],
+)
+def test_an_address_on_the_command_line_and_a_local_backend_exclude_each_other(
+    given: Given, tmp_path: Path
+) -> None:
+    given |= Given(options={"base_url": "http://server"})
+
+    assert refused(UsageError, tmp_path, given) == (
+        "--base-url is a server's, and --backend local embeds on this machine"
+    )
+
+
 def test_ollamas_flat_address_is_no_other_backends(tmp_path: Path) -> None:
     given = Given(table={"backend": "vllm"}, flat={"ollama_url": "http://ollama"})
 
@@ -466,11 +511,10 @@ def test_ollamas_flat_address_is_no_other_backends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", REMOTE)
-def test_a_remote_backend_is_refused_and_minilm_not_put_in_its_place(
+def test_a_remote_backend_is_taken_at_its_word_and_minilm_not_put_in_its_place(
     backend: str, tmp_path: Path
 ) -> None:
     url, _ = REMOTE[backend]
-    at = f" at {urlsplit(url).hostname}" if url else ""
     settings = read(tmp_path, Given(table={"backend": backend, "model": "the/Model:v2"}))
 
     assert (settings.backend, settings.base_url, settings.model, settings.local) == (
@@ -479,45 +523,57 @@ def test_a_remote_backend_is_refused_and_minilm_not_put_in_its_place(
         "the/Model:v2",
         False,
     )
+    assert settings.key_source is None
+    file = config_path(tmp_path)
+    assert settings.sources == {
+        "backend": f"[embeddings] backend in {file}",
+        "model": f"[embeddings] model in {file}",
+    }
+
+
+def test_the_server_is_where_the_address_says(tmp_path: Path) -> None:
+    own = read(tmp_path, Given(options={"backend": "openai"}))
+    other = read(tmp_path, Given(options={"backend": "openai", "base_url": "http://server:8000"}))
+
+    assert (own.server, other.server) == ("https://api.openai.com/v1", "http://server:8000")
+
+
+def test_a_backend_without_a_server_of_its_own_must_be_told_one(tmp_path: Path) -> None:
+    settings = read(tmp_path, Given(options={"backend": "openai-compatible"}))
+
     with pytest.raises(EmbedderError) as error:
-        settings.require_local()
+        _ = settings.server
     assert error.value.exit_code == 3
     assert str(error.value) == (
-        f"the settings ask for the/Model:v2 by the backend {backend}{at}, "
-        "and remote embedders are not supported yet; no other model is put in its place: use "
-        "--backend local and --model with a sentence-transformers model"
+        "the backend openai-compatible has no URL of its own; give its server with --base-url, "
+        "AI_MEMORY_EMBED_BASE_URL or base_url"
     )
 
 
 @pytest.mark.parametrize(
-    ("url", "where"),
+    ("url", "says"),
     [
-        (f"https://server/v1?key={SECRET}", " at server"),
-        (f"https://{SECRET}@server:8000/v1", " at server"),
-        ("server/v1", ""),
-        pytest.param(
-            "http://[server",
-            "",
-        ),
+        (f"https://server/v1?key={SECRET}", "the URL of the server server holds a user, a passw"),
+        (f"https://{SECRET}@server:8000/v1", "the URL of the server server holds a user, a passw"),
+        (f"https://me:{SECRET}@server/v1", "the URL of the server server holds a user, a passw"),
+        (f"https://server/v1#{SECRET}", "the URL of the server server holds a user, a passw"),
+        ("server/v1", "the server's URL is not like https://host:port/path; correct --base-url"),
+        (f"ftp://{SECRET}", "the server's URL is not like https://host:port/path; correct --base"),
+        ("http://[server", "the server's URL is not like https://host:port/path; correct --base"),
+        ("http://server:0", "the server's URL is not like https://host:port/path; correct --base"),
+        ("http://server:x", "the server's URL is not like https://host:port/path; correct --base"),
     ],
 )
-def test_nothing_but_the_host_of_an_address_is_told(url: str, where: str, tmp_path: Path) -> None:
+def test_nothing_but_the_host_of_an_unsound_address_is_told(
+    url: str, says: str, tmp_path: Path
+) -> None:
     settings = read(tmp_path, Given(table={"backend": "openai-compatible", "base_url": url}))
 
     with pytest.raises(EmbedderError) as error:
-        settings.require_local()
-    assert f" by the backend openai-compatible{where}, and remote " in str(error.value)
+        check_endpoint(Access(settings.server))
+    assert error.value.exit_code == 3
+    assert str(error.value).startswith(says)
     assert SECRET not in str(error.value)
-
-
-def test_the_host_is_named_when_a_remote_backend_is_refused_and_no_password(
-    tmp_path: Path,
-) -> None:
-    url = "http://me:secret@host.example:8000/v1"
-    settings = read(tmp_path, Given(table={"backend": "openai-compatible", "url": url}))
-
-    with pytest.raises(EmbedderError, match=r"by the backend openai-compatible at host.example, "):
-        settings.require_local()
 
 
 @pytest.mark.parametrize(
@@ -889,11 +945,12 @@ def test_a_keys_variable_is_found_in_order_and_only_its_name_is_kept(
 
     settings = read(tmp_path, given)
 
-    assert settings.key_source == variables[0]
+    assert (settings.key_source, settings.key_variable, settings.key_file) == (
+        variables[0],
+        variables[0],
+        None,
+    )
     assert SECRET not in repr(settings)
-    with pytest.raises(EmbedderError) as error:
-        settings.require_local()
-    assert SECRET not in str(error.value)
 
 
 @pytest.mark.parametrize("backend", REMOTE)
@@ -923,7 +980,8 @@ def test_api_key_env_names_the_variable(tmp_path: Path) -> None:
 
     settings = read(tmp_path, given)
 
-    assert settings.key_source == "MY_KEY"
+    assert (settings.key_source, settings.key_variable) == ("MY_KEY", "MY_KEY")
+    assert settings.sources["key"] == f"[embeddings] api_key_env in {config_path(tmp_path)}"
     assert SECRET not in repr(settings)
 
 
@@ -938,7 +996,8 @@ def test_a_key_file_that_its_owner_alone_may_read_is_named(tmp_path: Path) -> No
 
     settings = read(tmp_path, Given(table={"backend": "openai", "api_key_file": str(path)}))
 
-    assert settings.key_source == str(path)
+    assert (settings.key_source, settings.key_variable) == (str(path), None)
+    assert settings.sources["key"] == f"[embeddings] api_key_file in {config_path(tmp_path)}"
     assert SECRET not in repr(settings)
 
 

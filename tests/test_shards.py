@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from transforms.errors import StagingError
 from transforms.rows import Cause, KeyRange, RangeVectors, Skipped, StagedRange, StagedRow
-from transforms.staging.shards import list_shards, read_shards, write_shard
+from transforms.staging.shards import list_shards, read_shards, read_tokens, write_shard
 
 KEYS = KeyRange(7, "a", "b")
 VECTOR = np.array([1.5, -2.0], dtype="<f4").tobytes()
@@ -23,17 +23,19 @@ ROWS = (
 
 entries = st.lists(
     st.builds(
-        lambda key, digest, numbers, cause, namespace: StagedRow(
+        lambda key, digest, numbers, cause, namespace, cut: StagedRow(
             key,
             digest,
             None if cause else np.array(numbers, dtype="<f4").tobytes(),
             Skipped(key, cause, f"reason {key}", namespace) if cause else None,
+            cut,
         ),
         st.text(st.characters(exclude_categories=["Cs"])),
         st.binary(min_size=16, max_size=16),
         st.tuples(st.floats(width=32), st.floats(width=32)),
         st.one_of(st.none(), st.sampled_from(Cause)),
         st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
+        st.booleans(),
     ),
     max_size=12,
 )
@@ -57,7 +59,7 @@ def test_a_shard_gives_back_what_was_written(
     assert staged == StagedRange(KEYS, staged.shard, len(rows) - skipped, skipped)
     assert staged.shard.startswith(stem)
     assert read(directory, 7) == rows
-    without = [StagedRow(row.key, row.digest, None, row.skipped) for row in rows]
+    without = [StagedRow(row.key, row.digest, None, row.skipped, row.cut) for row in rows]
     assert read(directory, 7, with_vectors=False) == without
 
 
@@ -65,7 +67,15 @@ def test_a_shard_is_parquet_that_others_can_read(tmp_path: Path) -> None:
     staged = write_shard(tmp_path, RangeVectors(KEYS, 0, 2, ROWS), pass_number=1)
     table = pq.read_table(tmp_path / staged.shard)
 
-    assert table.schema.names == ["key", "digest", "vector", "cause", "reason", "namespace"]
+    assert table.schema.names == [
+        "key",
+        "digest",
+        "vector",
+        "cause",
+        "reason",
+        "namespace",
+        "cut",
+    ]
     first, second = table.to_pylist()
     assert np.frombuffer(first["vector"], "<f4").tolist() == [1.5, -2.0]
     assert first["cause"] is None
@@ -90,6 +100,14 @@ def test_a_shards_name_says_what_it_is(tmp_path: Path) -> None:
         3,
         2,
     )
+
+
+def test_shards_know_the_tokens_that_they_took(tmp_path: Path) -> None:
+    for part, tokens in ((0, 12), (1, 0), (2, 3)):
+        vectors = RangeVectors(KEYS, part, 2, ROWS, tokens)
+        write_shard(tmp_path, vectors, pass_number=1)
+
+    assert read_tokens(list_shards(tmp_path)[7]) == 15
 
 
 def test_a_shard_that_is_written_twice_is_there_once(tmp_path: Path) -> None:

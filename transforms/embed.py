@@ -1,24 +1,46 @@
 """Embed: rows become vectors, one batch at a time; a text that fails becomes a skipped row."""
 
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection, TaggedOutput
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
 from numpy.typing import NDArray
 
-from transforms.embedders import Embedder, Target, load_embedder
+from transforms.embedders import Embedder, Target, forget_embedder, load_embedder
+from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import TextRejected
 from transforms.rows import Cause, RangeRows, RangeVectors, Row, Skipped, StagedRow, Vectors
 
 SKIPPED: Literal["skipped"] = "skipped"
 
-Embedded = NDArray[np.float32] | tuple[Cause, str]
-"""A text's vector, shape (dimension,), or why there is none."""
+
+@dataclass(frozen=True)
+class Embedded:
+    """What became of a text: its vector, shape (dimension,), or why it has none."""
+
+    vector: NDArray[np.float32] | None
+    failed: tuple[Cause, str] | None = None
+    cut: bool = False
+
+
+@dataclass
+class Work:
+    """What became of some texts, in their order, and the tokens that it took."""
+
+    results: list[Embedded] = field(default_factory=list)
+    tokens: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.results + other.results, self.tokens + other.tokens)
 
 
 def embed_rows(
@@ -31,46 +53,62 @@ def embed_rows(
     """
     texts = {row.text for row in part.rows if row.skipped is None}
     ordered = sorted(texts, key=lambda text: (len(text), text))
-    results: dict[str, Embedded] = {}
-    for at in range(0, len(ordered), batch):
-        some = ordered[at : at + batch]
-        results.update(zip(some, embed_texts(some, embedder, dimension), strict=True))
+    work = Work()
+    while len(work.results) < len(ordered):
+        some = ordered[len(work.results) :][:batch]
+        work += embed_texts(some[: embedder.fitting(some)], embedder, dimension)
         time.sleep(pause)
+    results = dict(zip(ordered, work.results, strict=True))
     rows = tuple(_staged(row, results.get(row.text)) for row in part.rows)
-    return RangeVectors(part.range, part.part, dimension, rows)
+    return RangeVectors(part.range, part.part, dimension, rows, work.tokens)
 
 
 def _staged(row: Row, result: Embedded | None) -> StagedRow:
     if row.skipped is not None or result is None:
         return StagedRow(row.key, row.digest, None, row.skipped)
-    if isinstance(result, tuple):
-        return StagedRow(row.key, row.digest, None, Skipped(row.key, *result, row.namespace))
-    return StagedRow(row.key, row.digest, result.astype("<f4").tobytes())
+    if result.failed is not None:
+        return StagedRow(row.key, row.digest, None, Skipped(row.key, *result.failed, row.namespace))
+    assert result.vector is not None
+    return StagedRow(row.key, row.digest, result.vector.astype("<f4").tobytes(), cut=result.cut)
 
 
-def embed_texts(texts: Sequence[str], embedder: Embedder, dimension: int) -> list[Embedded]:
-    """Embed a batch; where it fails, its halves, down to the single text that is at fault.
+def embed_texts(texts: Sequence[str], embedder: Embedder, dimension: int) -> Work:
+    """Embed a batch; where it fails, parts of it, down to the single text that is at fault.
 
-    A vector that is no use fails its text like a rejection: wrong shape, NaN, infinity, or
-    all zeros, which have no direction.
+    A batch that is rejected is halved, or cut to what the embedder says that it takes. A vector
+    that is no use fails its text: wrong shape, NaN, infinity, or all zeros, which have no
+    direction. Such a text is tried once more, alone; the others have their vectors.
     """
-    failed: tuple[Cause, str]
     try:
-        vectors = embedder.embed(texts)
-        problems = find_problems(vectors, len(texts), dimension)
-        if not any(problems):
-            return list(vectors)
-        failed = Cause.BAD_VECTOR, next(filter(None, problems))
+        batch = embedder.embed_batch(texts)
     except TextRejected as error:
-        failed = Cause.REJECTED, str(error)
-    if len(texts) == 1:
-        return [failed]
-    half = len(texts) // 2
-    return [
-        result
-        for some in (texts[:half], texts[half:])
-        for result in embed_texts(some, embedder, dimension)
-    ]
+        if len(texts) == 1:
+            return Work([Embedded(None, (Cause.REJECTED, str(error)))])
+        most = min(error.most or len(texts) // 2, len(texts) - 1)
+        work = _embed_pieces(texts, embedder, dimension, most=most)
+        if error.most and not any(result.failed for result in work.results):
+            embedder.learn_limit(most)  # No text was at fault, so they were too many.
+        return work
+    problems = find_problems(batch.vectors, len(texts), dimension)
+    if len(problems) != len(texts):
+        halves = _embed_pieces(texts, embedder, dimension, most=len(texts) // 2)
+        return Work([], batch.tokens) + halves
+    work = Work([], batch.tokens)
+    for at, (text, problem) in enumerate(zip(texts, problems, strict=True)):
+        if not problem:
+            work.results.append(Embedded(batch.vectors[at], cut=at in batch.cut))
+        elif len(texts) > 1:
+            work += embed_texts([text], embedder, dimension)
+        else:
+            reason = batch.wrong.get(at, problem)
+            work.results.append(Embedded(None, (Cause.BAD_VECTOR, reason)))
+    return work
+
+
+def _embed_pieces(texts: Sequence[str], embedder: Embedder, dimension: int, *, most: int) -> Work:
+    """Embed a batch that failed as a whole in pieces of at most so many texts."""
+    pieces = [texts[at : at + most] for at in range(0, len(texts), most)]
+    return sum((embed_texts(some, embedder, dimension) for some in pieces), Work())
 
 
 def find_problems(vectors: Vectors, count: int, dimension: int) -> list[str]:
@@ -109,28 +147,70 @@ class EmbedRows(beam.PTransform[PCollection[RangeRows], EmbedOutputs]):
         return EmbedOutputs(outputs.vectors, outputs.skipped)
 
 
+Output = RangeVectors | TaggedOutput[Literal["skipped"], Skipped]
+
+
 class _EmbedRows(beam.DoFn):
+    """Embeds parts; of a model that can do with several batches at a time, several parts.
+
+    These wait in `_ahead`, in order, so what waits is bounded by what is in flight.
+    """
+
     _embedder: Embedder
+    _pool: ThreadPoolExecutor
 
     def __init__(self, config: EmbedRows) -> None:
         self._config = config
+        self._ahead: deque[Future[RangeVectors]] = deque()
         self._embedded = Metrics.counter("reembed", "embedded")
         self._skipped = Metrics.counter("reembed", "skipped")
 
     def setup(self) -> None:
         self._embedder = load_embedder(self._config.target)
+        self._pool = ThreadPoolExecutor(MOST_IN_FLIGHT, thread_name_prefix="embed")
 
-    def process(
-        self, part: RangeRows
-    ) -> Iterator[RangeVectors | TaggedOutput[Literal["skipped"], Skipped]]:
+    def start_bundle(self) -> None:
+        self._ahead.clear()  # Of a bundle that failed.
+
+    def process(self, part: RangeRows) -> Iterator[Output]:
+        self._ahead.append(self._pool.submit(self._embed, part))
+        for vectors in self._embedded_parts(ahead=self._embedder.in_flight - 1):
+            yield from self._outputs(vectors)
+
+    def finish_bundle(self) -> Iterator[WindowedValue | TaggedOutput[Literal["skipped"], Any]]:
+        for vectors in self._embedded_parts(ahead=0):
+            for output in self._outputs(vectors):
+                if isinstance(output, TaggedOutput):
+                    yield TaggedOutput(SKIPPED, GlobalWindows.windowed_value(output.value))
+                else:
+                    yield GlobalWindows.windowed_value(output)
+
+    def teardown(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _embed(self, part: RangeRows) -> RangeVectors:
         config = self._config
-        vectors = embed_rows(
+        return embed_rows(
             part,
             self._embedder,
             dimension=config.target.dimension,
             batch=config.batch,
             pause=config.pause,
         )
+
+    def _embedded_parts(self, *, ahead: int) -> Iterator[RangeVectors]:
+        """Give parts until no more than so many are ahead; if one fails, all that don't."""
+        failed: Exception | None = None
+        while self._ahead and (failed or len(self._ahead) > ahead):
+            try:
+                yield self._ahead.popleft().result()
+            except Exception as error:
+                failed = failed or error
+        if failed:
+            forget_embedder()
+            raise failed
+
+    def _outputs(self, vectors: RangeVectors) -> Iterator[Output]:
         for row in vectors.rows:
             if row.skipped is None:
                 self._embedded.inc()

@@ -80,7 +80,17 @@ class IncompleteError(ReembedError):
 
 
 class TextRejected(Exception):
-    """A model will not take this text, or one of these texts; the message is the reason."""
+    """A model will not take this text, or one of these texts; the message is the reason.
+
+    `most` is how many it says that it takes at a time, where that may be the reason.
+    """
+
+    def __init__(self, reason: str, most: int | None = None) -> None:
+        super().__init__(reason, most)
+        self.most = most
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 _BY_NAME: dict[str, type[ReembedError]] = {

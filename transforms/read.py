@@ -23,8 +23,12 @@ def read_rows(
     pass_number: int,
     late: bool = False,
     retry_skipped: bool = False,
+    part_rows: int | None = None,
 ) -> Iterator[RangeRows]:
     """Read the rows of a range that earlier passes have not staged, at most 1 MiB at a time.
+
+    Each part is staged by itself, so with `part_rows`, as many as go in one request of a
+    server, nothing that was paid for is lost where the next request fails.
 
     In a first pass these are all rows; in a later one the new and the edited ones and, with
     `retry_skipped`, those that the model would not take. No more than `keys.most` of them.
@@ -40,12 +44,14 @@ def read_rows(
         ledger = read_ledger(run.backup, keys.index, with_vectors=False)
         rows = [row for row in rows if concerns(row, ledger)]
     fresh = [row for row in rows if (row.key, row.digest) not in latest]
-    for part, some in enumerate(split_rows(fresh[: keys.most], PART_TEXT_BYTES)):
+    for part, some in enumerate(split_rows(fresh[: keys.most], PART_TEXT_BYTES, part_rows)):
         yield RangeRows(keys, part, some)
 
 
-def split_rows(rows: Iterable[Row], most_bytes: int) -> Iterator[tuple[Row, ...]]:
-    """Split rows into runs of at most `most_bytes` of text each, or of one row.
+def split_rows(
+    rows: Iterable[Row], most_bytes: int, most_rows: int | None = None
+) -> Iterator[tuple[Row, ...]]:
+    """Split rows into runs of at most so many rows and bytes of text each, or of one row.
 
     >>> rows = [Row(key, 0, text, b"") for key, text in [("a", "xx"), ("b", "x"), ("c", "xxx")]]
     >>> ["".join(row.key for row in part) for part in split_rows(rows, 3)]
@@ -55,7 +61,7 @@ def split_rows(rows: Iterable[Row], most_bytes: int) -> Iterator[tuple[Row, ...]
     size = 0
     for row in rows:
         length = len(row.text.encode())
-        if part and size + length > most_bytes:
+        if part and (size + length > most_bytes or len(part) == most_rows):
             yield tuple(part)
             part, size = [], 0
         part.append(row)
@@ -73,6 +79,7 @@ class ReadRows(beam.PTransform[PCollection[KeyRange], PCollection[RangeRows]]):
     pass_number: int
     late: bool = False
     retry_skipped: bool = False
+    part_rows: int | None = None
 
     def expand(self, ranges: PCollection[KeyRange]) -> PCollection[RangeRows]:
         rows: PCollection[RangeRows] = ranges | beam.ParDo(_ReadRows(self))
@@ -92,4 +99,5 @@ class _ReadRows(beam.DoFn):
             pass_number=config.pass_number,
             late=config.late,
             retry_skipped=config.retry_skipped,
+            part_rows=config.part_rows,
         )

@@ -114,25 +114,31 @@ class RangeRows:
 
 @dataclass(frozen=True, slots=True)
 class StagedRow:
-    """What became of a row: its vector, as little-endian float32, or why it has none."""
+    """What became of a row: its vector, as little-endian float32, or why it has none.
+
+    `cut` says that its text is longer than the model looks at.
+    """
 
     key: str
     digest: bytes
     vector: bytes | None
     skipped: Skipped | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RangeVectors:
     """What became of a `RangeRows`, row by row and in the same order.
 
-    `dimension` is the length of its vectors, also where there is none.
+    `dimension` is the length of its vectors, also where there is none; `tokens` are those that
+    a server counted for them.
     """
 
     range: KeyRange
     part: int
     dimension: int
     rows: tuple[StagedRow, ...]
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from transforms.embedders.base import Embedder
 from transforms.errors import TextRejected
 from transforms.rows import Vectors, text_digest
 
@@ -16,7 +17,7 @@ NOT_A_NUMBER = "NOT-A-NUMBER"
 """A text that holds this word gets a vector with a NaN in it."""
 
 
-class FakeEmbedder:
+class FakeEmbedder(Embedder):
     """Gives each text a unit vector of its own; the same text always gets the same one."""
 
     def __init__(self, dimension: int) -> None:

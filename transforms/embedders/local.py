@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transforms.embedders.base import Batch, Embedder
 from transforms.embedders.hub import fetch_model
 from transforms.embedders.models import (
     MINILM_WINDOW,
@@ -22,12 +23,18 @@ from transforms.rows import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
 
 
-class LocalEmbedder:
-    """A sentence-transformers model, from this machine if it is here, else from the hub."""
+class LocalEmbedder(Embedder):
+    """A sentence-transformers model, from this machine if it is here, else from the hub.
 
-    def __init__(self, source: str, dimension: int) -> None:
+    `prompt` stands before each text, and `window` is the number of tokens that it looks at.
+    """
+
+    def __init__(
+        self, source: str, dimension: int, *, prompt: str = "", window: int | None = None
+    ) -> None:
         # Set before anything forks; the tokenizer otherwise warns and stops using threads.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         directory = find_model(source) or fetch_model(source)
@@ -38,6 +45,9 @@ class LocalEmbedder:
         self._normalize = bare
         if bare:
             self._model.max_seq_length = MINILM_WINDOW
+        self._prompt = prompt
+        self._window = window
+        self._tokenizer = _own_tokenizer(self._model)
         found = self._model.get_embedding_dimension()
         if found != dimension:
             raise EmbedderError(
@@ -51,6 +61,7 @@ class LocalEmbedder:
             try:
                 vectors: Vectors = self._model.encode_document(
                     list(texts),
+                    prompt=self._prompt,
                     show_progress_bar=False,
                     convert_to_numpy=True,
                     normalize_embeddings=self._normalize,
@@ -59,6 +70,33 @@ class LocalEmbedder:
                 # A library's message may quote the text, so only the kind of error is told.
                 raise TextRejected(f"the model failed with {type(error).__name__}") from error
         return vectors
+
+    def embed_batch(self, texts: Sequence[str]) -> Batch:
+        """Also say which texts are longer than the model looks at."""
+        return Batch(self.embed(texts), cut=frozenset(self._cut(texts)))
+
+    def _cut(self, texts: Sequence[str]) -> list[int]:
+        if self._window is None or self._tokenizer is None:
+            return []
+        # A token stands for at least one byte, but for the two that a model may add itself.
+        places = [
+            at
+            for at, text in enumerate(texts)
+            if len(self._prompt) + len(text.encode()) + 2 > self._window
+        ]
+        found = self._tokenizer.encode_batch([self._prompt + texts[at] for at in places])
+        return [at for at, some in zip(places, found, strict=True) if len(some) > self._window]
+
+
+def _own_tokenizer(model: SentenceTransformer) -> Tokenizer | None:
+    """A copy of a model's fast tokenizer that cuts nothing; None if it has none."""
+    backend = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+    if backend is None:
+        return None
+    tokenizer: Tokenizer = type(backend).from_str(backend.to_str())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def load_model(directory: Path) -> SentenceTransformer:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transforms.embedders.hub import fetch_model
 from transforms.errors import EmbedderError
@@ -138,8 +138,19 @@ def require_tokenizer(directory: Path) -> None:
         )
 
 
+class TokenCounter(Protocol):
+    """What knows how many tokens of a text a model looks at, and can count them."""
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that the model looks at; None if that is not known."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
+        """Count each text's tokens; None if they can't be counted."""
+
+
 def estimate_tokens(
-    files: ModelFiles, texts: Sequence[str], *, rows: int
+    files: TokenCounter, texts: Sequence[str], *, rows: int
 ) -> tuple[int, int] | None:
     """Estimate from a sample what `rows` texts come to: (tokens embedded, texts cut short).
 

@@ -16,7 +16,7 @@ from transforms.staging.runs import (
     remove_run,
     staging_root,
 )
-from transforms.staging.shards import Shard, read_shards
+from transforms.staging.shards import Shard, read_shards, read_tokens
 
 __all__ = [
     "Ledger",
@@ -35,6 +35,7 @@ __all__ = [
     "new_token",
     "read_ledger",
     "read_shards",
+    "read_tokens",
     "remove_run",
     "require_room",
     "saved_ranges",

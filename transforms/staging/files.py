@@ -70,7 +70,10 @@ def write_table(directory: Path, stem: str, table: pa.Table) -> Path:
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Read columns of a Parquet file; raise StagingError if its bytes are not as written."""
+    """Read those of the columns that a Parquet file has, in its own order.
+
+    Raises StagingError if its bytes are not as written.
+    """
     with failing_clearly(path):
         content = path.read_bytes()
         if not _sound(path, content):
@@ -78,7 +81,14 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
                 f"{path} is damaged: its bytes are not those that were written; run reembed again, "
                 "which looks through all files of the run first"
             )
-        return pq.read_table(pa.BufferReader(content), columns=list(columns))
+        file = pq.ParquetFile(pa.BufferReader(content))
+        return file.read([name for name in file.schema_arrow.names if name in columns])
+
+
+def read_metadata(path: Path) -> Mapping[bytes, bytes]:
+    """Read what was written besides the rows of a Parquet file."""
+    with failing_clearly(path):
+        return pq.read_schema(path).metadata or {}
 
 
 def is_sound(path: Path) -> bool:

@@ -10,6 +10,9 @@ A shard has one row for each row of the store that was read, in key order:
     cause      string              why the row was skipped; null for a vector
     reason     string              the same for the operator
     namespace  string              of a skipped row, for the list of them
+    cut        bool                whether the text is longer than the model looks at
+
+Its metadata hold `tokens`: what a server counted for it.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ from transforms.rows import (
     StagedRange,
     StagedRow,
 )
-from transforms.staging.files import read_table, tables, write_table
+from transforms.staging.files import read_metadata, read_table, tables, write_table
+
+_TOKENS = b"tokens"
 
 
 @dataclass(frozen=True)
@@ -69,16 +74,23 @@ def read_shards(shards: Iterable[Shard], *, with_vectors: bool) -> Iterator[Stag
 
     Raises StagingError for a shard that is not as it was written.
     """
-    names = ["key", "digest", "cause", "reason", "namespace"]
+    names = ["key", "digest", "cause", "reason", "namespace", "cut"]
     names += ["vector"] if with_vectors else []
     for shard in shards:
         table = read_table(shard.path, names)
+        if "cut" not in table.column_names:  # Staged before this was noted.
+            table = table.append_column("cut", pa.array([False] * table.num_rows))
         columns = [table.column(name).to_pylist() for name in names]
         if not with_vectors:
             columns.append([None] * table.num_rows)
-        for key, digest, cause, reason, namespace, vector in zip(*columns, strict=True):
+        for key, digest, cause, reason, namespace, cut, vector in zip(*columns, strict=True):
             skipped = None if cause is None else Skipped(key, Cause(cause), reason, namespace)
-            yield StagedRow(key, digest, vector, skipped)
+            yield StagedRow(key, digest, vector, skipped, cut)
+
+
+def read_tokens(shards: Iterable[Shard]) -> int:
+    """The tokens that a server counted for shards."""
+    return sum(int(read_metadata(shard.path).get(_TOKENS, b"0")) for shard in shards)
 
 
 def _table(vectors: RangeVectors) -> pa.Table:
@@ -91,5 +103,7 @@ def _table(vectors: RangeVectors) -> pa.Table:
             "cause": pa.array([skip and str(skip.cause) for skip in skips], pa.string()),
             "reason": pa.array([skip and skip.reason for skip in skips], pa.string()),
             "namespace": pa.array([skip and skip.namespace for skip in skips], pa.string()),
-        }
+            "cut": pa.array([row.cut for row in rows], pa.bool_()),
+        },
+        metadata={_TOKENS: str(vectors.tokens)},
     )

@@ -1,0 +1,1 @@
+"""What it takes: measured here, never in a test."""
