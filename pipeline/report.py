@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.plan import Plan
 from pipeline.resume import describe
 from pipeline.settings import LOCAL
-from pipeline.words import counts, duration, table
+from pipeline.words import counts, duration, one_line, table
 from transforms.embedders.endpoint import host
 from transforms.modes import Mode
 from transforms.rows import Summary
@@ -315,6 +315,7 @@ def setting_values(plan: Plan) -> dict[str, tuple[str, str]]:
     """The settings that decide, by name: the value, never a key, and where it came from."""
     settings = plan.settings
     values = {
+        "db": one_line(str(settings.database or plan.store.path)),
         "tier": settings.tier,
         "backend": LOCAL if settings.local else settings.backend,
         "base_url": settings.base_url,

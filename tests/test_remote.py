@@ -319,6 +319,7 @@ def test_the_plan_says_where_each_value_came_from_and_what_it_will_cost(
     plan = reembed("--db", path, "--dry-run", "--json", "--price-per-million", 0.02, real=True)
 
     assert plan.values["settings"] == {
+        "db": [str(path), "--db"],
         "tier": ["semantic", "default"],
         "backend": ["openai", f"[embeddings] backend in {config}"],
         "base_url": [scenario.url, f"[embeddings] base_url in {config}"],

@@ -16,6 +16,7 @@ from transforms.embedders.wire import (
     BadAnswer,
     path_of,
     read_answer,
+    read_code,
     read_complaint,
     read_window,
     request_body,
@@ -192,3 +193,19 @@ def test_a_complaint_is_found_in_the_shapes_that_servers_give_it(content: bytes,
 )
 def test_the_window_is_the_least_that_ollama_says(shown: Any, window: int | None) -> None:
     assert read_window(json.dumps(shown).encode()) == window
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b'{"error": {"code": 429, "message": "slow down"}}', 429),
+        (b'{"error": {"code": "429"}}', None),
+        (b'{"error": {"code": 200}}', None),
+        (b'{"error": {"code": true}}', None),
+        (b'{"error": "no"}', None),
+        (b"[1]", None),
+        (b"<html>", None),
+    ],
+)
+def test_a_status_in_the_body_is_found(content: bytes, code: int | None) -> None:
+    assert read_code(content) == code

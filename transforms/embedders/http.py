@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NoReturn
@@ -25,6 +25,7 @@ from transforms.embedders.wire import (
     BadAnswer,
     path_of,
     read_answer,
+    read_code,
     read_complaint,
     read_window,
     request_body,
@@ -42,7 +43,10 @@ _CONNECT_SECONDS = 10.0
 _START_SECONDS = 60.0
 """How long a server may be busy or failing before the first answer; a model may have to load."""
 
-_MOST_ANSWER_BYTES = 512 * 1_048_576
+_NUMBER_BYTES = 32
+"""The most that an answer may take for a number; and a vector has at most so many:"""
+
+_MOST_NUMBERS = 65_536
 _QUOTED = 16
 """So many signs of a text in a server's complaint, and it is not shown."""
 
@@ -93,7 +97,13 @@ class HttpEmbedder(Embedder):
         self._target, self._access = target, target.access
         check_endpoint(self._access)
         self._key = read_key(self._access)
-        self._client = _make_client(self._access, self._key)
+        try:
+            self._client = _make_client(self._access, self._key)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise EmbedderError(
+                f"the server at {host(self._access.url)} can't be asked ({_first_line(error)}); "
+                "correct --base-url, the configured URL, or the proxies of the environment"
+            ) from None
         self._pace = Pace(self._access.most_in_flight)
         self._outage = Outage()
         self._budget = Budget(self._access.most_tokens)
@@ -252,12 +262,14 @@ class HttpEmbedder(Embedder):
                 self._end_of_budget()
             started = time.monotonic()
             try:
-                response = self._send(path_of(self._target.backend), body)
+                response = self._send(path_of(self._target.backend), body, len(texts))
                 self._check_status(response, texts)
                 answer = read_answer(self._target.backend, response.content, len(texts))
                 self._check_model(answer)
                 spent = answer.tokens or estimate
             except BadAnswer as error:
+                if code := read_code(response.content):  # Some say 200 and put it in the body.
+                    self._check_status(replace(response, status=code), texts)
                 raise _Failed(str(error)) from None
             except (_Busy, _Failed):
                 self._pace.refused(time.monotonic() - started)
@@ -271,8 +283,9 @@ class HttpEmbedder(Embedder):
             self._bytes += sum(len(text.encode()) for text in texts) + len(texts) * len(prompt)
         return answer
 
-    def _send(self, path: str, body: bytes) -> _Response:
-        """Post a request and read the whole answer, within the time for one."""
+    def _send(self, path: str, body: bytes, count: int) -> _Response:
+        """Post a request of `count` texts and read the whole answer, within the time for one."""
+        longest = (1 + count) * (self._target.dimension or _MOST_NUMBERS) * _NUMBER_BYTES
         deadline = time.monotonic() + self._access.timeout
         slow = f"it gave no answer within {self._access.timeout:g} s"
         content = bytearray()
@@ -284,8 +297,8 @@ class HttpEmbedder(Embedder):
                     # The client's own limit is for each piece, and a slow drip never ends.
                     if time.monotonic() > deadline:
                         raise _Failed(slow, slow=True)
-                    if len(content) > _MOST_ANSWER_BYTES:
-                        raise _Failed("its answer has no end")
+                    if len(content) > longest + 1_048_576:
+                        raise _Failed("its answer is longer than the vectors could be")
                 return _Response(r.status_code, r.headers, bytes(content))
         except httpx2.ConnectTimeout:
             raise _Failed("no connection within 10 s", unreachable=True) from None
@@ -402,9 +415,9 @@ class HttpEmbedder(Embedder):
     def _wait(self, reason: str, seconds: float | None, attempt: int) -> None:
         """Wait before the next attempt; end the run if the server has been away for too long."""
         away = self._outage.failed()
-        wait = backoff(attempt) if seconds is None else seconds
+        wait = seconds or backoff(attempt)
         if away + wait > self._patience:
-            asks = f" and asks to wait {seconds:.0f} s" if seconds is not None else ""
+            asks = f" and asks to wait {seconds:.0f} s" if seconds else ""
             self._end(f"{self._at} has given no right answer for {away:.0f} s{asks} ({reason})")
         self._stop.wait(wait)
 
@@ -432,7 +445,7 @@ class HttpEmbedder(Embedder):
         """The tokens that Ollama's model looks at; None if it doesn't say."""
         try:
             body = request_body(OLLAMA, self._name, [], dimension=None, packed=False)
-            shown = self._send("/api/show", body)
+            shown = self._send("/api/show", body, 64)
         except _Failed:
             return None
         return read_window(shown.content) if shown.status == 200 else None
@@ -447,6 +460,7 @@ def _make_client(access: Access, key: str | None) -> httpx2.Client:
     headers = {"Content-Type": "application/json", "User-Agent": "reembed"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
+    httpx2.URL(access.url)
     return httpx2.Client(
         headers=headers,
         timeout=httpx2.Timeout(access.timeout, connect=_CONNECT_SECONDS, pool=None),

@@ -16,6 +16,9 @@ MOST_WAIT_SECONDS = 30.0
 _SLOWER = 2.0
 """A server that takes so many times as long as at its best has more requests than it can do."""
 
+_NOISE_SECONDS = 0.05
+"""So much longer says nothing: this machine may have been busy."""
+
 _LESS = 0.75
 """What is left of the requests in flight after a refusal."""
 
@@ -60,7 +63,7 @@ class Pace:
         """Take note of an answer and how long it took."""
         with self._changed:
             self._best = min(self._best, seconds)
-            slow = seconds > _SLOWER * self._best
+            slow = seconds > _SLOWER * self._best + _NOISE_SECONDS
             self._steady = self._steady or slow
             # As many answers as are in flight make one more, or one fewer.
             step = 1 / self._wanted if self._steady else 1.0

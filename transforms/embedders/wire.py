@@ -115,6 +115,19 @@ def read_complaint(content: bytes) -> str:
     return body if isinstance(body, str) else ""
 
 
+def read_code(content: bytes) -> int | None:
+    """The HTTP status that a body of another status says that it has; None if it says none.
+
+    https://openrouter.ai/docs/api-reference/errors
+    """
+    try:
+        error = json.loads(content).get("error")
+        code = error.get("code")
+    except (ValueError, RecursionError, AttributeError):
+        return None
+    return code if type(code) is int and 400 <= code < 600 else None
+
+
 def _ordered(data: Any) -> list[Any]:
     """The embeddings of OpenAI's answer in the order of their index."""
     if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
