@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.options import RUNNERS, CommandOptions, Options
 from pipeline.words import one_line
-from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import IncompleteError, ReembedError, RunError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -285,9 +284,8 @@ def _parser() -> _Parser:
     add(
         "--in-flight",
         type=int,
-        default=MOST_IN_FLIGHT,
         metavar="N",
-        help=f"most requests at a time ({MOST_IN_FLIGHT}; as many as it can do with)",
+        help="most requests at a time (as many as it can do with, up to 32)",
     )
     add(
         "--give-up-after",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import UsageError
 from transforms.modes import Mode
 
@@ -52,7 +51,7 @@ class Options:
     one_transaction: bool = False
     base_url: str | None = None
     document_prefix: str | None = None
-    in_flight: int = MOST_IN_FLIGHT
+    in_flight: int | None = None
     give_up_after: float = 600.0
     timeout: float = 120.0
     max_tokens: int | None = None
@@ -107,10 +106,8 @@ class Options:
             raise UsageError(f"--skipped must be one of {', '.join(SKIPPED)}: {self.skipped!r}")
 
     def _check_server(self) -> None:
-        if not 1 <= self.in_flight <= MOST_IN_FLIGHT:
-            raise UsageError(
-                f"--in-flight must be from 1 to {MOST_IN_FLIGHT} requests: {self.in_flight}"
-            )
+        if self.in_flight is not None and not 1 <= self.in_flight <= 32:
+            raise UsageError(f"--in-flight must be from 1 to 32 requests: {self.in_flight}")
         for name in ("give_up_after", "timeout"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"{_flag(name)} must be a positive time: {getattr(self, name)}")

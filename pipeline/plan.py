@@ -36,6 +36,7 @@ from transforms.embedders.models import (
     estimate_tokens,
     find_model,
 )
+from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import EmbedderError
 from transforms.modes import Mode
 from transforms.replacing import ReplaceJob, Rules
@@ -219,7 +220,7 @@ def _served_target(settings: Settings, options: Options) -> tuple[Target, TokenC
         key_file=settings.key_file,
         insecure_key=options.insecure_key,
         egress=settings.egress,
-        most_in_flight=options.in_flight,
+        most_in_flight=options.in_flight or MOST_IN_FLIGHT,
         give_up_after=options.give_up_after,
         timeout=options.timeout,
         most_tokens=options.max_tokens,

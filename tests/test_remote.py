@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -400,8 +401,9 @@ def test_the_key_is_nowhere_but_in_the_request(kept: str, serve: Serve, tmp_path
     )
     shown: set[str] = set()
     while process.poll() is None:
-        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(True)]:
-            shown.update(one.cmdline())
+        with suppress(psutil.Error):  # It may end meanwhile.
+            its = psutil.Process(process.pid)
+            shown.update(*(one.cmdline() for one in (its, *its.children(recursive=True))))
         time.sleep(0.1)
     out, err = process.communicate()
 

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 class LocalEmbedder(Embedder):
     """A sentence-transformers model, from this machine if it is here, else from the hub.
 
-    `prompt` stands before each text, and `window` is the number of tokens that it looks at.
+    `prompt` stands before each text (None: the model's own for documents), and `window` is the
+    number of tokens that it looks at.
     """
 
     def __init__(
-        self, source: str, dimension: int, *, prompt: str = "", window: int | None = None
+        self, source: str, dimension: int, *, prompt: str | None = None, window: int | None = None
     ) -> None:
         # Set before anything forks; the tokenizer otherwise warns and stops using threads.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -78,13 +79,14 @@ class LocalEmbedder(Embedder):
     def _cut(self, texts: Sequence[str]) -> list[int]:
         if self._window is None or self._tokenizer is None:
             return []
+        prompt = self._prompt or ""
         # A token stands for at least one byte, but for the two that a model may add itself.
         places = [
             at
             for at, text in enumerate(texts)
-            if len(self._prompt) + len(text.encode()) + 2 > self._window
+            if len(prompt) + len(text.encode()) + 2 > self._window
         ]
-        found = self._tokenizer.encode_batch([self._prompt + texts[at] for at in places])
+        found = self._tokenizer.encode_batch([prompt + texts[at] for at in places])
         return [at for at, some in zip(places, found, strict=True) if len(some) > self._window]
 
 
