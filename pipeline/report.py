@@ -161,9 +161,6 @@ def plan_text(plan: Plan) -> str:
         "requests": f"about {plan.requests:,}",
         "cost": _money(cost(plan, plan.tokens.tokens if plan.tokens else None)),
         "server": target.access.url if target.access else "",
-        "settings": "; ".join(
-            f"{name} {value} ({source})" for name, (value, source) in setting_values(plan).items()
-        ),
         "staged in": str(plan.run.path),
     }
     if not plan.staged_rows:
@@ -177,7 +174,8 @@ def plan_text(plan: Plan) -> str:
         f"rows_missing_embeddings={missing} target_model='{target}' "
         f"target_dim={target.dimension} backend={plan.backend} (dry-run: nothing written)"
     )
-    return head + "\n\n" + table(lines)
+    settings = {n: f"{value} ({source})" for n, (value, source) in setting_values(plan).items()}
+    return f"{head}\n\n{table(lines)}\n\nsettings, and where each came from:\n{table(settings)}"
 
 
 def outcome_json(plan: Plan, outcome: Outcome) -> str:

@@ -49,7 +49,7 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         "one_transaction": False,
         "base_url": None,
         "document_prefix": None,
-        "in_flight": 32,
+        "in_flight": None,
         "give_up_after": 600.0,
         "timeout": 120.0,
         "max_tokens": None,

@@ -90,6 +90,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "cost_estimated": None,
         "server": None,
         "settings": {
+            "db": [str(plan.store.path), "default"],
             "tier": ["semantic", "default"],
             "backend": ["local", "--backend"],
             "model": ["all-MiniLM-L6-v2", "default"],
@@ -116,9 +117,15 @@ def test_the_plan_as_text(plan: Plan) -> None:
         f"target           {MODEL}",
         "tokens           about 1,234 (from a sample of 4 rows); about 2 texts are longer than "
         "the model's 256 tokens and are cut",
-        "settings         tier semantic (default); backend local (--backend); model "
-        "all-MiniLM-L6-v2 (default); batch 100 (default); egress allow (default)",
         f"staged in        {plan.run.path}",
+        "",
+        "settings, and where each came from:",
+        f"db       {plan.store.path} (default)",
+        "tier     semantic (default)",
+        "backend  local (--backend)",
+        "model    all-MiniLM-L6-v2 (default)",
+        "batch    100 (default)",
+        "egress   allow (default)",
     ]
 
 
