@@ -122,11 +122,12 @@ def _run_command(options: CommandOptions) -> int:
 
     # A model that can't be used now must not keep anyone from looking or going back.
     asked = Options(db=options.db, backend="local")
-    database = _choose_database(read_settings(asked, os.environ, Path.cwd()))
+    settings = read_settings(asked, os.environ, Path.cwd())
+    database = _choose_database(settings)
     with naming_incomplete(database, options.run_dir):
         if options.command == "rollback":
             recover_store(database)
-        report = run_command(options, database)
+        report = run_command(options, database, egress=settings.egress)
     _print_result(report.json if options.json else report.text)
     if report.trouble is None:
         return 0

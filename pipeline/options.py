@@ -19,6 +19,8 @@ RUNNERS = (
 
 SKIPPED = ("keep", "clear")
 
+MOST_SECONDS = 30 * 86_400
+
 
 @dataclass(frozen=True)
 class Options:
@@ -109,8 +111,9 @@ class Options:
         if self.in_flight is not None and not 1 <= self.in_flight <= 32:
             raise UsageError(f"--in-flight must be from 1 to 32 requests: {self.in_flight}")
         for name in ("give_up_after", "timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(f"{_flag(name)} must be a positive time: {getattr(self, name)}")
+            if not 0 < getattr(self, name) <= MOST_SECONDS:
+                value = getattr(self, name)
+                raise UsageError(f"{_flag(name)} must be a time of up to 30 days: {value}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"--max-tokens must be a positive number: {self.max_tokens}")
         price = self.price_per_million

@@ -48,8 +48,7 @@ def preflight_lines(plan: Plan) -> list[str]:
             f"with the key in {plan.settings.key_source}" if plan.settings.key_source else "no key"
         )
         lines.append(
-            f"reembed: the texts of {plan.survey.to_embed:,} rows are sent to {host(access.url)} "
-            f"({key})"
+            f"reembed: the texts of {plan.survey.to_embed:,} rows go to {host(access.url)} ({key})"
         )
     other = [dimension for dimension in stored if dimension != target.dimension]
     if other and plan.mode is Mode.ALL and not plan.partial:

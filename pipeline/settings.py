@@ -8,6 +8,7 @@ file, then the older flat keys, then a default. The file is
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -237,7 +238,22 @@ def _key_source(ladder: _Ladder, backend: str, directory: Path) -> tuple[str | N
         if is_exposed(path):
             raise UsageError(f"{path} holds a key and must be readable by you alone: chmod 0400 it")
         return None, str(path)
-    return ladder.text("key", table=["api_key_env"]), None
+    named = ladder.text("key", table=["api_key_env"])
+    if named and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", named):
+        # Not quoted: it may be the key itself.
+        raise UsageError(
+            f"api_key_env in {ladder.file} is no name of a variable; it names the variable that "
+            "holds the key"
+        )
+    return named, None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _Ladder:
@@ -269,6 +285,8 @@ class _Ladder:
         name, value = self._find(setting, variable, table, flat)
         if value is not None and not isinstance(value, str):
             raise UsageError(f"{name} in {self.file} must be a text, not {value!r}")
+        if value and not _is_text(value):
+            raise UsageError(f"{name} holds bytes that are no text; correct it")
         return value.strip() if value else None
 
     def number(

@@ -89,8 +89,11 @@ class Report:
         return json.dumps({"schema_version": 1, **self.values}, ensure_ascii=False)
 
 
-def run_command(options: CommandOptions, database: Path) -> Report:
-    """Do what the command says; raise ReembedError for what keeps it from it."""
+def run_command(options: CommandOptions, database: Path, *, egress: str) -> Report:
+    """Do what the command says; raise ReembedError for what keeps it from it.
+
+    `egress` says where texts may be sent now, whatever was allowed when a run was begun.
+    """
     store = open_store(database)
     runs = list_runs(store.path, options.run_dir)
     match options.command:
@@ -99,7 +102,7 @@ def run_command(options: CommandOptions, database: Path) -> Report:
         case "verify":
             chosen = _choose(runs, options.run, *_BEGUN)
             _require_complete(runs, but=chosen[0], of=State.REPLACING)
-            return verify(store, chosen)
+            return verify(store, chosen, egress=egress)
         case "rollback":
             chosen = _choose(runs, options.run, *_BEGUN)
             _require_complete(runs, but=chosen[0])
@@ -187,10 +190,12 @@ def _status_text(values: Mapping[str, Any]) -> str:
     return f"run {values['run_id']}, begun {values['started']}\n" + table(shown)
 
 
-def verify(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
+def verify(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest], *, egress: str) -> Report:
     """Check the table against a run, and a sample of its rows against the model."""
     run, manifest = chosen
     target = Target.from_json(manifest.target)
+    if target.access is not None:
+        target = replace(target, access=replace(target.access, egress=egress))
     job = _job(store, run, manifest)
     findings = verify_rows(
         job.store,

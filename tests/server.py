@@ -12,6 +12,7 @@ to `/scenarios/SCENARIO`; GET there tells what has happened since. Its keys, all
     most_bytes  a longer text is refused with 400
     window      longer texts count so many tokens, as if they were cut
     packed      false: base64 is refused; "ignored": it is answered with numbers
+    tokens      "bytes": where there are several texts, each of their bytes is counted
     faults      what goes wrong: see `_Fault`
 """
 
@@ -25,6 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -42,8 +44,9 @@ class _Fault:
 
     `kind` is "status" (with `status`, `headers` and `body`), or one of the answers that are
     wrong: short, shuffled, duplicate, no index, nan, null, zeros, wrong length, all wrong
-    length, html, cut, drip, hang, gzip, other model. `after` requests go well before it,
-    and `of` says of how many requests one is hit.
+    length, html, cut, drip, slow headers, hang, gzip, other model, other vectors. `after`
+    requests go well before it, and `of` says of how many requests one is hit. With kind "crash"
+    every request fails for `seconds`.
     """
 
     kind: str
@@ -84,7 +87,7 @@ class _Scenario:
         self.answered: Counter[str] = Counter()
         self.keys: set[str] = set()
         self.bodies: list[dict[str, Any]] = []
-        self.began = self.ended = 0.0
+        self.began = self.ended = self.down_until = 0.0
 
     def log(self) -> dict[str, Any]:
         """What has happened; `seconds` are from the first request of several texts to the last."""
@@ -178,6 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
             shown = self.headers.get("Authorization", "").removeprefix("Bearer ")
             refusal = {"error": {"message": f"Incorrect API key provided: {shown}."}}
             return self._answer(401, json.dumps(refusal).encode())
+        if fault is not None and fault.kind == "crash":
+            scenario.down_until = time.monotonic() + fault.seconds
+        if time.monotonic() < scenario.down_until:
+            return self._answer(502, b"")
         if fault is not None and fault.kind == "status":
             return self._answer(fault.status, fault.body.encode(), headers=fault.headers)
         if len(texts) > values.get("most_texts", 10**9):
@@ -189,13 +196,15 @@ class _Handler(BaseHTTPRequestHandler):
         if packed and values.get("packed") is False:
             return self._answer(400, b'{"error": {"message": "unknown encoding_format"}}')
         vectors = list(self.server.embed(texts, values.get("dimension")))
-        counts = [min(len(text.split()) + 2, values.get("window", 10**9)) for text in texts]
+        by_bytes = values.get("tokens") == "bytes" and len(texts) > 1
+        counts = [len(text.encode()) if by_bytes else len(text.split()) + 2 for text in texts]
+        counts = [min(count, values.get("window", 10**9)) for count in counts]
         with scenario.lock:
             scenario.tokens += sum(counts)
         name = values.get("model", "asked")
         answer = {"model": body["model"] if name == "asked" else name}
         if fault is not None and fault.kind == "other model":
-            answer["model"] = "another-model"
+            answer["model"] = fault.body or "another-model"
         vectors = _spoil(vectors, texts, fault)
         if ollama:
             answer |= {
@@ -231,6 +240,13 @@ class _Handler(BaseHTTPRequestHandler):
             content = b"<html><body>502 Bad Gateway</body></html>"
         if kind == "hang" and fault:
             time.sleep(fault.seconds)
+        if kind == "slow headers" and fault:
+            with suppress(OSError):
+                for sign in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 1_000:
+                    self.wfile.write(bytes([sign]))
+                    time.sleep(fault.seconds)
+            self.close_connection = True
+            return
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -263,6 +279,8 @@ def _spoil(vectors: list[Any], texts: Sequence[str], fault: _Fault | None) -> li
         "wrong length": lambda vector: vector[:-1],
     }
     spoilt = ways.get(fault.kind)
+    if fault.kind == "other vectors":
+        return [-vector for vector in vectors]
     if fault.kind == "all wrong length":
         return [vector[:-1] for vector in vectors]
     if fault.kind == "short":

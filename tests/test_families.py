@@ -37,7 +37,8 @@ def test_names_of_one_model_are_the_same(asked: str, answered: str) -> None:
         ("bge-m3", "bge-m3-unsupervised"),
         ("qwen3-embedding", "qwen3-embedding-8b"),
         ("maker/model", "another/model"),
-        ("text-embedding-ada-002-v2", "text-embedding-ada-002"),
+        ("e5-large", "e5-large-v2"),
+        ("BAAI/bge-small-en", "BAAI/bge-small-en-v1.5"),
         ("m", ""),
     ],
 )

@@ -220,8 +220,8 @@ def test_an_outage_keeps_what_is_staged_and_the_same_command_goes_on(
 
     assert gone.code == 1
     assert re.search(
-        r"the server at 127.0.0.1:\d+ has given no right answer for \d s \(HTTP 503\); what is "
-        "staged stays: the same command goes on",
+        r"the server at 127.0.0.1:\d+ gives no right answer \(HTTP 503\), tried for \d s of 1 s; "
+        "what is staged stays: the same command goes on",
         gone.error,
     )
     assert path.read_bytes() == before
@@ -332,7 +332,7 @@ def test_the_plan_says_where_each_value_came_from_and_what_it_will_cost(
     assert plan.values["target_dim"] == 1536
     assert plan.values["requests_estimated"] == 12
     assert plan.values["cost_estimated"] == plan.values["tokens_estimated"] * 0.02 / 1e6
-    assert f"the texts of 600 rows are sent to {scenario.url.split('/')[2]}" in plan.err
+    assert f"the texts of 600 rows go to {scenario.url.split('/')[2]}" in plan.err
     assert KEY not in plan.out + plan.err
     assert scenario.log()["requests"] == 0
 
@@ -373,6 +373,50 @@ def test_another_model_under_the_same_name_is_not_mixed_with_what_is_staged(
         done = reembed("--db", path, *at(scenario), "--max-rows", 10, real=True)
         assert done.code == code
     assert "does not behave as it did when the run" in done.error
+
+
+def test_vectors_of_two_models_are_never_put_into_the_store(
+    reembed: Call, serve: Serve, tmp_path: Path
+) -> None:
+    path = store_of(tmp_path / "m.db", 300)
+    # The same name, the same length, no outage: only its vectors tell.
+    scenario = serve(dimension=DIMENSION, faults=[{"kind": "other vectors", "after": 6}])
+    before = path.read_bytes()
+
+    done = reembed("--db", path, *fake_at(scenario), real=True)
+
+    assert done.code == 1
+    assert "gives other vectors for the same texts now than when the run began" in done.error
+    assert path.read_bytes() == before
+
+
+def test_a_check_sends_no_text_where_none_may_be_sent_any_more(
+    reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store_of(tmp_path / "m.db", 100)
+    scenario = serve(dimension=DIMENSION)
+    assert reembed("--db", path, *fake_at(scenario), real=True).code == 0
+    assert reembed("verify", "--db", path, real=True).code == 0
+    requests = scenario.log()["requests"]
+    monkeypatch.setenv("AI_MEMORY_INFERENCE_EGRESS", "deny")
+
+    done = reembed("verify", "--db", path, real=True)
+
+    assert (done.code, scenario.log()["requests"]) == (3, requests)
+    assert "AI_MEMORY_INFERENCE_EGRESS is deny" in done.error
+
+
+def test_the_spending_is_one_whatever_a_runner_repeats(
+    reembed: Call, serve: Serve, tmp_path: Path
+) -> None:
+    path = store_of(tmp_path / "m.db", 600)
+    scenario = serve(dimension=DIMENSION)
+    flags = ["--max-tokens", 2_000, "--batch", 20, "--runner", "BundleBasedDirectRunner"]
+
+    done = reembed("--db", path, *fake_at(scenario), *flags, real=True)
+
+    assert done.code == 1
+    assert 1_000 < scenario.log()["tokens"] <= 2_000
 
 
 @pytest.mark.parametrize("kept", ["variable", "file"])

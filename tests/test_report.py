@@ -318,10 +318,10 @@ def test_texts_that_leave_this_machine_are_disclosed_up_front(served: Plan) -> N
     without = read_settings(Options(backend="ollama"), {}, Path("/"))
 
     assert report.preflight_lines(served)[1] == (
-        "reembed: the texts of 4 rows are sent to server:8000 (with the key in OPENAI_API_KEY)"
+        "reembed: the texts of 4 rows go to server:8000 (with the key in OPENAI_API_KEY)"
     )
     assert report.preflight_lines(dataclasses.replace(served, settings=without))[1] == (
-        "reembed: the texts of 4 rows are sent to server:8000 (no key)"
+        "reembed: the texts of 4 rows go to server:8000 (no key)"
     )
 
 

@@ -985,6 +985,16 @@ def test_api_key_env_names_the_variable(tmp_path: Path) -> None:
     assert SECRET not in repr(settings)
 
 
+def test_a_key_that_stands_where_its_variable_should_is_refused_and_not_repeated(
+    tmp_path: Path,
+) -> None:
+    given = Given(table={"backend": "openai", "api_key_env": "sk-proj-0123"})
+
+    said = refused(UsageError, tmp_path, given)
+    assert said.startswith(f"api_key_env in {config_path(tmp_path)} is no name of a variable")
+    assert "sk-proj" not in said
+
+
 def make_key(path: Path, mode: int) -> Path:
     path.write_text(SECRET)
     path.chmod(mode)

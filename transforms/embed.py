@@ -15,7 +15,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 from numpy.typing import NDArray
 
-from transforms.embedders import Embedder, Target, forget_embedder, load_embedder
+from transforms.embedders import Embedder, Target, load_embedder
 from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import TextRejected
 from transforms.rows import Cause, RangeRows, RangeVectors, Row, Skipped, StagedRow, Vectors
@@ -207,7 +207,6 @@ class _EmbedRows(beam.DoFn):
             except Exception as error:
                 failed = failed or error
         if failed:
-            forget_embedder()
             raise failed
 
     def _outputs(self, vectors: RangeVectors) -> Iterator[Output]:

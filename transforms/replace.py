@@ -7,6 +7,7 @@ from typing import NamedTuple
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
+from transforms.embedders import require_same
 from transforms.replacing import ReplaceJob, replace_vectors
 from transforms.rows import KeyRange, RangeVectors, StagedRange, Summary
 from transforms.staging import RunDirectory
@@ -53,4 +54,6 @@ class _Replace(beam.DoFn):
         self._last = config.last
 
     def process(self, job: ReplaceJob, staged: list[StagedRange]) -> Iterator[Summary]:
+        if job.target.access is not None:
+            require_same(job.target, job.run.read_manifest().probe)
         yield replace_vectors(job, pending=self._pending, last=self._last)

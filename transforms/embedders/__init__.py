@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-from transforms.embedders.base import PROBE_TEXTS, Batch, Embedder
+from transforms.embedders.base import PROBE_TEXTS, Batch, Embedder, cosines, same_vectors
 from transforms.embedders.target import SAME_COSINE, Access, Target
-from transforms.errors import EmbedderError, TextRejected
+from transforms.errors import EmbedderError, RunError, TextRejected
 from transforms.rows import Vectors
 
 __all__ = [
@@ -27,6 +26,7 @@ __all__ = [
     "forget_embedder",
     "load_embedder",
     "probe_embedder",
+    "require_same",
     "same_vectors",
 ]
 
@@ -39,22 +39,12 @@ def probe_embedder(embedder: Embedder, dimension: int) -> Vectors:
     return np.vstack([embed_each(embedder, [text], dimension) for text in PROBE_TEXTS])
 
 
-def same_vectors(one: Vectors, other: Vectors, *, least: float = SAME_COSINE) -> bool:
-    """Whether two sets of vectors, shape (texts, dimension), are one model's.
-
-    >>> same_vectors(np.float32([[3, 4]]), np.float32([[6, 8]]))
-    False
-    """
-    if one.shape != other.shape:
-        return False
-    lengths = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
-    alike = np.allclose(*lengths, rtol=1e-2)
-    nothing = ~one.any(axis=1) & ~other.any(axis=1)  # Neither takes such a text.
-    return bool(alike and np.all((cosines(one, other) >= least) | nothing))
-
-
 def embed_each(embedder: Embedder, texts: Sequence[str], dimension: int) -> Vectors:
     """Embed texts for a comparison; zeros stand for one that the model will not take."""
+    at_once = embedder.fitting(texts)
+    if at_once < len(texts):
+        parts = texts[:at_once], texts[at_once:]
+        return np.vstack([embed_each(embedder, part, dimension) for part in parts])
     try:
         return embedder.embed(texts)
     except TextRejected:
@@ -63,14 +53,20 @@ def embed_each(embedder: Embedder, texts: Sequence[str], dimension: int) -> Vect
     return np.vstack([embed_each(embedder, [text], dimension) for text in texts])
 
 
-def cosines(one: Vectors, other: Vectors) -> NDArray[np.float64]:
-    """The cosine of each pair of vectors, shape (texts,); 0 for a vector of zeros."""
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    products: NDArray[np.float64] = np.sum(a * b, axis=1)
-    found: NDArray[np.float64] = np.zeros_like(products)
-    np.divide(products, lengths, out=found, where=lengths > 0)
-    return found
+def require_same(target: Target, probe: Sequence[Sequence[float]]) -> None:
+    """Raise RunError if the target's embedder gives other vectors for the probe texts now.
+
+    A model here stays what it was when it was loaded; a server may be given another one at any
+    time, perhaps of the same name and length.
+    """
+    known = np.array(probe, dtype=np.float32)
+    now = probe_embedder(load_embedder(target), target.dimension)
+    if not same_vectors(known, now, least=target.noise):
+        raise RunError(
+            f"{target} gives other vectors for the same texts now than when the run began, so what "
+            "is staged may be of two models, and it is not put into the store; bring the former "
+            "model back and start over with --fresh"
+        )
 
 
 def load_embedder(target: Target) -> Embedder:
@@ -79,11 +75,15 @@ def load_embedder(target: Target) -> Embedder:
     Raises EmbedderError if it can't be built or is not what the target says.
     """
     with _loading:
-        return _load(target)
+        embedder = _load(target)
+        if not embedder.usable:
+            _load.cache_clear()
+            embedder = _load(target)
+        return embedder
 
 
 def forget_embedder() -> None:
-    """Have the next load build an embedder anew: this one can't go on."""
+    """Have the next load build an embedder anew."""
     with _loading:
         _load.cache_clear()
 

@@ -6,6 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.embedders.target import SAME_COSINE
 from transforms.rows import Vectors
 
 PROBE_TEXTS = (
@@ -49,6 +53,11 @@ class Embedder(ABC):
         return Batch(self.embed(texts))
 
     @property
+    def usable(self) -> bool:
+        """Whether there is a use in asking it again."""
+        return True
+
+    @property
     def in_flight(self) -> int:
         """Batches that may be embedded at a time, by as many threads."""
         return 1
@@ -59,3 +68,27 @@ class Embedder(ABC):
 
     def learn_limit(self, texts: int) -> None:  # noqa: B027 - most models have none to learn
         """Take note that more texts than these are too many, whatever they say."""
+
+
+def same_vectors(one: Vectors, other: Vectors, *, least: float = SAME_COSINE) -> bool:
+    """Whether two sets of vectors, shape (texts, dimension), are one model's.
+
+    >>> same_vectors(np.float32([[3, 4]]), np.float32([[6, 8]]))
+    False
+    """
+    if one.shape != other.shape:
+        return False
+    lengths = np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1)
+    alike = np.allclose(*lengths, rtol=1e-2)
+    nothing = ~one.any(axis=1) & ~other.any(axis=1)  # Neither takes such a text.
+    return bool(alike and np.all((cosines(one, other) >= least) | nothing))
+
+
+def cosines(one: Vectors, other: Vectors) -> NDArray[np.float64]:
+    """The cosine of each pair of vectors, shape (texts,); 0 for a vector of zeros."""
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    products: NDArray[np.float64] = np.sum(a * b, axis=1)
+    found: NDArray[np.float64] = np.zeros_like(products)
+    np.divide(products, lengths, out=found, where=lengths > 0)
+    return found

@@ -50,12 +50,13 @@ OLLAMA_NAMES = {
 """What Ollama's library calls models that have another name elsewhere, by their folded names."""
 
 _ALIASES = {
+    "mxbai-embed-large-v1": "mxbai-embed-large",
+    "text-embedding-ada-002-v2": "text-embedding-ada-002",
     "all-minilm": "all-minilm-l6-v2",
     "mini_lm_l6_v2": "all-minilm-l6-v2",
     "nomic-embed-text": "nomic-embed-text-v1.5",
     "nomic_embed_v15": "nomic-embed-text-v1.5",
 }
-_VERSION = re.compile(r"[-:@](v\d+(\.\d+)*|\d{4}-?\d{2}-?\d{2}|\d{3,4}|latest)")
 
 
 def fold_name(model: str) -> str:
@@ -72,20 +73,16 @@ def fold_name(model: str) -> str:
 def same_model(asked: str, answered: str) -> bool:
     """Whether the model that a server names is the one it was asked for.
 
-    It may add a version to the name that it was given, and leave out or add the maker's; two
-    makers' models of one name are not the same.
+    It may leave out or add the maker's name; two makers' models of one name are not the same,
+    nor are two versions, but for those that are known to be one.
 
-    >>> same_model("text-embedding-ada-002", "text-embedding-ada-002-v2")
+    >>> same_model("text-embedding-ada-002", "openai/text-embedding-ada-002-v2")
     True
-    >>> same_model("text-embedding-3-small", "text-embedding-3-large")
+    >>> same_model("e5-large", "e5-large-v2")
     False
     """
-    one, other = fold_name(asked), fold_name(answered)
-    version = other.removeprefix(one)
-    if one != other and not (other.startswith(one) and _VERSION.fullmatch(version)):
-        return False
     makers = _maker(asked), _maker(answered)
-    return not all(makers) or makers[0] == makers[1]
+    return fold_name(asked) == fold_name(answered) and (not all(makers) or makers[0] == makers[1])
 
 
 def _maker(model: str) -> str:

@@ -5,17 +5,13 @@ https://huggingface.co/docs/huggingface_hub/package_reference/file_download
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
+from transforms.embedders.within import within
 from transforms.errors import EmbedderError
 
 HUB_TIMEOUT_SECONDS = 10.0
-
-T = TypeVar("T")
 
 
 def fetch_model(model: str, *, small_only: bool = False) -> Path:
@@ -53,7 +49,7 @@ def fetch_model(model: str, *, small_only: bool = False) -> Path:
 
     try:
         # Small files have a minute in all; a large one has as long as it keeps coming.
-        directory = _within(6 * HUB_TIMEOUT_SECONDS, fetch) if small_only else fetch()
+        directory = within(6 * HUB_TIMEOUT_SECONDS, fetch) if small_only else fetch()
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise EmbedderError(
             f"{here} and the hub has no {repository}, or keeps it private; check the name given "
@@ -70,20 +66,6 @@ def fetch_model(model: str, *, small_only: bool = False) -> Path:
             "check the name given with --model"
         )
     return directory
-
-
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """Do some work in a thread that may be left behind; raise TimeoutError if it takes longer."""
-    outcome: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return outcome.result(seconds)
 
 
 def _wanted(files: Sequence[str], small_only: bool) -> list[str]:

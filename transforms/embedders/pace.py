@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from transforms.embedders.target import FIRST_IN_FLIGHT
@@ -97,13 +97,15 @@ class Outage:
             self._since = None
             self._answered = time.monotonic()
 
-    def failed(self) -> float:
-        """Take note of a failure; give the seconds since the first one without an answer."""
+    def failed(self, asked: float) -> float:
+        """Take note that what was asked at a moment of the monotonic clock has failed.
+
+        Gives the seconds since the first such moment without a right answer after it.
+        """
         with self._lock:
-            now = time.monotonic()
             if self._since is None:
-                self._since = now
-            return now - self._since
+                self._since = asked
+            return time.monotonic() - self._since
 
     def answered_since(self, moment: float) -> bool:
         """Whether there was a right answer after a moment of the monotonic clock."""
@@ -121,26 +123,38 @@ class Budget:
         self._most = most
         self._spent = 0
         self._reserved = 0
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     @property
     def spent(self) -> int:
         """Tokens of the requests that were answered."""
         return self._spent
 
-    def reserve(self, tokens: int) -> bool:
-        """Reserve tokens for a request; false if it would pass what may be spent."""
-        with self._lock:
-            if self._most is not None and self._spent + self._reserved + tokens > self._most:
-                return False
+    def reserve(self, estimate: Callable[[], int], *, alone: Callable[[], bool]) -> int | None:
+        """Reserve the tokens of a request; None if it would pass what may be spent.
+
+        It waits for what other requests come to where they leave too little, or where it is to
+        be `alone`, since an estimate that was never tried may be far off.
+        """
+        with self._changed:
+            while self._most is not None:
+                tokens = estimate()
+                fits = self._spent + self._reserved + tokens <= self._most
+                if not self._reserved and not fits:
+                    return None
+                if not self._reserved or (fits and not alone()):
+                    break
+                self._changed.wait()
+            tokens = estimate()
             self._reserved += tokens
-            return True
+            return tokens
 
     def settle(self, reserved: int, spent: int) -> None:
         """Put what a request came to in the place of what was reserved for it."""
-        with self._lock:
+        with self._changed:
             self._reserved -= reserved
             self._spent += spent
+            self._changed.notify_all()
 
 
 def backoff(attempt: int) -> float:
