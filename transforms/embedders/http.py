@@ -247,9 +247,13 @@ class HttpEmbedder(Embedder):
         counted = _believable(answer.tokens, texts)
         if counted is None:
             return self._estimate(texts)
-        self._tokens += counted
-        self._bytes += self._size(texts)
-        self._rows_counted = self._rows_counted or texts[0] not in PROBE_TEXTS
+        rows = texts[0] not in PROBE_TEXTS
+        if rows and not self._rows_counted:  # Rows are better than what stood for them.
+            self._tokens = self._bytes = 0
+            self._rows_counted = True
+        if rows or not self._rows_counted:
+            self._tokens += counted
+            self._bytes += self._size(texts)
         return counted
 
     def _batch(self, texts: Sequence[str], answer: Answer) -> Batch:
