@@ -31,7 +31,7 @@ def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary
         retry_skipped=plan.retry_skipped,
         part_rows=None if plan.target.access is None else plan.batch,
     )
-    embedded = rows | "Embed" >> EmbedRows(plan.target, plan.batch, plan.pause)
+    embedded = rows | "Embed" >> EmbedRows(plan.target, plan.batch, plan.attempt, plan.pause)
     outcome = embedded.vectors | "Replace" >> ReplaceVectors(
         plan.job,
         pending=plan.pending,

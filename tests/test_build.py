@@ -168,7 +168,7 @@ def test_all_that_is_done_to_a_row_runs_in_one_stage(plan: Plan) -> None:
 def test_both_outputs_of_embed_rows_are_typed(plan: Plan) -> None:
     root = beam.Pipeline(runner=FnApiRunner())
     rows = root | beam.Create(plan.ranges) | ReadRows(plan.store, plan.run, 1)
-    outputs = rows | EmbedRows(plan.target, plan.batch)
+    outputs = rows | EmbedRows(plan.target, plan.batch, plan.attempt)
 
     assert outputs.vectors.element_type == RangeVectors
     assert outputs.skipped.element_type == Skipped

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -373,6 +374,23 @@ def test_another_model_under_the_same_name_is_not_mixed_with_what_is_staged(
         done = reembed("--db", path, *at(scenario), "--max-rows", 10, real=True)
         assert done.code == code
     assert "does not behave as it did when the run" in done.error
+
+
+def test_equal_texts_are_sent_once_whatever_range_they_are_in(
+    reembed: Call, serve: Serve, tmp_path: Path
+) -> None:
+    rows = [memory(f"{at:04d}", f"content {at % 3}", title="same") for at in range(900)]
+    rows = [replace(row, namespace=f"of {at}") for at, row in enumerate(rows)]
+    path = make_store(tmp_path / "m.db", rows)
+    scenario = serve(dimension=DIMENSION, seconds=0.05)
+
+    done = reembed("--db", path, *fake_at(scenario), real=True)
+
+    assert done.code == 0
+    texts = {text: count for text, count in scenario.log()["texts"].items() if "content" in text}
+    assert texts == {f"same content {at}": 1 for at in range(3)}
+    vectors = FakeEmbedder(DIMENSION).embed([f"same content {at % 3}" for at in range(900)])
+    assert np.array_equal(all_vectors(path), vectors)
 
 
 def test_vectors_of_two_models_are_never_put_into_the_store(

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import apache_beam as beam
@@ -18,9 +19,16 @@ from numpy.typing import NDArray
 from transforms.embedders import Embedder, Target, load_embedder
 from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import TextRejected
+from transforms.known import KnownTexts
 from transforms.rows import Cause, RangeRows, RangeVectors, Row, Skipped, StagedRow, Vectors
 
 SKIPPED: Literal["skipped"] = "skipped"
+
+MOST_KNOWN_BYTES = 64 * 1_048_576
+"""What the vectors of known texts take at most; equal texts are often near, or many."""
+
+_KNOWN_BYTES = 1_000
+"""What a known text takes besides its vector."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +51,51 @@ class Work:
         return Work(self.results + other.results, self.tokens + other.tokens)
 
 
+Known = KnownTexts[Embedded]
+"""What became of texts in this process."""
+
+
 def embed_rows(
-    part: RangeRows, embedder: Embedder, *, dimension: int, batch: int, pause: float = 0.0
+    part: RangeRows,
+    embedder: Embedder,
+    *,
+    dimension: int,
+    batch: int,
+    pause: float = 0.0,
+    known: Known | None = None,
 ) -> RangeVectors:
     """Embed the rows of a part: equal texts once, texts of like length together.
 
     `batch` is the most texts in one call of the embedder, and `pause` the seconds to wait
-    after each. Every row comes back, in order, with its vector or with why it has none.
+    after each. A text that is `known` from another part is not embedded again. Every row comes
+    back, in order, with its vector or with why it has none.
     """
-    texts = {row.text for row in part.rows if row.skipped is None}
-    ordered = sorted(texts, key=lambda text: (len(text), text))
-    work = Work()
-    while len(work.results) < len(ordered):
-        some = ordered[len(work.results) :][:batch]
-        work += embed_texts(some[: embedder.fitting(some)], embedder, dimension)
-        time.sleep(pause)
-    results = dict(zip(ordered, work.results, strict=True))
-    rows = tuple(_staged(row, results.get(row.text)) for row in part.rows)
-    return RangeVectors(part.range, part.part, dimension, rows, work.tokens)
+    texts = {row.digest: row.text for row in part.rows if row.skipped is None}
+    tokens = 0
+
+    def embed(digests: Sequence[bytes]) -> list[Embedded]:
+        nonlocal tokens
+        work = Work()
+        while len(work.results) < len(digests):
+            some = [texts[digest] for digest in digests[len(work.results) :][:batch]]
+            work += embed_texts(some[: embedder.fitting(some)], embedder, dimension)
+            time.sleep(pause)
+        tokens = work.tokens
+        return work.results
+
+    ordered = sorted(texts, key=lambda digest: (len(texts[digest]), texts[digest]))
+    results = (known or KnownTexts(len(ordered))).find(ordered, embed)
+    rows = tuple(_staged(row, results.get(row.digest)) for row in part.rows)
+    return RangeVectors(part.range, part.part, dimension, rows, tokens)
+
+
+@lru_cache(maxsize=1)
+def known_texts(target: Target, attempt: str) -> Known:
+    """The texts that this process has embedded with a target, in one attempt at a run.
+
+    A worker may outlive a run, and a server have another model in the next.
+    """
+    return KnownTexts(MOST_KNOWN_BYTES // (4 * target.dimension + _KNOWN_BYTES))
 
 
 def _staged(row: Row, result: Embedded | None) -> StagedRow:
@@ -136,10 +171,14 @@ class EmbedOutputs(NamedTuple):
 
 @dataclass
 class EmbedRows(beam.PTransform[PCollection[RangeRows], EmbedOutputs]):
-    """Embed rows with the target model; skipped rows also leave by an output of their own."""
+    """Embed rows with the target model; skipped rows also leave by an output of their own.
+
+    Equal texts of one `attempt` are embedded once in each process.
+    """
 
     target: Target
     batch: int
+    attempt: str
     pause: float = 0.0
 
     def expand(self, rows: PCollection[RangeRows]) -> EmbedOutputs:
@@ -157,6 +196,7 @@ class _EmbedRows(beam.DoFn):
     """
 
     _embedder: Embedder
+    _known: Known
     _pool: ThreadPoolExecutor
 
     def __init__(self, config: EmbedRows) -> None:
@@ -167,6 +207,7 @@ class _EmbedRows(beam.DoFn):
 
     def setup(self) -> None:
         self._embedder = load_embedder(self._config.target)
+        self._known = known_texts(self._config.target, self._config.attempt)
         self._pool = ThreadPoolExecutor(MOST_IN_FLIGHT, thread_name_prefix="embed")
 
     def start_bundle(self) -> None:
@@ -196,6 +237,7 @@ class _EmbedRows(beam.DoFn):
             dimension=config.target.dimension,
             batch=config.batch,
             pause=config.pause,
+            known=self._known,
         )
 
     def _embedded_parts(self, *, ahead: int) -> Iterator[RangeVectors]:
