@@ -145,7 +145,7 @@ def test_the_console_script_is_the_module(arguments: Sequence[str], program: Pro
         (["--base-url", ""], "--base-url is empty"),
         (["--in-flight", "33"], "--in-flight must be from 1 to 32 requests: 33"),
         (["--give-up-after", "soon"], "--give-up-after: 'soon' is no time such as 90s, 10m or 2h"),
-        (["--timeout", "0m"], "--timeout must be a positive time: 0.0"),
+        (["--timeout", "0m"], "--timeout must be a time of up to 30 days: 0.0"),
         (["--timeout", "2d"], "argument --timeout: '2d' is no time such as 90s, 10m or 2h"),
         (["--max-tokens", "1e6"], "argument --max-tokens: invalid int value: '1e6'"),
         (["--price-per-million", "-1"], "--price-per-million must be 0 or more: -1.0"),
@@ -241,6 +241,7 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "cost_estimated": None,
         "server": None,
         "settings": {
+            "db": [str(path), "--db"],
             "tier": ["semantic", "default"],
             "backend": ["local", "default"],
             "model": ["all-MiniLM-L6-v2", "default"],
@@ -270,7 +271,9 @@ def test_a_dry_run_counts_in_words_what_it_counts_in_json(tmp_path: Path, progra
     done = program("--db", path, "--dry-run")
 
     assert done.returncode == 0
-    head, blank, *table = done.stdout.splitlines()
+    plan, _, settings = done.stdout.partition("\n\nsettings, and where each came from:\n")
+    assert settings.splitlines()[0] == f"db       {path} (--db)"
+    head, blank, *table = plan.splitlines()
     assert (head, blank) == (
         "reembed plan: total_rows=7 rows_with_embeddings=5 rows_missing_embeddings=2 "
         "target_model='all-MiniLM-L6-v2 (384-dim, local)' target_dim=384 backend=ollama "

@@ -86,7 +86,7 @@ def test_models_are_only_used_in_embedders(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_servers_are_only_spoken_to_in_one_module(path: Path) -> None:
-    assert uses(path, "httpx2") == (path == Path("transforms/embedders/http.py"))
+    assert uses(path, "httpx2") == (path == Path("transforms/embedders/client.py"))
 
 
 @pytest.mark.parametrize("module", ["pipeline.upkeep", "pipeline.plan", "pipeline.report"])
