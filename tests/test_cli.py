@@ -289,8 +289,6 @@ def test_a_dry_run_counts_in_words_what_it_counts_in_json(tmp_path: Path, progra
         "stored vectors": "4-dim 5, no vector 2",
         "skipped by rule": "encrypted 1, over the byte cap 2",
         "target": "all-MiniLM-L6-v2 (384-dim, local)",
-        "settings": "tier semantic (default); backend local (default); model all-MiniLM-L6-v2 "
-        "(default); batch 100 (default); egress allow (default)",
     }
     assert re.fullmatch(
         r"about \d+ \(from a sample of 3 rows\); about 1 texts are longer than the model's 256 "
