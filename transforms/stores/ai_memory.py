@@ -17,8 +17,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from transforms.errors import StampError, StoreError
 from transforms.modes import Mode
 from transforms.rows import (
@@ -31,7 +29,7 @@ from transforms.rows import (
     text_digest,
 )
 from transforms.stores import sqlite
-from transforms.stores.codec import encode
+from transforms.stores.codec import with_header
 
 TEXT_CAP_BYTES = 65_536
 """The longest text that is embedded, in bytes of UTF-8; exactly this many pass."""
@@ -142,14 +140,9 @@ class AiMemoryStore:
 
     def describe(self, vector: bytes | None, *, model: str, dimension: int) -> Stored:
         """What a row holds once it has a vector of a model (little-endian float32), or none."""
-        values: dict[str, int | str | None] = {
-            "embedding_dim": None if vector is None else dimension,
-            "embedding_space": None if vector is None else space_stamp(model),
-        }
-        others = " ".join(
-            _described(column, value) for column, value in values.items() if column in self.columns
-        )
-        return Stored(None if vector is None else encode(np.frombuffer(vector, "<f4")), others)
+        if vector is None:
+            return Stored(None, _described_all(self.columns, None, None))
+        return Stored(with_header(vector), _described_all(self.columns, dimension, model))
 
     @contextmanager
     def replacing(self) -> Iterator[Replacement]:
@@ -397,6 +390,18 @@ _FAMILIES = {
 
 REPLACED_COLUMNS = ("embedding_dim", "embedding_space")
 """The columns that a replacement sets besides the vector, where they exist."""
+
+
+@lru_cache(maxsize=8)
+def _described_all(columns: frozenset[str], dimension: int | None, model: str | None) -> str:
+    """Describe what is replaced besides the vector, for a store that has these columns."""
+    values: dict[str, int | str | None] = {
+        "embedding_dim": dimension,
+        "embedding_space": None if model is None else space_stamp(model),
+    }
+    return " ".join(
+        _described(column, value) for column, value in values.items() if column in columns
+    )
 
 
 def _described(column: str, value: int | str | None) -> str:

@@ -20,7 +20,12 @@ def encode(vector: NDArray[np.floating]) -> bytes:
     >>> encode(np.array([1.0, -2.0], dtype=np.float32)).hex(" ", 4)
     '01 0000803f 000000c0'
     """
-    return _LITTLE_ENDIAN + vector.astype("<f4").tobytes()
+    return with_header(vector.astype("<f4").tobytes())
+
+
+def with_header(numbers: bytes) -> bytes:
+    """Turn the little-endian float32 of a vector into a BLOB."""
+    return _LITTLE_ENDIAN + numbers
 
 
 def decode(blob: bytes) -> NDArray[np.float32]:
