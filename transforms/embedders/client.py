@@ -173,7 +173,7 @@ class Client:
     def _check_status(self, response: Response, texts: Sequence[str]) -> None:
         """Tell the ways to fail apart."""
         status = response.status
-        if status == 200:
+        if 200 <= status < 300:
             return
         said = self._said(read_complaint(response.content), texts)
         reason = f"HTTP {status}{_with(said)}"
@@ -244,10 +244,8 @@ def _make_client(access: Access, key: str | None) -> httpx2.Client:
     return httpx2.Client(
         headers=headers,
         timeout=httpx2.Timeout(access.timeout, connect=_CONNECT_SECONDS, pool=None),
-        limits=httpx2.Limits(
-            max_connections=access.most_in_flight + 1,
-            max_keepalive_connections=access.most_in_flight + 1,
-        ),
+        # No most of all: a request that was left behind must not stand in the way of the next.
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=access.most_in_flight),
         follow_redirects=False,
         verify=httpx2.create_ssl_context(),
         # A proxy is elsewhere, so it is for those who may send texts anywhere.
