@@ -123,7 +123,7 @@ def test_whatever_the_server_does_the_vectors_are_right_or_the_row_is_named(
     clean = serve()
 
     done = reembed(
-        "--db", path, *at(scenario, "all-MiniLM-L6-v2"), "--batch", 5, "--timeout", "1s", real=True
+        "--db", path, *at(scenario, "all-MiniLM-L6-v2"), "--batch", 5, "--timeout", "2s", real=True
     )
     other = store_of(tmp_path / "other.db", 12)
     reembed("--db", other, *at(clean, "all-MiniLM-L6-v2"), real=True)
