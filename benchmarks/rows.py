@@ -24,7 +24,8 @@ from pipeline import plan as planning
 from pipeline.options import Options
 from pipeline.plan import make_plan
 from pipeline.resume import list_runs
-from pipeline.run import parse_beam_options, run_plan
+from pipeline.run import run_plan
+from pipeline.runners import parse_beam_options
 from pipeline.settings import read_settings
 from pipeline.upkeep import show_status
 from transforms import replace as replace_transform

@@ -139,7 +139,8 @@ def _run(options: Options) -> int:
     from pipeline.settings import read_settings
 
     if options.beam_options or not options.dry_run:
-        from pipeline.run import parse_beam_options, run_plan
+        from pipeline.run import run_plan
+        from pipeline.runners import parse_beam_options
 
         beam_options = parse_beam_options(options.runner, options.beam_options)
     settings = read_settings(options, os.environ, Path.cwd())

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import io
 import logging
 import math
 import os
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,14 +15,12 @@ from datetime import UTC, datetime
 import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
-from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
-from apache_beam.runners.runner import PipelineRunner
 
 from pipeline.build import build
 from pipeline.plan import Plan
 from pipeline.report import Outcome, outcome_values
 from pipeline.resume import describe
+from pipeline.runners import check_runner, make_runner
 from pipeline.words import one_line
 from transforms.embedders import load_embedder, probe_embedder, same_vectors
 from transforms.errors import (
@@ -33,7 +28,6 @@ from transforms.errors import (
     ReembedError,
     RunError,
     StagingError,
-    UsageError,
     unwrap,
 )
 from transforms.modes import Mode
@@ -61,8 +55,6 @@ MOST_STALE_PASSES = 3
 
 _NAMED_ROWS = 20
 """Remaining rows that are named on stderr; all are in the run directory."""
-
-_CONNECT_SECONDS = 10.0
 
 _UNIT_TOLERANCE = 0.01
 
@@ -246,7 +238,7 @@ def _run_passes(plan: Plan, run_pass: Callable[[Plan], Summary]) -> Summary:
 
 
 def _run_pass(plan: Plan, runner: str, options: PipelineOptions, *, replaces: bool) -> Summary:
-    pipeline = beam.Pipeline(runner=_make_runner(runner), options=options)
+    pipeline = beam.Pipeline(runner=make_runner(runner), options=options)
     name = f"pass-{plan.pass_number}.json"
     summary = build(pipeline, plan, replace=replaces)
     summary | "Record" >> beam.Map(_record, plan.run, name)
@@ -335,71 +327,6 @@ def _note_failure(plan: Plan, error: BaseException) -> None:
             "reembed rollback"
         ) from error
     discard_run_if_empty(plan.run, plan.store.path)
-
-
-def _make_runner(name: str) -> PipelineRunner | str:
-    """Choose a runner. Beam's own DirectRunner would download and start a Go program."""
-    match name:
-        case "DirectRunner" | "FnApiRunner":
-            return FnApiRunner()
-        case "BundleBasedDirectRunner":
-            return BundleBasedDirectRunner()
-        case _:
-            return name
-
-
-def check_runner(runner: str, options: PipelineOptions) -> None:
-    """Refuse a runner that would wait for ever, or fetch a program from the network.
-
-    Raises UsageError for a missing option, RunError for a job server that doesn't answer.
-    """
-    given = options.get_all_options()
-    if runner == "FlinkRunner" and not given["flink_job_server_jar"]:
-        raise UsageError(
-            "FlinkRunner needs a job server: give --flink_job_server_jar after --, or use "
-            "--runner PortableRunner -- --job_endpoint=HOST:PORT"
-        )
-    endpoint = given["job_endpoint"]
-    if runner != "PortableRunner" or endpoint == "embed":
-        return
-    host, _, port = (endpoint or "").rpartition(":")
-    if not port.isdigit():
-        raise UsageError(
-            f"PortableRunner needs a job server: give --job_endpoint=HOST:PORT after --, not "
-            f"{endpoint!r}"
-        )
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    except OSError as error:
-        raise RunError(
-            f"no job server answers at {endpoint} ({error}); start it, or correct --job_endpoint"
-        ) from None
-
-
-def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
-    """Parse Beam's own options; what Beam would drop with a warning is refused.
-
-    Raises UsageError for an option that Beam doesn't know, or a value that it refuses.
-    """
-    for flag in flags:
-        if flag.partition("=")[0] in ("--runner", "--help", "-h"):
-            raise UsageError(f"{flag} is not for Beam; give it before the --")
-    refused: list[str] = []
-    complaint = io.StringIO()
-
-    def check(parser: argparse.ArgumentParser) -> None:
-        refused.extend(parser.parse_known_args(list(flags))[1])
-
-    options = PipelineOptions(list(flags), runner=runner)
-    try:
-        with contextlib.redirect_stderr(complaint):
-            PipelineOptions(list(flags)).get_all_options(add_extra_args_fn=check)
-    except SystemExit:
-        last = complaint.getvalue().strip().splitlines()[-1:]
-        raise UsageError(f"Beam refuses its options after --: {' '.join(last)}") from None
-    if refused:
-        raise UsageError(f"Beam has no option {' '.join(refused)}; correct what stands after --")
-    return options
 
 
 def staged_rows(plan: Plan) -> Iterator[StagedRow]:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import Scenario, Serve
+from transforms import embedders
 from transforms.embed import Embedded, Work, embed_texts
-from transforms.embedders import PROBE_TEXTS, Access, Target, forget_embedder, load_embedder, pace
+from transforms.embedders import PROBE_TEXTS, Access, Target, load_embedder, pace
 from transforms.embedders import http as http_embedder
 from transforms.embedders.fake import FakeEmbedder
 from transforms.embedders.http import HttpEmbedder
@@ -34,7 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(pace, "MOST_WAIT_SECONDS", 0.2)
     monkeypatch.setattr(http_embedder, "_START_SECONDS", 1.0)
     yield
-    forget_embedder()
+    embedders._load.cache_clear()
 
 
 def target(

@@ -20,6 +20,7 @@ MODULES = sorted(
 BEAM = {
     "pipeline/build.py",
     "pipeline/run.py",
+    "pipeline/runners.py",
     "transforms/embed.py",
     "transforms/read.py",
     "transforms/replace.py",

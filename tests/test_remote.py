@@ -32,7 +32,8 @@ from tests.conftest import (
     select,
     unpack,
 )
-from transforms.embedders import PROBE_TEXTS, forget_embedder, pace
+from transforms import embedders
+from transforms.embedders import PROBE_TEXTS, pace
 from transforms.embedders.fake import FakeEmbedder
 from transforms.staging import find_runs, read_shards
 from transforms.stores import decode
@@ -47,7 +48,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(pace, "MOST_WAIT_SECONDS", 0.2)
     yield
-    forget_embedder()
+    embedders._load.cache_clear()
 
 
 def at(scenario: Scenario, model: str = "a-model") -> list[str]:

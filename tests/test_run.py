@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,12 +18,11 @@ from pipeline.plan import Plan
 from pipeline.report import Outcome
 from pipeline.run import (
     MOST_STALE_PASSES,
-    check_runner,
     limit_rows,
-    parse_beam_options,
     run_plan,
     staged_rows,
 )
+from pipeline.runners import parse_beam_options
 from tests.conftest import (
     FAKE,
     begin,
@@ -47,7 +45,6 @@ from transforms.errors import (
     StagingError,
     StoreError,
     TooManySkippedError,
-    UsageError,
 )
 from transforms.replacing import replace_vectors
 from transforms.rows import Cause, Skipped, Summary
@@ -648,37 +645,3 @@ def test_a_runner_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"^DirectRunner failed: .*REEMBED_TRACEBACK=1"):
         run(plan)
     assert files(tmp_path) == before
-
-
-@pytest.mark.parametrize(
-    ("runner", "flags", "says"),
-    [
-        ("FlinkRunner", [], "FlinkRunner needs a job server"),
-        ("PortableRunner", [], "PortableRunner needs a job server"),
-        ("PortableRunner", ["--job_endpoint=nowhere"], "not 'nowhere'"),
-        ("PortableRunner", ["--job_endpoint=127.0.0.1:1"], "no job server answers at 127.0.0.1:1"),
-    ],
-)
-def test_a_runner_without_its_job_server_is_refused(
-    runner: str, flags: list[str], says: str
-) -> None:
-    with pytest.raises((UsageError, RunError), match=says):
-        check_runner(runner, parse_beam_options(runner, flags))
-
-
-def test_a_job_server_that_answers_is_enough() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        flags = [f"--job_endpoint=127.0.0.1:{server.getsockname()[1]}"]
-        check_runner("PortableRunner", parse_beam_options("PortableRunner", flags))
-
-
-@pytest.mark.parametrize("flags", [["--nope=1"], ["--direct_num_workers=x"], ["word"]])
-def test_what_beam_does_not_know_is_refused(flags: list[str]) -> None:
-    with pytest.raises(UsageError, match="Beam"):
-        parse_beam_options("DirectRunner", flags)
-
-
-def test_beams_own_options_reach_it() -> None:
-    options = parse_beam_options("DirectRunner", ["--direct_runner_bundle_repeat=1"])
-
-    assert options.get_all_options()["direct_runner_bundle_repeat"] == 1

@@ -23,7 +23,6 @@ __all__ = [
     "Target",
     "cosines",
     "embed_each",
-    "forget_embedder",
     "load_embedder",
     "probe_embedder",
     "require_same",
@@ -80,12 +79,6 @@ def load_embedder(target: Target) -> Embedder:
             _load.cache_clear()
             embedder = _load(target)
         return embedder
-
-
-def forget_embedder() -> None:
-    """Have the next load build an embedder anew."""
-    with _loading:
-        _load.cache_clear()
 
 
 _loading = threading.Lock()
