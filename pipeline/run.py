@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -58,6 +59,9 @@ _NAMED_ROWS = 20
 
 _UNIT_TOLERANCE = 0.01
 
+_GARBAGE_AFTER = 100_000
+"""Objects made, beyond those freed, after which garbage is looked for; Python's own is 700."""
+
 _logger = logging.getLogger("reembed")
 
 
@@ -86,6 +90,9 @@ def run_plan(
         probe = probe_embedder(load_embedder(plan.target), plan.target.dimension)
         _warn_of_lengths(probe)
         _begin(plan, probe)
+        # What is here stays to the end, and rows make no cycles: less to look for, less often.
+        gc.freeze()
+        gc.set_threshold(_GARBAGE_AFTER)
         try:
             outcome = _run_begun(plan, runner, options, progress, warn, started)
             _finish(plan, outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -44,7 +43,7 @@ def test_all_that_was_saved_is_read_back_the_latest_first(
     everything = [row for saved in files for row in saved]
     for with_vectors in (True, False):
         ledger = read_ledger(directory, 3, with_vectors=with_vectors)
-        seen = everything if with_vectors else [replace(row, stored=None) for row in everything]
+        seen = everything if with_vectors else [row._replace(stored=None) for row in everything]
         assert {key: list(ledger.of(key)) for key in ledger.keys} == {
             key: [row for row in reversed(seen) if row.key == key]
             for key in {row.key for row in seen}

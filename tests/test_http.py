@@ -56,7 +56,7 @@ def right(texts: Sequence[str]) -> list[bytes]:
 
 
 def made(work: Work) -> list[bytes | None]:
-    return [None if r.vector is None else r.vector.tobytes() for r in work.results]
+    return [result.vector for result in work.results]
 
 
 def why(result: Embedded) -> tuple[Cause, str]:

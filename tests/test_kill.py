@@ -35,9 +35,9 @@ from tests import fake_program
 from tests.conftest import change, clean_environment, memory, other_contents, select
 from transforms import replacing, rollback
 from transforms.embedders import Target, fake
-from transforms.rows import KeyRange, Stored, Vectors
+from transforms.rows import KeyRange, Stored, Summary, Vectors
 from transforms.staging import RunDirectory, State, find_runs, lock_database, new_token
-from transforms.stores import AiMemoryStore, Replacement, open_store, recover_store
+from transforms.stores import Replacement, open_store, recover_store
 from transforms.stores.codec import encode
 from transforms.stores.demo import SCHEMA, Memory, create_store, generated_memories
 
@@ -173,19 +173,21 @@ def _prepare(trial: Trial, tell: Connection) -> None:
             module.TRANSACTION_SECONDS = 0.0  # type: ignore[attr-defined]
         replacing._FIRST_ROWS = 1_024
         replacing._PAUSE_SECONDS = 0.01
-    save, begin, put = replacing._save_all, AiMemoryStore.replacing, Replacement.put
+    save, begin, put = replacing._save_all, Replacement.transaction, Replacement.put
 
-    def saving(job: replacing.ReplaceJob) -> Iterator[replacing.Portion]:
+    def saving(
+        job: replacing.ReplaceJob, *, last: bool
+    ) -> tuple[Summary, list[replacing.Portion] | None]:
         tell.send(SAVING)
-        return save(job)
+        return save(job, last=last)
 
     @contextmanager
-    def locked(store: AiMemoryStore) -> Iterator[Replacement]:
-        with begin(store) as table:
-            # As with a table larger than the cache, what is not committed reaches the disk.
-            table._db.execute("PRAGMA cache_size=16")
+    def locked(table: Replacement) -> Iterator[None]:
+        # As with a table larger than the cache, what is not committed reaches the disk.
+        table._db.execute("PRAGMA cache_size=16")
+        with begin(table):
             tell.send(LOCKED)
-            yield table
+            yield
         tell.send(WRITTEN)
 
     def putting(table: Replacement, changes: Sequence[tuple[int, Stored]]) -> None:
@@ -193,7 +195,7 @@ def _prepare(trial: Trial, tell: Connection) -> None:
         put(table, changes)
 
     replacing._save_all = saving
-    AiMemoryStore.replacing = locked  # type: ignore[method-assign,assignment]
+    Replacement.transaction = locked  # type: ignore[method-assign,assignment]
     Replacement.put = putting  # type: ignore[method-assign,assignment]
     said = os.open(trial.folder / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(said, 1)

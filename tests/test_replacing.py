@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.plan import Plan
@@ -26,7 +27,7 @@ from transforms.read import read_rows
 from transforms.replacing import Rules, check_failures, replace_vectors
 from transforms.rows import Cause, KeyRange, Stored, Summary
 from transforms.staging import Ledger, Manifest, State, read_ledger, saved_ranges
-from transforms.stores import AiMemoryStore, Replacement
+from transforms.stores import Replacement
 from transforms.stores.codec import decode, encode
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -106,14 +107,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def seen(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Manifest]:
     """The manifest as it is at each transaction's first write."""
     manifests: list[Manifest] = []
-    transaction, put = AiMemoryStore.replacing, Replacement.put
+    transaction, put = Replacement.transaction, Replacement.put
     fresh: list[bool] = []
 
     @contextmanager
-    def open_transaction(store: AiMemoryStore) -> Iterator[Replacement]:
-        with transaction(store) as table:
+    def open_transaction(table: Replacement) -> Iterator[None]:
+        with transaction(table):
             fresh[:] = [True]
-            yield table
+            yield
 
     def look(table: Replacement, changes: Sequence[tuple[int, Stored]]) -> None:
         if changes and fresh:
@@ -121,7 +122,7 @@ def seen(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Manifest]:
             fresh.clear()
         put(table, changes)
 
-    monkeypatch.setattr(AiMemoryStore, "replacing", open_transaction)
+    monkeypatch.setattr(Replacement, "transaction", open_transaction)
     monkeypatch.setattr(Replacement, "put", look)
     return manifests
 
@@ -129,14 +130,14 @@ def seen(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Manifest]:
 def before_the_lock(monkeypatch: pytest.MonkeyPatch, *actions: Any) -> None:
     """Do things, one before each transaction, as another process might."""
     waiting = list(actions)
-    transaction = AiMemoryStore.replacing
+    transaction = Replacement.transaction
 
-    def late(store: AiMemoryStore) -> AbstractContextManager[Replacement]:
+    def late(table: Replacement) -> AbstractContextManager[None]:
         if waiting:
             waiting.pop(0)()
-        return transaction(store)
+        return transaction(table)
 
-    monkeypatch.setattr(AiMemoryStore, "replacing", late)
+    monkeypatch.setattr(Replacement, "transaction", late)
 
 
 def edit(plan: Plan) -> None:
@@ -524,7 +525,7 @@ def test_where_nothing_is_to_be_written_nothing_is(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace(plan)
-    monkeypatch.setattr(AiMemoryStore, "replacing", None)
+    monkeypatch.setattr(Replacement, "transaction", None)
 
     assert replace(plan) == Summary(replaced=10)
 
@@ -538,17 +539,18 @@ class Killed(BaseException):
 
 def kill_after_commit(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Let the process end between the commit of a transaction and its record."""
-    write = replacing._write
+    transaction = Replacement.transaction
     left = [number]
 
-    def die(*arguments: Any, **more: Any) -> int:
-        written = write(*arguments, **more)
+    @contextmanager
+    def die(table: Replacement) -> Iterator[None]:
+        with transaction(table):
+            yield
         left[0] -= 1
         if left[0] == 0:
             raise Killed
-        return written
 
-    monkeypatch.setattr(replacing, "_write", die)
+    monkeypatch.setattr(Replacement, "transaction", die)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -622,7 +624,7 @@ def test_a_backup_that_is_not_read_back_as_it_was_written_stops_it_before_the_fi
 ) -> None:
     from transforms.staging import backup
 
-    monkeypatch.setattr(backup, "_read", lambda path, with_vectors: [])
+    monkeypatch.setattr(backup, "read_table", lambda path, columns: pa.table({"key": ["a"]}))
 
     with pytest.raises(StagingError, match="check the disk"):
         replace(plan)

@@ -25,7 +25,7 @@ from transforms.rollback import DELETED, EDITED, OVERWRITTEN, RolledBack, restor
 from transforms.rows import Row, Stored, Summary, text_digest, vector_digest
 from transforms.staging import Ledger, Manifest, State
 from transforms.staging.files import tables
-from transforms.stores import AiMemoryStore, Replacement
+from transforms.stores import Replacement
 from transforms.stores.codec import encode
 
 OLD = encode(np.array([1.0, 2.0], dtype=np.float32))
@@ -252,14 +252,14 @@ def test_a_run_that_gave_rows_what_they_held_already_is_rolled_back_without_a_ch
 def test_a_vector_that_came_between_the_backup_and_the_write_is_what_comes_back(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transaction = AiMemoryStore.replacing
+    transaction = Replacement.transaction
 
-    def late(store: AiMemoryStore) -> AbstractContextManager[Replacement]:
-        change(store.path, f"UPDATE memories SET embedding = x'{OTHER.hex()}' WHERE id = '05'")
-        return transaction(store)
+    def late(table: Replacement) -> AbstractContextManager[None]:
+        change(plan.store.path, f"UPDATE memories SET embedding = x'{OTHER.hex()}' WHERE id = '05'")
+        return transaction(table)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AiMemoryStore, "replacing", late)
+        patch.setattr(Replacement, "transaction", late)
         run(plan)
 
     assert undo(plan) == RolledBack(restored=10)
@@ -309,14 +309,14 @@ def test_a_replacement_that_was_cut_off_is_undone(
 def look(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Manifest, int]]:
     """The manifest, and how many rows hold what the run wrote, whenever the lock is taken."""
     found: list[tuple[Manifest, int]] = []
-    transaction = AiMemoryStore.replacing
+    transaction = Replacement.transaction
 
-    def watched(store: AiMemoryStore) -> AbstractContextManager[Replacement]:
-        new = select(store.path, "SELECT count(*) FROM memories WHERE embedding_dim = 8")
+    def watched(table: Replacement) -> AbstractContextManager[None]:
+        new = select(plan.store.path, "SELECT count(*) FROM memories WHERE embedding_dim = 8")
         found.append((plan.run.read_manifest(), int(new[0][0])))
-        return transaction(store)
+        return transaction(table)
 
-    monkeypatch.setattr(AiMemoryStore, "replacing", watched)
+    monkeypatch.setattr(Replacement, "transaction", watched)
     return found
 
 
@@ -377,17 +377,17 @@ def test_an_attempt_that_was_taken_over_puts_nothing_back(
 ) -> None:
     run(plan)
     now = columns(plan.store.path)
-    transaction = AiMemoryStore.replacing
+    transaction = Replacement.transaction
 
     def take_over() -> None:
         plan.run.write_manifest(replaced(plan.run.read_manifest(), attempt="another"))
 
-    def watched(store: AiMemoryStore) -> AbstractContextManager[Replacement]:
+    def watched(table: Replacement) -> AbstractContextManager[None]:
         take_over()
-        return transaction(store)
+        return transaction(table)
 
     if late:
-        monkeypatch.setattr(AiMemoryStore, "replacing", watched)
+        monkeypatch.setattr(Replacement, "transaction", watched)
     else:
         take_over()
 
@@ -471,9 +471,9 @@ def test_of_many_rows_each_is_put_back_or_left_for_itself(
         if key in written:
             (saved,) = save_rows([Change(row, describe(b"new"))], ledger)
             ledger.add([saved])
-            row = replaced(row, stored=describe(b"new"))
+            row = row._replace(stored=describe(b"new"))
         if key in edited:
-            row = replaced(row, digest=text_digest(b"edited"))
+            row = row._replace(digest=text_digest(b"edited"))
         if key not in gone:
             rows.append(row)
 

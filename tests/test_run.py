@@ -49,7 +49,7 @@ from transforms.errors import (
 from transforms.replacing import replace_vectors
 from transforms.rows import Cause, Skipped, Summary
 from transforms.staging import RunDirectory, Scope, State, lock_database
-from transforms.stores import AiMemoryStore, Replacement
+from transforms.stores import Replacement
 from transforms.stores.codec import decode
 
 
@@ -211,15 +211,15 @@ def test_a_row_that_is_edited_between_the_look_and_the_lock_gets_its_vector_next
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(5)])
-    lock = AiMemoryStore.replacing
+    lock = Replacement.transaction
     edits = edits_of_one_row(1)
 
-    def late(store: AiMemoryStore) -> AbstractContextManager[Replacement]:
+    def late(table: Replacement) -> AbstractContextManager[None]:
         if edits:
             change(path, *edits.pop())
-        return lock(store)
+        return lock(table)
 
-    monkeypatch.setattr(AiMemoryStore, "replacing", late)
+    monkeypatch.setattr(Replacement, "transaction", late)
 
     summary = run(fake_plan(path, rows=2)).summary
 
@@ -291,13 +291,13 @@ def test_fewer_rows_left_in_each_pass_hold_the_replacement_back_for_longer(
     ]
     editing(monkeypatch, path, edits)
     counts: list[object] = []
-    wait = AiMemoryStore.replacing
+    wait = Replacement.transaction
 
-    def counted(store: AiMemoryStore) -> AbstractContextManager[Replacement]:
+    def counted(table: Replacement) -> AbstractContextManager[None]:
         counts.append(select(path, "SELECT count(embedding) FROM memories"))
-        return wait(store)
+        return wait(table)
 
-    monkeypatch.setattr(AiMemoryStore, "replacing", counted)
+    monkeypatch.setattr(Replacement, "transaction", counted)
 
     summary = run(fake_plan(path, rows=2)).summary
 

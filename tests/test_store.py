@@ -158,7 +158,7 @@ def test_a_replacement_changes_vector_dimension_and_nothing_else(tmp_path: Path,
     path = make_store(tmp_path / "m.db", rows, mode)
     before, store = other_contents(path), open_store(path)
 
-    with store.replacing() as table:
+    with store.replacing() as table, table.transaction():
         found = table.read_range(EVERYTHING)
         table.put([(found[1].rowid, new(store))])
 
@@ -175,7 +175,7 @@ def test_a_replacement_that_fails_half_way_changes_nothing(tmp_path: Path, mode:
 
     store = open_store(path)
 
-    with pytest.raises(ZeroDivisionError), store.replacing() as table:
+    with pytest.raises(ZeroDivisionError), store.replacing() as table, table.transaction():
         table.put([(1, new(store))])
         raise ZeroDivisionError
 
@@ -190,6 +190,7 @@ def test_a_row_that_vanished_undoes_the_replacement(tmp_path: Path) -> None:
     with (
         pytest.raises(StoreError, match="SQLite wrote 1 of 2 rows"),
         store.replacing() as table,
+        table.transaction(),
     ):
         table.put([(1, new(store)), (99, new(store))])
 
@@ -205,7 +206,7 @@ def test_a_vector_never_keeps_another_models_stamp(tmp_path: Path) -> None:
     )
 
     store = open_store(path)
-    with store.replacing() as table:
+    with store.replacing() as table, table.transaction():
         table.put([(1, new(store, "all-MiniLM-L6-v2"))])
 
     assert select(path, "SELECT id, embedding_space FROM memories ORDER BY id") == [
@@ -242,7 +243,7 @@ def test_a_store_from_before_the_dimension_column_is_replaced(tmp_path: Path) ->
     store = open_store(path)
 
     assert take_survey(store).dimensions == {0: 1, 2: 1}
-    with store.replacing() as table:
+    with store.replacing() as table, table.transaction():
         table.put([(1, new(store))])
 
     assert select(path, "SELECT embedding FROM memories WHERE id = 'a'") == [(encode(VECTOR),)]
@@ -356,7 +357,7 @@ def test_a_row_is_a_value(tmp_path: Path) -> None:
 def test_vectors_are_read_back_as_they_were_given(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
     store = open_store(path)
-    with store.replacing() as table:
+    with store.replacing() as table, table.transaction():
         table.put([(1, new(store))])
 
     ((blob,),) = select(path, "SELECT embedding FROM memories")
@@ -389,11 +390,15 @@ def test_a_record_stop_is_obeyed_before_and_in_the_replacement(
     if refused:
         with pytest.raises(StoreError, match="a record-stop is in force"):
             store.check_writable()
-        with pytest.raises(StoreError, match="a record-stop is in force"), store.replacing():
+        with (
+            pytest.raises(StoreError, match="a record-stop is in force"),
+            store.replacing() as t,
+            t.transaction(),
+        ):
             pass
     else:
         store.check_writable()
-        with store.replacing() as table:
+        with store.replacing() as table, table.transaction():
             table.put([(1, new(store))])
     assert select(path, "SELECT count(embedding) FROM memories") == [(int(not refused),)]
 
@@ -449,12 +454,12 @@ def test_whatever_was_stored_is_put_back_exactly(
     before, store = _exactly(path), open_store(path)
 
     read = store.read_range(EVERYTHING, with_stored=True)
-    with store.replacing() as table:
+    with store.replacing() as table, table.transaction():
         table.put([(row.rowid, new(store)) for row in read])
     assert [row.stored for row in store.read_range(EVERYTHING, with_stored=True)] == [
         new(store)
     ] * len(rows)
-    with store.replacing() as table:
+    with store.replacing() as table, table.transaction():
         table.put([(row.rowid, row.stored) for row in read if row.stored is not None])
 
     assert _exactly(path) == before
@@ -475,7 +480,7 @@ def test_what_is_put_is_what_was_described(tmp_path: Path, mode: str) -> None:
     store = open_store(path)
     none = store.describe(None, model="m", dimension=2)
 
-    with store.replacing() as table:
+    with store.replacing() as table, table.transaction():
         table.put([(1, new(store)), (2, none)])
         inside = table.read_range(EVERYTHING)
     outside = store.read_range(EVERYTHING, with_stored=True)
@@ -500,7 +505,7 @@ def test_rows_are_written_in_the_order_of_the_file(tmp_path: Path) -> None:
     )
     store = open_store(path)
 
-    with store.replacing() as table:
+    with store.replacing() as table, table.transaction():
         table.put([(row.rowid, new(store)) for row in table.read_range(EVERYTHING)])
 
     assert select(path, "SELECT key FROM log ORDER BY rowid") == [(key,) for key in "dacb"]
@@ -654,7 +659,7 @@ def test_a_transaction_makes_no_database_where_there_is_none(tmp_path: Path) -> 
 
     with (
         pytest.raises(StoreError, match="can't be opened"),
-        sqlite_files.write_transaction(path, busy_seconds=0.1),
+        sqlite_files.write_connection(path),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -663,7 +668,10 @@ def test_a_transaction_makes_no_database_where_there_is_none(tmp_path: Path) -> 
 def test_a_commit_is_on_the_disk_when_it_returns(tmp_path: Path, mode: str) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")], mode)
 
-    with sqlite_files.write_transaction(path, busy_seconds=1.0) as connection:
+    with (
+        sqlite_files.write_connection(path) as connection,
+        sqlite_files.write_transaction(connection, busy_seconds=1.0),
+    ):
         # 2 is FULL: https://sqlite.org/pragma.html#pragma_synchronous
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert connection.in_transaction

@@ -461,7 +461,7 @@ def forge(path: Path, key: str) -> None:
             rows = list(read_shards([shard], with_vectors=True))
             if key in [row.key for row in rows]:
                 forged = tuple(
-                    replace(row, vector=row.vector and row.vector[4:] + row.vector[:4])
+                    row._replace(vector=row.vector and row.vector[4:] + row.vector[:4])
                     if row.key == key
                     else row
                     for row in rows

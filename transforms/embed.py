@@ -31,11 +31,10 @@ _KNOWN_BYTES = 1_000
 """What a known text takes besides its vector."""
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """What became of a text: its vector, shape (dimension,), or why it has none."""
+class Embedded(NamedTuple):
+    """What became of a text: its vector, as little-endian float32, or why it has none."""
 
-    vector: NDArray[np.float32] | None
+    vector: bytes | None
     failed: tuple[Cause, str] | None = None
     cut: bool = False
 
@@ -103,8 +102,7 @@ def _staged(row: Row, result: Embedded | None) -> StagedRow:
         return StagedRow(row.key, row.digest, None, row.skipped)
     if result.failed is not None:
         return StagedRow(row.key, row.digest, None, Skipped(row.key, *result.failed, row.namespace))
-    assert result.vector is not None
-    return StagedRow(row.key, row.digest, result.vector.astype("<f4").tobytes(), cut=result.cut)
+    return StagedRow(row.key, row.digest, result.vector, None, result.cut)
 
 
 def embed_texts(texts: Sequence[str], embedder: Embedder, dimension: int) -> Work:
@@ -129,9 +127,11 @@ def embed_texts(texts: Sequence[str], embedder: Embedder, dimension: int) -> Wor
         halves = _embed_pieces(texts, embedder, dimension, most=len(texts) // 2)
         return Work([], batch.tokens) + halves
     work = Work([], batch.tokens)
+    numbers, size = batch.vectors.astype("<f4").tobytes(), 4 * dimension
     for at, (text, problem) in enumerate(zip(texts, problems, strict=True)):
         if not problem:
-            work.results.append(Embedded(batch.vectors[at], cut=at in batch.cut))
+            vector = numbers[at * size : (at + 1) * size]
+            work.results.append(Embedded(vector, None, at in batch.cut))
         elif len(texts) > 1:
             work += embed_texts([text], embedder, dimension)
         else:
@@ -156,6 +156,8 @@ def find_problems(vectors: Vectors, count: int, dimension: int) -> list[str]:
         return [f"the model gave vectors of shape {vectors.shape}, not {(count, dimension)}"]
     finite: NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=1)
     nonzero: NDArray[np.bool_] = np.any(vectors, axis=1)
+    if finite.all() and nonzero.all():
+        return [""] * count
     return [
         "" if ok and some else f"the model gave a vector {'of zeros' if ok else 'with NaN or inf'}"
         for ok, some in zip(finite, nonzero, strict=True)
@@ -252,10 +254,9 @@ class _EmbedRows(beam.DoFn):
             raise failed
 
     def _outputs(self, vectors: RangeVectors) -> Iterator[Output]:
-        for row in vectors.rows:
-            if row.skipped is None:
-                self._embedded.inc()
-            else:
-                self._skipped.inc()
-                yield TaggedOutput(SKIPPED, row.skipped)
+        skipped = [row.skipped for row in vectors.rows if row.skipped is not None]
+        self._embedded.inc(len(vectors.rows) - len(skipped))
+        self._skipped.inc(len(skipped))
+        for skip in skipped:
+            yield TaggedOutput(SKIPPED, skip)
         yield vectors

@@ -10,6 +10,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_Working = Future[dict[bytes, T]]
+"""What becomes of the texts that one thread is embedding."""
+
 
 class KnownTexts(Generic[T]):
     """The latest texts of a process by their digests, at most so many, and what became of each.
@@ -19,7 +22,8 @@ class KnownTexts(Generic[T]):
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._known: OrderedDict[bytes, Future[T]] = OrderedDict()
+        self._known: OrderedDict[bytes, T] = OrderedDict()
+        self._working: dict[bytes, _Working[T]] = {}
         self._lock = threading.Lock()
 
     def find(
@@ -29,27 +33,36 @@ class KnownTexts(Generic[T]):
 
         If it fails, so do those who wait for it, and the texts are not known.
         """
-        found: dict[bytes, Future[T]] = {}
+        found: dict[bytes, T] = {}
+        others: dict[bytes, _Working[T]] = {}
         mine: list[bytes] = []
+        working: _Working[T] = Future()
         with self._lock:
             for digest in dict.fromkeys(digests):
-                if digest not in self._known:
-                    self._known[digest] = Future()
+                if digest in self._known:
+                    self._known.move_to_end(digest)
+                    found[digest] = self._known[digest]
+                elif digest in self._working:
+                    others[digest] = self._working[digest]
+                else:
                     mine.append(digest)
-                self._known.move_to_end(digest)
-                found[digest] = self._known[digest]
-            while len(self._known) > self._most:
-                self._known.popitem(last=False)
+            self._working.update(dict.fromkeys(mine, working))
         # First one's own, then the others': so nobody waits for one who waits for him.
         try:
-            for digest, result in zip(mine, embed(mine) if mine else [], strict=True):
-                found[digest].set_result(result)
+            made = dict(zip(mine, embed(mine) if mine else [], strict=True))
         except BaseException as error:
-            with self._lock:
-                for digest in mine:
-                    self._known.pop(digest, None)
-            for digest in mine:
-                if not found[digest].done():
-                    found[digest].set_exception(error)
+            self._forget(mine)
+            working.set_exception(error)
             raise
-        return {digest: future.result() for digest, future in found.items()}
+        with self._lock:
+            self._known.update(made)
+            while len(self._known) > self._most:
+                self._known.popitem(last=False)
+        self._forget(mine)
+        working.set_result(made)
+        return found | made | {digest: work.result()[digest] for digest, work in others.items()}
+
+    def _forget(self, digests: Iterable[bytes]) -> None:
+        with self._lock:
+            for digest in digests:
+                del self._working[digest]

@@ -28,8 +28,10 @@ class Match:
 
     `done` hold their new vector, of which `equal` held it before the run; `kept` are skipped
     rows, `changes` are to be written, and `unstaged` are the keys of rows that are new or
-    edited. `foreign` counts the vectors, of rows that get none now, which this run has not
-    made.
+    edited. `foreign` counts the vectors which this run has not made of rows that get none now,
+    and `old` those of rows that are to be written. Of `unknown` rows it can't be told, without
+    the vectors that are staged for them, whether they hold those. `vectors` counts all that are
+    staged and were read.
     """
 
     index: int
@@ -39,6 +41,9 @@ class Match:
     changes: list[Change] = field(default_factory=list)
     unstaged: list[str] = field(default_factory=list)
     foreign: int = 0
+    old: int = 0
+    unknown: int = 0
+    vectors: int = 0
 
     @property
     def before(self) -> Summary:
@@ -48,18 +53,19 @@ class Match:
             replaced=self.done + sum(change.skipped is None for change in self.changes),
             kept=kept,
             remaining=len(self.unstaged),
+            in_old_space=self.foreign,
             changed=frozenset([self.index] if self.unstaged else []),
         )
 
     @property
     def after(self) -> Summary:
         """The summary as it is: what would still have to be written remains."""
-        left = len(self.unstaged) + len(self.changes)
+        left = len(self.remaining)
         return Summary(
             replaced=self.done,
             kept=self.kept,
             remaining=left,
-            in_old_space=self.foreign,
+            in_old_space=self.foreign + self.old,
             changed=frozenset([self.index] if left else []),
         )
 
@@ -81,20 +87,28 @@ def match_rows(
     """Match rows with what is staged for them; the last that is staged for a text counts.
 
     Rows that were read without what they hold are counted as done: they say only whether their
-    texts are staged. With `clear_skipped`, a skipped row is to hold no vector.
+    texts are staged. Where what is staged was read without its vectors, the ledger tells most
+    often what they are. With `clear_skipped`, a skipped row is to hold no vector.
     """
     by_text = {(row.key, row.digest): row for row in staged}
-    match = Match(index)
+    match = Match(index, vectors=sum(found.vector is not None for found in by_text.values()))
+    described = describe(b"").others
     for row in rows:
         if not concerns(row, ledger):
             continue
         found = by_text.get((row.key, row.digest))
         if found is None:
             match.unstaged.append(row.key)
+            match.foreign += _is_foreign(row, ledger)
         elif row.stored is None:
             _count(match, found)
         elif found.skipped is not None and not clear_skipped:
             match.kept[found.skipped.cause] += 1
+            match.foreign += _is_foreign(row, ledger)
+        elif found.skipped is None and found.vector is None:
+            held = holds_written(row, ledger) and row.stored.others == described
+            match.done += held or has_written(row, ledger)
+            match.unknown += not (held or has_written(row, ledger))
         else:
             cause = None if found.skipped is None else found.skipped.cause
             change = Change(row, describe(found.vector), cause)
@@ -103,7 +117,7 @@ def match_rows(
                 match.equal += [change] if change.new == row.stored else []
                 continue
             match.changes.append(change)
-        match.foreign += _is_foreign(row, ledger)
+            match.old += _is_foreign(row, ledger)
     return match
 
 
@@ -114,11 +128,11 @@ def concerns(row: Row, ledger: Ledger) -> bool:
 
 def is_ours(row: Row, ledger: Ledger) -> bool:
     """Whether a row holds a vector that the run wrote, be it for another text."""
-    if row.stored is None:
-        return False
     saved = ledger.of(row.key)
+    if row.stored is None or not saved:
+        return False
     # What is not restorable was the run's own vector, of another text.
-    if not saved or row.stored.digest in [old.was for old in saved if old.restorable]:
+    if row.stored.digest in [old.was for old in saved if old.restorable]:
         return False
     return vector_digest(row.stored.vector) in [old.written for old in saved]
 
@@ -130,6 +144,12 @@ def has_written(row: Row, ledger: Ledger) -> bool:
         for saved in ledger.of(row.key)
         if row.stored is not None
     )
+
+
+def holds_written(row: Row, ledger: Ledger) -> bool:
+    """Whether a row holds what the run gave its present text, be it what it held before."""
+    held = vector_digest(row.stored.vector if row.stored else None)
+    return any(saved.written == held and saved.digest == row.digest for saved in ledger.of(row.key))
 
 
 def save_rows(changes: Iterable[Change], ledger: Ledger) -> list[Saved]:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from transforms.embedders import Target
 from transforms.errors import TooManySkippedError
-from transforms.match import Change, Match, match_rows, save_rows
-from transforms.rows import KeyRange, StagedRow, Summary
+from transforms.match import Match, match_rows, save_rows
+from transforms.rows import KeyRange, Row, StagedRow, Stored, Summary
 from transforms.staging import (
     Ledger,
     RunDirectory,
     State,
     read_ledger,
     read_shards,
+    read_vectors,
     require_room,
     write_backup,
 )
@@ -38,6 +42,9 @@ _FIRST_ROWS = 2_048
 
 _PAUSE_SECONDS = 0.12
 """Between two transactions: SQLite's own waiting looks every 0.1 s whether the lock is free."""
+
+_SAVES_AHEAD = 2
+"""Ranges that wait to be saved, while the next one is read."""
 
 _FLUSH_BYTES = 64 * 1_048_576
 """Vectors held in memory while they are sorted into the order of the file."""
@@ -75,11 +82,23 @@ class ReplaceJob:
     attempt: str
     vector_bytes: int = 0
 
-    def match(self, keys: KeyRange, *, with_stored: bool) -> Match:
+    def match(
+        self, keys: KeyRange, *, with_stored: bool, with_vectors: bool | None = None
+    ) -> Match:
         """Match the rows of a range, as they are now, with what is staged and saved."""
-        ledger = read_ledger(self.run.backup, keys.index, with_vectors=False)
-        staged = read_shards(self.run.shards_of(keys.index), with_vectors=with_stored)
-        rows = self.store.read_range(keys, with_stored=with_stored)
+        with_vectors = with_stored if with_vectors is None else with_vectors
+        staged = read_shards(self.run.shards_of(keys.index), with_vectors=with_vectors)
+        return self.match_with(
+            keys,
+            self.store.read_range(keys, with_stored=with_stored),
+            staged,
+            read_ledger(self.run.backup, keys.index, with_vectors=False),
+        )
+
+    def match_with(
+        self, keys: KeyRange, rows: Iterable[Row], staged: Iterable[StagedRow], ledger: Ledger
+    ) -> Match:
+        """Match rows with what was read for them."""
         return match_rows(
             keys.index,
             rows,
@@ -88,6 +107,11 @@ class ReplaceJob:
             describe=self.describe,
             clear_skipped=self.rules.clear_skipped,
         )
+
+    def look(self, keys: KeyRange) -> Summary:
+        """Say what a range holds; the staged vectors are read only where it takes them."""
+        match = self.match(keys, with_stored=True, with_vectors=False)
+        return (self.match(keys, with_stored=True) if match.unknown else match).after
 
     def room(self, rows: int, *, staged: int = 0) -> dict[Path, int]:
         """The bytes that it takes to save and replace so many rows, and to stage some, by where.
@@ -126,22 +150,25 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
     attempt has taken over.
     """
     manifest = job.run.advance(job.attempt)
-    if manifest.state is State.STAGING:
-        found = sum((job.match(keys, with_stored=False).before for keys in job.ranges), Summary())
-        check_failures(found, most=job.rules.most_skipped)
-        if found.changed and not last:
-            return Summary(remaining=found.remaining, changed=found.changed)
-        require_room(job.room(found.replaced))
-        wanted = list(_save_all(job))
-    else:
-        if last:  # Another part, of rows that the first look could not know.
-            found = sum((job.match(k, with_stored=True).before for k in job.ranges), Summary())
-            check_failures(found, most=job.rules.most_skipped)
-        late = {keys.index for keys in pending}
-        indexes = [k for k in job.ranges if k.index not in manifest.done or k.index in late]
-        wanted = list(_changed(job, indexes))
-    _write_all(job, wanted)
-    return sum((job.match(keys, with_stored=True).after for keys in job.ranges), Summary())
+    with job.store.replacing() as table:
+        version = None
+        if manifest.state is State.STAGING:
+            require_room(job.room(job.run.staged_rows()))
+            version = table.version
+            found, wanted = _save_all(job, last=last)
+            if wanted is None:
+                return Summary(remaining=found.remaining, changed=found.changed)
+        else:
+            if last:  # Another part, of rows that the first look could not know.
+                found = sum((job.match(k, with_stored=True).before for k in job.ranges), Summary())
+                check_failures(found, most=job.rules.most_skipped)
+            late = {keys.index for keys in pending}
+            indexes = [k for k in job.ranges if k.index not in manifest.done or k.index in late]
+            wanted = list(_changed(job, indexes))
+        _write_all(job, table, wanted, version)
+        if version == table.version and not table.has_triggers:
+            return found  # No other process has written anything since it was found.
+    return sum((job.look(keys) for keys in job.ranges), Summary())
 
 
 def check_failures(found: Summary, *, most: float) -> None:
@@ -161,126 +188,224 @@ def check_failures(found: Summary, *, most: float) -> None:
         )
 
 
-Portion = tuple[KeyRange, int]
-"""A range of which rows are to be written, and how many."""
+class Portion(NamedTuple):
+    """A range of which rows are to be written, and how many.
+
+    `whole` says that each vector that is staged for it is to be written and nothing else, and
+    `columns` that anything but their vectors changes.
+    """
+
+    keys: KeyRange
+    rows: int
+    whole: bool = False
+    columns: bool = True
 
 
-def _save_all(job: ReplaceJob) -> Iterator[Portion]:
-    """Save what all rows hold that get a vector; give the ranges of those that are written."""
-    for path in sorted(job.run.backup.iterdir()):
-        path.unlink()  # Of an attempt that came to its end before it wrote anything.
-    for keys in job.ranges:
-        match = job.match(keys, with_stored=True)
-        saved = save_rows([*match.equal, *match.changes], Ledger())
-        if saved:
-            write_backup(job.run.backup, keys.index, saved)
-        if match.changes:
-            yield keys, len(match.changes)
+def _save_all(job: ReplaceJob, *, last: bool) -> tuple[Summary, list[Portion] | None]:
+    """Save what all rows hold that get a vector; give what will be and what is to be written.
+
+    If rows are new or edited and this is not the `last` pass, nothing is saved, and None given
+    for the latter. Raises TooManySkippedError.
+    """
+    _remove_backup(job)  # Of an attempt that came to its end before it wrote anything.
+    found = Summary()
+    wanted: list[Portion] = []
+    with ThreadPoolExecutor(1, thread_name_prefix="save") as pool:
+        saving: deque[Future[None]] = deque()
+        for keys in job.ranges:
+            matched = job.match(keys, with_stored=last or not found.changed)
+            found += matched.before
+            if found.changed and not last:
+                continue
+            saved = save_rows([*matched.equal, *matched.changes], Ledger())
+            if saved:
+                saving.append(pool.submit(write_backup, job.run.backup, keys.index, saved))
+            if matched.changes:
+                wanted.append(_portion(keys, matched))
+            while len(saving) > _SAVES_AHEAD:
+                saving.popleft().result()
+        for future in saving:
+            future.result()
+    if found.changed and not last:
+        _remove_backup(job)
+        return found, None
+    try:
+        check_failures(found, most=job.rules.most_skipped)
+    except TooManySkippedError:
+        _remove_backup(job)
+        raise
+    return found, wanted
+
+
+def _portion(keys: KeyRange, match: Match) -> Portion:
+    new = sum(change.skipped is None for change in match.changes)
+    columns = any(
+        change.row.stored is None or change.row.stored.others != change.new.others
+        for change in match.changes
+    )
+    return Portion(keys, new, new == len(match.changes) == match.vectors, columns)
+
+
+def _remove_backup(job: ReplaceJob) -> None:
+    for path in job.run.backup.iterdir():
+        path.unlink()
 
 
 def _changed(job: ReplaceJob, ranges: Iterable[KeyRange]) -> Iterator[Portion]:
     for keys in ranges:
         changes = job.match(keys, with_stored=True).changes
         if changes:
-            yield keys, len(changes)
+            yield Portion(keys, len(changes))
 
 
-def _write_all(job: ReplaceJob, wanted: Sequence[Portion]) -> None:
-    """Write ranges in one transaction, or in several that are short and recorded."""
+def _write_all(
+    job: ReplaceJob, table: Replacement, wanted: Sequence[Portion], version: int | None
+) -> None:
+    """Write ranges in one transaction, or in several that are short and recorded.
+
+    `version` is that of the database when all that is wanted was found and saved.
+    """
     manifest = job.run.advance(job.attempt)
     # What a process was writing when it died, and is found written, is done.
-    done = manifest.done | manifest.writing - {keys.index for keys, _ in wanted}
-    at_once = job.rules.one_transaction or sum(rows for _, rows in wanted) <= MOST_ROWS_AT_ONCE
+    done = manifest.done | manifest.writing - {portion.keys.index for portion in wanted}
+    at_once = job.rules.one_transaction or sum(p.rows for p in wanted) <= MOST_ROWS_AT_ONCE
     waiting = list(wanted)
     rows = math.inf if at_once else _FIRST_ROWS
-    while waiting:
-        portion = _take(waiting, rows)
-        job.run.advance(
-            job.attempt,
-            state=State.REPLACING,
-            done=done,
-            writing=frozenset(keys.index for keys in portion),
-        )
-        started = time.monotonic()
-        written = _write(job, portion, seconds=math.inf if at_once else 1.5 * TRANSACTION_SECONDS)
-        seconds = time.monotonic() - started
-        done |= {keys.index for keys in portion[:written]}
-        waiting[: len(portion)] = waiting[written : len(portion)]
-        if waiting:
-            rows = max(1, rows * min(2.0, TRANSACTION_SECONDS / seconds))
-            time.sleep(_PAUSE_SECONDS)
+    whole, free = 2.0, -math.inf  # The time of a transaction by that without its commit.
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
+
+        def load() -> tuple[list[Portion], Future[Iterable[_Loaded]]]:
+            """Begin to read what the next transaction writes, so that it is brief."""
+            portions = _take(waiting, rows)
+            undisturbed = version == table.version
+            loads = (_load(job, portion, undisturbed) for portion in portions)
+            return portions, pool.submit(lambda: loads if at_once else list(loads))
+
+        portions, loading = load()
+        while portions:
+            job.run.advance(
+                job.attempt,
+                state=State.REPLACING,
+                done=done,
+                writing=frozenset(portion.keys.index for portion in portions),
+            )
+            loads = loading.result()
+            time.sleep(max(0.0, free + _PAUSE_SECONDS - time.monotonic()))
+            started = time.monotonic()
+            with table.transaction():
+                job.run.advance(job.attempt)  # A worker of an attempt that is gone must not write.
+                seconds = math.inf if at_once else 1.5 * TRANSACTION_SECONDS
+                written = _write(job, table, loads, version, seconds=seconds)
+                del waiting[:written]
+                done |= {portion.keys.index for portion in portions[:written]}
+                put = time.monotonic() - started
+                rows = max(1, rows * min(2.0, TRANSACTION_SECONDS / (put * whole)))
+                portions, loading = load()
+            free = time.monotonic()
+            whole = (free - started) / put
     everything = frozenset(keys.index for keys in job.ranges)
     job.run.advance(job.attempt, state=State.REPLACING, done=everything, writing=frozenset())
 
 
-def _take(waiting: Sequence[Portion], rows: float) -> list[KeyRange]:
-    """The first ranges that hold about so many rows, at least one range."""
-    portion: list[KeyRange] = []
-    taken = 0
-    for keys, count in waiting:
-        if portion and taken + count > rows:
+def _take(waiting: Sequence[Portion], rows: float) -> list[Portion]:
+    """The first ranges of which about so many rows are to be written, at least one range."""
+    taken: list[Portion] = []
+    count = 0
+    for portion in waiting:
+        if taken and count + portion.rows > rows:
             break
-        portion.append(keys)
-        taken += count
-    return portion
+        taken.append(portion)
+        count += portion.rows
+    return taken
 
 
-def _write(job: ReplaceJob, portion: Sequence[KeyRange], *, seconds: float) -> int:
-    """Write ranges in one transaction, as many as there is time for; return how many."""
-    loads: Iterable[_Loaded] = (_load(job, keys) for keys in portion)
-    if seconds < math.inf:
-        loads = list(loads)  # Read before the lock is taken, so that it is held briefly.
+Changes = Sequence[tuple[int, Stored]]
+"""What rows are to hold, by rowid."""
+
+
+class _Loaded(NamedTuple):
+    """What was read to write a range.
+
+    Either `changes`, which hold while no other process writes, or what they are found by.
+    """
+
+    keys: KeyRange
+    changes: Changes | None = None
+    staged: Sequence[StagedRow] = ()
+    ledger: Ledger = Ledger()
+
+
+def _load(job: ReplaceJob, portion: Portion, undisturbed: bool) -> _Loaded:
+    keys = portion.keys
+    shards = job.run.shards_of(keys.index)
+    if not (undisturbed and portion.whole):
+        staged = list(read_shards(shards, with_vectors=True))
+        ledger = read_ledger(job.run.backup, keys.index, with_vectors=False)
+        return _Loaded(keys, None, staged, ledger)
+    rowids = job.store.find_rowids(keys)
+    describe = job.describe
+    new = [
+        (rowids[key], describe(vector))
+        for (key, _), vector in read_vectors(shards).items()
+        if vector is not None and key in rowids  # If not, the version has changed.
+    ]
+    if not portion.columns:
+        new = [(rowid, Stored(stored.vector, "")) for rowid, stored in new]
+    return _Loaded(keys, new)
+
+
+def _write(
+    job: ReplaceJob,
+    table: Replacement,
+    loads: Iterable[_Loaded],
+    version: int | None,
+    *,
+    seconds: float,
+) -> int:
+    """Write ranges, as many as there is time for, inside a transaction; return how many.
+
+    Rows are matched again, by the digests of their texts, if any other process has written to
+    the database since they were matched before.
+    """
     written = 0
-    with job.store.replacing() as table:
-        job.run.advance(job.attempt)  # A worker of an attempt that is gone must not write.
-        ends = time.monotonic() + seconds
-        most_rows = _FLUSH_BYTES // (4 * job.target.dimension)
-        flush = _Flush(job, table, most_rows if seconds == math.inf else _FLUSH_ROWS)
-        for keys, staged, ledger in loads:
-            match = match_rows(
-                keys.index,
-                table.read_range(keys),
-                staged,
-                ledger=ledger,
-                describe=job.describe,
-                clear_skipped=job.rules.clear_skipped,
-            )
-            flush.add(keys, match.changes, ledger)
-            written += 1
-            if time.monotonic() > ends:
-                break
-        flush.all()
+    ends = time.monotonic() + seconds
+    most_rows = _FLUSH_BYTES // (4 * job.target.dimension)
+    flush = _Flush(table, most_rows if seconds == math.inf else _FLUSH_ROWS)
+    undisturbed = version == table.version
+    for loaded in loads:
+        if loaded.changes is not None and not undisturbed:
+            loaded = _load(job, Portion(loaded.keys, 0), undisturbed)
+        flush.add(_match_again(job, table, loaded) if loaded.changes is None else loaded.changes)
+        written += 1
+        if time.monotonic() > ends:
+            break
+    flush.all()
     return written
 
 
-_Loaded = tuple[KeyRange, list[StagedRow], Ledger]
-
-
-def _load(job: ReplaceJob, keys: KeyRange) -> _Loaded:
-    staged = list(read_shards(job.run.shards_of(keys.index), with_vectors=True))
-    return keys, staged, read_ledger(job.run.backup, keys.index, with_vectors=False)
+def _match_again(job: ReplaceJob, table: Replacement, loaded: _Loaded) -> Changes:
+    """Match the rows of a range inside the transaction; save what is not in the backup as it is."""
+    keys, _, staged, ledger = loaded
+    match = job.match_with(keys, table.read_range(keys), staged, ledger)
+    saved = save_rows(match.changes, ledger)
+    if saved:
+        write_backup(job.run.backup, keys.index, saved)
+    return [(change.row.rowid, change.new) for change in match.changes]
 
 
 class _Flush:
-    """Collects changes and writes them in the order of the file, a portion at a time.
+    """Collects changes and writes them in the order of the file, many at a time."""
 
-    What a row holds that is not in the backup as it is now is saved first.
-    """
-
-    def __init__(self, job: ReplaceJob, table: Replacement, most_rows: int) -> None:
-        self._job = job
+    def __init__(self, table: Replacement, most_rows: int) -> None:
         self._table = table
         self._most_rows = most_rows
-        self._changes: list[Change] = []
+        self._changes: list[tuple[int, Stored]] = []
 
-    def add(self, keys: KeyRange, changes: Sequence[Change], ledger: Ledger) -> None:
-        saved = save_rows(changes, ledger)
-        if saved:
-            write_backup(self._job.run.backup, keys.index, saved)
+    def add(self, changes: Changes) -> None:
         self._changes += changes
         if len(self._changes) > self._most_rows:
             self.all()
 
     def all(self) -> None:
-        self._table.put([(change.row.rowid, change.new) for change in self._changes])
+        self._table.put(self._changes)
         self._changes.clear()

@@ -49,7 +49,7 @@ def roll_back(
     while wanted:
         started = time.monotonic()
         done = 0
-        with store.replacing() as table:
+        with store.replacing() as table, table.transaction():
             run.advance(attempt)
             for keys in wanted:
                 ledger = read_ledger(run.backup, keys.index, with_vectors=True)

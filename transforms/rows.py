@@ -1,4 +1,7 @@
-"""The values that flow through the pipeline. All are frozen; none knows Beam."""
+"""The values that flow through the pipeline. All are frozen; none knows Beam.
+
+What there is one of for each row is a tuple, which takes a third of the time to make.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +68,7 @@ class Skipped:
     namespace: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """The columns of one row that a replacement touches, exactly as they are stored.
 
     `vector` is the vector's bytes; None if there is none. `others` are the other columns, in
@@ -83,8 +85,7 @@ class Stored:
         return _digest(self.others.encode() + vector, b"stored")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row of the store as it was read.
 
     `digest` stands for the exact text: a vector may be stored only while the row still has
@@ -112,8 +113,7 @@ class RangeRows:
     rows: tuple[Row, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StagedRow:
+class StagedRow(NamedTuple):
     """What became of a row: its vector, as little-endian float32, or why it has none.
 
     `cut` says that its text is longer than the model looks at.
@@ -151,8 +151,7 @@ class StagedRange:
     skipped: int
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(NamedTuple):
     """What a row held before a run wrote to it, and what the run wrote: a row of the backup.
 
     `digest` is that of the text that the row then had, `written` that of the new vector, `was`

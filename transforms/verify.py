@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from transforms.match import is_ours
-from transforms.rows import KeyRange, Row, vector_digest
+from transforms.match import holds_written, is_ours
+from transforms.rows import KeyRange, Row
 from transforms.staging import Ledger, RunDirectory, read_ledger, saved_ranges
 from transforms.stores import AiMemoryStore, decode
 
@@ -93,12 +93,6 @@ def _verify_row(
     kind = find_fault(row.stored.vector, dimension=dimension, normalized=normalized)
     if kind:
         findings.fault(kind, row.key)
-
-
-def holds_written(row: Row, ledger: Ledger) -> bool:
-    """Whether a row holds what the run gave its present text, be it what it held before."""
-    held = vector_digest(row.stored.vector if row.stored else None)
-    return (row.digest, held) in [(old.digest, old.written) for old in ledger.of(row.key)]
 
 
 def find_fault(vector: bytes | None, *, dimension: int, normalized: bool) -> str | None:

@@ -1,6 +1,11 @@
 """Staging: the run directory, its shards, backup and manifest. All Parquet is in this package."""
 
-from transforms.staging.backup import Ledger, read_ledger, saved_ranges, write_backup
+from transforms.staging.backup import (
+    Ledger,
+    read_ledger,
+    saved_ranges,
+    write_backup,
+)
 from transforms.staging.files import require_room, tree_bytes
 from transforms.staging.manifest import Manifest, Scope, State, spans
 from transforms.staging.runs import (
@@ -16,7 +21,7 @@ from transforms.staging.runs import (
     remove_run,
     staging_root,
 )
-from transforms.staging.shards import Shard, read_shards, read_tokens
+from transforms.staging.shards import Shard, read_shards, read_tokens, read_vectors
 
 __all__ = [
     "Ledger",
@@ -36,6 +41,7 @@ __all__ = [
     "read_ledger",
     "read_shards",
     "read_tokens",
+    "read_vectors",
     "remove_run",
     "require_room",
     "saved_ranges",

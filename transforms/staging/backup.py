@@ -55,8 +55,9 @@ def write_backup(directory: Path, index: int, saved: Sequence[Saved]) -> None:
     """
     names = [path.name for path in tables(directory, index=index)]
     number = 1 + max((int(name.split(".")[1]) for name in names), default=-1)
-    path = write_table(directory, f"{index:07d}.{number:04d}", _table(saved))
-    if _read(path, with_vectors=True) != list(saved):
+    table = _table(saved)
+    path = write_table(directory, f"{index:07d}.{number:04d}", table)
+    if not read_table(path, table.column_names).equals(table):
         raise StagingError(f"the backup {path} is not as it was written; check the disk")
 
 

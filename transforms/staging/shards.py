@@ -88,6 +88,19 @@ def read_shards(shards: Iterable[Shard], *, with_vectors: bool) -> Iterator[Stag
             yield StagedRow(key, digest, vector, skipped, cut)
 
 
+def read_vectors(shards: Iterable[Shard]) -> dict[tuple[str, bytes], bytes | None]:
+    """Read the vectors of shards, by key and digest; None for a skipped row.
+
+    Several times as fast as row by row.
+    """
+    vectors: dict[tuple[str, bytes], bytes | None] = {}
+    for shard in shards:
+        table = read_table(shard.path, ["key", "digest", "vector"])
+        keys, digests, made = (table.column(n).to_pylist() for n in ("key", "digest", "vector"))
+        vectors.update(zip(zip(keys, digests, strict=True), made, strict=True))
+    return vectors
+
+
 def read_tokens(shards: Iterable[Shard]) -> int:
     """The tokens that a server counted for shards."""
     return sum(int(read_metadata(shard.path).get(_TOKENS, b"0")) for shard in shards)

@@ -104,6 +104,20 @@ class AiMemoryStore:
             busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
         )
 
+    def find_rowids(self, keys: KeyRange) -> dict[str, int]:
+        """Find the rowids of a range's rows whose keys are text."""
+        conditions, values = _between(keys)
+        where = " AND ".join(["typeof(id) = 'text'", *conditions])
+        # The key's index alone is read for it.
+        select = f"SELECT CAST(id AS BLOB), rowid FROM memories WHERE {where}"
+        found = sqlite.read_only(
+            self.path,
+            wal=self.wal,
+            query=lambda db: db.execute(select, values).fetchall(),
+            busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
+        )
+        return {raw.decode(errors="replace"): rowid for raw, rowid in found}
+
     def read_texts(self, keys: Sequence[str]) -> list[str]:
         """Read the texts of a few rows; of encrypted rows and those over the cap, none."""
 
@@ -125,7 +139,7 @@ class AiMemoryStore:
 
     def check_writable(self) -> None:
         """Raise StoreError if the database is read-only, stopped, or locked for over 5 s."""
-        sqlite.read_only(self.path, wal=self.wal, query=self._check_recording)
+        sqlite.read_only(self.path, wal=self.wal, query=self.check_recording)
         sqlite.check_writable(self.path)
 
     def check_sound(self) -> None:
@@ -146,14 +160,11 @@ class AiMemoryStore:
 
     @contextmanager
     def replacing(self) -> Iterator[Replacement]:
-        """One transaction in which rows are read and their vectors replaced."""
-        with sqlite.write_transaction(
-            self.path, busy_seconds=sqlite.COMMIT_BUSY_SECONDS
-        ) as connection:
-            self._check_recording(connection)
+        """A connection over which rows are read and their vectors replaced."""
+        with sqlite.write_connection(self.path) as connection:
             yield Replacement(self, connection)
 
-    def _check_recording(self, db: sqlite3.Connection) -> None:
+    def check_recording(self, db: sqlite3.Connection) -> None:
         """Obey a record-stop: the newest of the events that stop and resume all writing."""
         if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'signed_events'").fetchone():
             newest = db.execute(
@@ -169,12 +180,7 @@ class AiMemoryStore:
 
     def rows_in(self, db: sqlite3.Connection, keys: KeyRange, *, with_stored: bool) -> list[Row]:
         """Read the rows of a range over a connection, in key order; see `read_range`."""
-        conditions = []
-        if keys.after is not None:
-            conditions.append("id > :after")
-        if keys.until is not None:
-            # A TEXT PRIMARY KEY may be NULL; such rows sort first, so the first range has them.
-            conditions.append("id <= :until")
+        conditions, values = _between(keys)
         if self.namespace is not None:
             # The plus keeps SQLite on the key's index; the namespace's would cost a scan a range.
             conditions.append("+namespace = :namespace")
@@ -183,7 +189,7 @@ class AiMemoryStore:
         where = " AND ".join(conditions) or "TRUE"
         columns = self._row_columns + (f", {self._stored_columns}" if with_stored else "")
         select = f"SELECT {columns} FROM memories WHERE "
-        values = self.values | {"after": keys.after, "until": keys.until}
+        values |= self.values
         found = db.execute(f"{select} {where} ORDER BY id", values).fetchall()
         if keys.after is None and keys.until is not None:
             where = where.replace("id <= :until", "id IS NULL")
@@ -193,7 +199,7 @@ class AiMemoryStore:
         if named is None:
             return rows
         if with_stored:
-            return [replace(row, meant=row.key in named) for row in rows]
+            return [row._replace(meant=row.key in named) for row in rows]
         return [row for row in rows if row.key in named]
 
     @property
@@ -288,11 +294,32 @@ class AiMemoryStore:
 
 
 class Replacement:
-    """The inside of a replacing transaction."""
+    """A connection that replaces vectors, in one transaction or several."""
 
     def __init__(self, store: AiMemoryStore, db: sqlite3.Connection) -> None:
         self._store = store
         self._db = db
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One transaction, which keeps other writers off from its start."""
+        with sqlite.write_transaction(self._db, busy_seconds=sqlite.COMMIT_BUSY_SECONDS):
+            self._store.check_recording(self._db)
+            yield
+
+    @property
+    def version(self) -> int:
+        """A number that stays while nothing but this connection changes the database."""
+        return sqlite.data_version(self._db)
+
+    @property
+    def has_triggers(self) -> bool:
+        """Whether a trigger might touch what is written: it speaks of vectors, or replaces rows."""
+        found = self._db.execute(
+            "SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = 'memories' "
+            "AND (sql LIKE '%embedding%' OR sql LIKE '%replace%') LIMIT 1"
+        )
+        return found.fetchone() is not None
 
     def read_range(self, keys: KeyRange) -> list[Row]:
         """Read the rows of a range as this transaction sees them, with what they hold."""
@@ -472,6 +499,17 @@ def _ranges(borders: Sequence[str], total: int, rows: int) -> tuple[KeyRange, ..
         KeyRange(index, after, until, count)
         for index, (after, until, count) in enumerate(zip(starts, ends, counts, strict=True))
     )
+
+
+def _between(keys: KeyRange) -> tuple[list[str], dict[str, Any]]:
+    """The SQL conditions for the keys of a range, and what is bound to their names."""
+    conditions = []
+    if keys.after is not None:
+        conditions.append("id > :after")
+    if keys.until is not None:
+        # A TEXT PRIMARY KEY may be NULL; such rows sort first, so the first range has them.
+        conditions.append("id <= :until")
+    return conditions, {"after": keys.after, "until": keys.until}
 
 
 def _row(values: Sequence[Any]) -> Row:

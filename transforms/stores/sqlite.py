@@ -116,22 +116,39 @@ def _traces(path: Path) -> dict[str, tuple[int, int] | None]:
 
 
 @contextmanager
-def write_transaction(path: Path, *, busy_seconds: float) -> Iterator[sqlite3.Connection]:
-    """One transaction that holds the write lock from its start; rolled back on any error.
+def write_connection(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that may write.
 
     It never creates a file nor changes the journal mode, and a commit is on the disk when
     it returns (`synchronous=FULL`).
     """
     with translated(path), closing(_open(path, "mode=rw")) as connection:
         connection.execute("PRAGMA synchronous=FULL")
-        _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), busy_seconds)
-        try:
-            yield connection
-            _patiently(lambda: connection.execute("COMMIT"), busy_seconds)
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+        yield connection
+
+
+@contextmanager
+def write_transaction(connection: sqlite3.Connection, *, busy_seconds: float) -> Iterator[None]:
+    """One transaction that holds the write lock from its start; rolled back on any error."""
+    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), busy_seconds)
+    try:
+        yield
+        _patiently(lambda: connection.execute("COMMIT"), busy_seconds)
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def data_version(connection: sqlite3.Connection) -> int:
+    """A number that is another one whenever another connection has committed a change.
+
+    The connection's own commits leave it (https://sqlite.org/pragma.html#pragma_data_version).
+    """
+    version: int = _patiently(
+        lambda: connection.execute("PRAGMA data_version").fetchone()[0], COMMIT_BUSY_SECONDS
+    )
+    return version
 
 
 def check_writable(path: Path) -> None:
@@ -140,7 +157,10 @@ def check_writable(path: Path) -> None:
     A write that another process left half done is rolled back by this, as by any other use.
     """
     check_access(path)
-    with write_transaction(path, busy_seconds=BUSY_SECONDS):
+    with (
+        write_connection(path) as connection,
+        write_transaction(connection, busy_seconds=BUSY_SECONDS),
+    ):
         pass  # Taking the write lock is the test; an empty transaction writes nothing.
 
 
