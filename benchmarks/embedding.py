@@ -22,7 +22,7 @@ from sentence_transformers import SentenceTransformer
 from benchmarks.peers import encode_one, encode_plain, encode_sorted
 from benchmarks.whole import turned
 from pipeline.options import Options
-from pipeline.plan import MOST_RANGE_ROWS, Plan, make_plan
+from pipeline.plan import RANGE_ROWS, Plan, make_plan
 from pipeline.settings import read_settings
 from transforms.embed import embed_rows, known_texts
 from transforms.embedders import cosines, load_embedder
@@ -115,7 +115,7 @@ def measure(db: Path, rounds: int) -> dict[str, Any]:
 
 def read_parts(plan: Plan) -> list[RangeRows]:
     """Read the rows as the pipeline does of a large store."""
-    ranges, _ = plan.store.cut_ranges(MOST_RANGE_ROWS, 1)
+    ranges, _ = plan.store.cut_ranges(RANGE_ROWS, 1)
     return [
         RangeRows(keys, part, rows)
         for keys in ranges

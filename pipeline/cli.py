@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import logging
 import os
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The console script."""
+    gc.disable()  # Until the imports are done, a tenth of whose time it takes.
     sys.exit(main())
 
 
@@ -120,6 +122,7 @@ def _run_command(options: CommandOptions) -> int:
     from pipeline.upkeep import run_command
     from transforms.stores import recover_store
 
+    gc.enable()
     # A model that can't be used now must not keep anyone from looking or going back.
     asked = Options(db=options.db, backend="local")
     settings = read_settings(asked, os.environ, Path.cwd())
@@ -281,6 +284,10 @@ def _parser() -> _Parser:
     add("--one-transaction", action="store_true", help="replace all at once above 50,000 rows too")
     add("--document-prefix", metavar="TEXT", help="what stands before each text")
     add("--sleep-ms", type=int, default=0, metavar="N", help="wait after each batch")
+    add("--device", metavar="NAME", help="cpu, cuda, mps (the fastest that is there)")
+    add(
+        "--precision", default="float32", metavar="NAME", help="or float16, bfloat16: other vectors"
+    )
     add = parser.add_argument_group("a server that embeds").add_argument
     add("--base-url", metavar="URL", help="where it is (as set, or the backend's own)")
     add(

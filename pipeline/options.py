@@ -19,6 +19,8 @@ RUNNERS = (
 
 SKIPPED = ("keep", "clear")
 
+PRECISIONS = ("float32", "float16", "bfloat16")
+
 MOST_SECONDS = 30 * 86_400
 
 
@@ -59,10 +61,12 @@ class Options:
     max_tokens: int | None = None
     price_per_million: float | None = None
     insecure_key: bool = False
+    device: str | None = None
+    precision: str = "float32"
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("db", "namespace", "model", "backend", "run_dir", "base_url"):
+        for name in ("db", "namespace", "model", "backend", "run_dir", "base_url", "device"):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
         for name in ("namespace", "model", "base_url", "document_prefix"):
@@ -80,6 +84,8 @@ class Options:
                 f"--runner {self.runner} is not one of {', '.join(RUNNERS)}; runners whose workers "
                 "can't reach the database file are not supported yet"
             )
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"--precision {self.precision} is not one of {', '.join(PRECISIONS)}")
         self._check_modes()
         self._check_server()
 

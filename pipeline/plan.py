@@ -37,17 +37,16 @@ from transforms.embedders.models import (
     find_model,
 )
 from transforms.embedders.target import MOST_IN_FLIGHT
-from transforms.errors import EmbedderError
+from transforms.errors import EmbedderError, UsageError
 from transforms.modes import Mode
 from transforms.replacing import ReplaceJob, Rules
 from transforms.rows import KeyRange
 from transforms.staging import RunDirectory, Scope, State, new_run, new_token, staging_root
 from transforms.stores import AiMemoryStore, Survey, open_store, take_survey
 
-MOST_RANGE_ROWS = 512
-LEAST_RANGE_ROWS = 64
-WANTED_RANGES = 64
-"""A small store is cut into about so many ranges, so that progress is seen."""
+RANGE_ROWS = 512
+"""Rows of a range. In fewer, texts of like length are too few to fill a batch: ranges of 64
+take a local model a quarter more time."""
 
 SAMPLED_ROWS = 256
 
@@ -143,7 +142,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         Mode(scope.mode), model=target.model, dimension=target.dimension, keys=keys
     )
     survey = take_survey(store)
-    rows = range_rows(survey.rows)
+    rows = RANGE_ROWS
     if target.access is not None:
         rows = whole_batches(rows, settings.batch)
     ranges, sampled = store.cut_ranges(rows, SAMPLED_ROWS)
@@ -203,7 +202,17 @@ def _local_target(settings: Settings, options: Options) -> tuple[Target, TokenCo
             "for; correct --dim or the configured dimension, or choose another model"
         )
     prompt = files.prompt if options.document_prefix is None else options.document_prefix
-    target = Target("local", model, dimension, source, prompt, files.window, files.normalized)
+    target = Target(
+        "local",
+        model,
+        dimension,
+        source,
+        prompt,
+        files.window,
+        files.normalized,
+        device=options.device,
+        precision=options.precision,
+    )
     return target, files
 
 
@@ -212,6 +221,8 @@ def _served_target(settings: Settings, options: Options) -> tuple[Target, TokenC
 
     Raises EmbedderError if texts or the key may not be sent there.
     """
+    if options.device is not None or options.precision != "float32":
+        raise UsageError("--device and --precision are for a model on this machine; leave them out")
     name = fold_name(settings.model)
     known = DIMENSIONS.get(name)
     access = Access(
@@ -258,23 +269,14 @@ def holding(ranges: Sequence[KeyRange], keys: Collection[str]) -> tuple[KeyRange
     return tuple(replace(keys, index=index) for index, keys in enumerate(found))
 
 
-def range_rows(rows: int) -> int:
-    """Choose how many rows a range has: 64 to 512, by the size of the store.
-
-    >>> range_rows(200), range_rows(10_000), range_rows(1_000_000)
-    (64, 157, 512)
-    """
-    return min(MOST_RANGE_ROWS, max(LEAST_RANGE_ROWS, math.ceil(rows / WANTED_RANGES)))
-
-
 def whole_batches(rows: int, batch: int) -> int:
     """Round the rows of a range up, or down from 512, to whole batches.
 
     >>> whole_batches(313, 100), whole_batches(500, 100), whole_batches(64, 1000)
     (400, 500, 512)
     """
-    batch = min(batch, MOST_RANGE_ROWS)
-    return min(math.ceil(rows / batch), MOST_RANGE_ROWS // batch) * batch
+    batch = min(batch, RANGE_ROWS)
+    return min(math.ceil(rows / batch), RANGE_ROWS // batch) * batch
 
 
 def _measured(model: str) -> int:

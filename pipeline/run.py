@@ -93,6 +93,7 @@ def run_plan(
         # What is here stays to the end, and rows make no cycles: less to look for, less often.
         gc.freeze()
         gc.set_threshold(_GARBAGE_AFTER)
+        gc.enable()
         try:
             outcome = _run_begun(plan, runner, options, progress, warn, started)
             _finish(plan, outcome)

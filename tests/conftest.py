@@ -22,7 +22,7 @@ from hypothesis import settings
 
 from pipeline import plan as planning
 from pipeline.options import Options
-from pipeline.plan import Plan, make_plan, range_rows
+from pipeline.plan import Plan, make_plan
 from pipeline.settings import read_settings
 from transforms import embedders
 from transforms.embedders import Target
@@ -86,7 +86,7 @@ def fake_plan(
     options = Options(namespace=namespace, **flags)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "_find_target", lambda settings, options: (FAKE, NO_FILES))
-        patch.setattr(planning, "range_rows", lambda count: rows or range_rows(count))
+        patch.setattr(planning, "RANGE_ROWS", rows or planning.RANGE_ROWS)
         plan = make_plan(path, SETTINGS, options)
     return replace(plan, batch=4)
 

@@ -59,7 +59,7 @@ def find_target(settings: Settings, options: Options) -> tuple[Target, ModelFile
 
 PLACES = (
     (planning, "_find_target"),
-    (planning, "range_rows"),
+    (planning, "RANGE_ROWS"),
     (fake, "FakeEmbedder"),
     (replacing, "MOST_ROWS_AT_ONCE"),
     (replacing, "_FIRST_ROWS"),
@@ -69,9 +69,8 @@ PLACES = (
 
 def install() -> None:
     """Put the fakes in their places."""
-    range_rows = int(os.environ.get("FAKE_RANGE_ROWS", "64"))
     planning._find_target = find_target
-    planning.range_rows = lambda rows: range_rows
+    planning.RANGE_ROWS = int(os.environ.get("FAKE_RANGE_ROWS", "64"))
     fake.FakeEmbedder = Slow  # type: ignore[misc]
     at_once = os.environ.get("FAKE_ROWS_AT_ONCE")
     replacing.MOST_ROWS_AT_ONCE = int(at_once) if at_once else replacing.MOST_ROWS_AT_ONCE

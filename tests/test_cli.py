@@ -415,7 +415,7 @@ def test_the_size_of_a_batch_changes_neither_the_vectors_nor_the_shards(tmp_path
             for path in sorted(kept.glob("*.parquet"))
         }
 
-    assert [len(keys) for keys in shards["1"].values()] == [64, 64, 22]
+    assert [len(keys) for keys in shards["1"].values()] == [150]
     assert sorted(key for keys in shards["1"].values() for key in keys) == sorted(vectors["1"])
     assert shards["1"] == shards["500"]
     assert vectors["1"].keys() == vectors["500"].keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -35,13 +36,14 @@ from transforms.embedders import (
     same_vectors,
 )
 from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
-from transforms.embedders.local import LocalEmbedder
+from transforms.embedders.local import LocalEmbedder, _own_tokenizer, find_budget, usable_cores
 from transforms.embedders.models import describe_model
 from transforms.errors import EmbedderError, TextRejected
 from transforms.rows import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Encoding
 
 LONG = "one two three four five six seven eight nine ten " * 40
 TEXTS = [
@@ -336,6 +338,7 @@ def test_a_model_that_was_moved_is_not_another_one(changes: dict[str, Any]) -> N
         ({"prompt": ""}, ["its prompt was 'doc: ' and is '' now"]),
         ({"window": 128}, ["its maximum length was 256 and is 128 now"]),
         ({"window": None}, ["its maximum length was 256 and is None now"]),
+        ({"precision": "float16"}, ["its precision was 'float32' and is 'float16' now"]),
         ({"normalized": False}, ["its normalisation was True and is False now"]),
         (
             {"dimension": 5, "prompt": "text: "},
@@ -351,9 +354,18 @@ def test_every_other_change_of_a_target_is_named(
 
 
 def test_every_part_of_a_target_but_its_place_is_compared() -> None:
-    told = NOTED.differences({})
+    told = NOTED.differences({"precision": None})
 
-    assert len(told) == len(fields(Target)) - len(["source", "access"])
+    assert len(told) == len(fields(Target)) - len(["source", "access", "device"])
+
+
+def test_what_was_noted_before_there_was_a_choice_of_precision_is_float32() -> None:
+    noted = {name: value for name, value in NOTED.to_json().items() if name != "precision"}
+
+    assert NOTED.differences(noted) == []
+    assert replace(NOTED, precision="bfloat16").differences(noted) == [
+        "its precision was 'float32' and is 'bfloat16' now"
+    ]
 
 
 def test_the_probe_texts_are_embedded_one_by_one() -> None:
@@ -562,6 +574,7 @@ def test_another_window_is_noticed_by_the_probe(
 ) -> None:
     probe = probe_embedder(minilm, 384)
     monkeypatch.setattr(minilm._model, "max_seq_length", window)
+    monkeypatch.setattr(minilm, "_tokenizer", _own_tokenizer(minilm._model))
 
     assert not same_vectors(probe, probe_embedder(minilm, 384))
 
@@ -603,6 +616,60 @@ def test_texts_that_are_longer_than_the_model_looks_at_are_told(offline: None) -
     assert (batch.tokens, batch.wrong, batch.vectors.shape) == (0, {}, (4, 384))
 
 
+def test_tokens_are_put_straight_through_a_model_that_takes_them(
+    minilm: LocalEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["a short text", "", "ein Text, der länger ist als der erste", "long " * 400]
+    expected = minilm._model.encode_document(texts)
+    # Not by the library's own way, which tokenizes and pads in batches of 32 texts.
+    monkeypatch.setattr(minilm._model, "encode_document", None)
+
+    assert cosines(minilm.embed(texts), expected).min() > 0.999999
+
+
+def test_a_model_that_wants_more_than_tokens_is_asked_the_librarys_way(
+    offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calculate = LocalEmbedder._calculate
+    monkeypatch.setattr(LocalEmbedder, "_calculate", lambda *some: -calculate(*some))
+    embedder = LocalEmbedder(MINILM, 384)
+
+    batch = embedder.embed_batch(["a text", "another"])
+
+    assert embedder._tokenizer is None
+    assert cosines(batch.vectors, embedder._model.encode_document(["a text", "another"])).min() > (
+        0.999999
+    )
+
+
+@pytest.mark.parametrize("said", ["max 100000\n", "", None])
+def test_without_a_quota_all_cores_of_the_affinity_are_used(
+    tmp_path: Path, said: str | None
+) -> None:
+    quota = tmp_path / "cpu.max"
+    if said is not None:
+        quota.write_text(said)
+
+    assert usable_cores(quota) == len(os.sched_getaffinity(0))
+
+
+def test_a_containers_quota_bounds_the_cores(tmp_path: Path) -> None:
+    quota = tmp_path / "cpu.max"
+    quota.write_text("50000 100000\n")
+
+    assert usable_cores(quota) == 1
+
+
+@pytest.mark.parametrize(("most", "expected"), [(2_047, 2_048), (40_000, 16_384), (10**9, 131_072)])
+def test_a_devices_budget_is_bounded_by_its_memory(most: int, expected: int) -> None:
+    def seconds(tokens: int) -> float:
+        if tokens > most:
+            raise RuntimeError("out of memory")
+        return 1.0
+
+    assert find_budget(seconds) == expected
+
+
 def test_many_threads_get_their_own_texts_vectors(minilm: LocalEmbedder) -> None:
     texts = [f"thread {at} says {at * at}" for at in range(8)]
     expected = minilm.embed(texts)
@@ -616,10 +683,10 @@ def test_many_threads_get_their_own_texts_vectors(minilm: LocalEmbedder) -> None
 def test_a_failure_of_the_library_rejects_the_texts_without_quoting_them(
     minilm: LocalEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(texts: Sequence[str], **_: object) -> Vectors:
-        raise IndexError(f"index out of range in {texts}")
+    def fail(encodings: Sequence[Encoding]) -> Vectors:
+        raise IndexError(f"index out of range in {encodings[0].tokens}")
 
-    monkeypatch.setattr(minilm._model, "encode_document", fail)
+    monkeypatch.setattr(minilm, "_calculate", fail)
 
     with pytest.raises(TextRejected) as error:
         minilm.embed(["a secret"])

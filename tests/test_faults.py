@@ -566,7 +566,7 @@ def test_a_disk_that_fails_for_good_in_a_later_transaction_leaves_a_part_that_a_
         "FAULT_PATTERN": "*/m.db-wal",
         "FAULT_CALLS": "sync",
         "FAULT_ERRNO": str(errno.EIO),
-        "FAULT_FIRST": "4",
+        "FAULT_FIRST": "3",
         "FAULT_LAST": str(ALWAYS),
     }
 
@@ -722,7 +722,7 @@ def test_backup_files_that_are_altered_are_named_and_the_run_still_finishes(
     """One of a range that is replaced, and one of a range that is not: this is saved again."""
     setting = observe(laboratory, tmp_path / "observed", "wal", "in portions")
     path = copy_store(setting.source, tmp_path / "altered")
-    broken = Fault("*/m.db-wal", "sync", errno.EIO, 4, ALWAYS)
+    broken = Fault("*/m.db-wal", "sync", errno.EIO, 3, ALWAYS)
     assert laboratory.run("--db", path, fault=broken, environment=setting.environment).code == 6
     saved = sorted(path.parent.rglob("backup/0*.parquet"))
     assert [int(one.name[:7]) for one in saved] == [*RANGES]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.options import Options
-from pipeline.plan import Plan, holding, make_plan, range_rows, whole_batches
+from pipeline.plan import Plan, holding, make_plan, whole_batches
 from pipeline.settings import read_settings
 from tests.conftest import FAKE, begin, clean_environment, fake_plan, files, make_store, memory
 from transforms.embed import embed_rows
@@ -56,16 +56,6 @@ def note(plan: Plan, **changes: Any) -> None:
     plan.run.write_manifest(replace(plan.run.read_manifest(), **changes))
 
 
-@given(st.integers(0, 10_000_000))
-def test_a_range_has_64_to_512_rows(rows: int) -> None:
-    assert 64 <= range_rows(rows) <= 512
-
-
-@given(st.integers(0, 10_000_000))
-def test_a_larger_store_never_has_smaller_ranges(rows: int) -> None:
-    assert range_rows(rows) <= range_rows(rows + 1)
-
-
 def test_a_plan_says_what_is_there_and_what_it_becomes(tmp_path: Path) -> None:
     rows = [
         memory(f"{i:04d}", "two words " * (i + 1), title="t", namespace=f"n{i}") for i in range(200)
@@ -80,8 +70,7 @@ def test_a_plan_says_what_is_there_and_what_it_becomes(tmp_path: Path) -> None:
     )
     assert (plan.backend, plan.batch, plan.survey.rows) == ("ollama", 100, 200)
     assert plan.pending == plan.ranges
-    assert plan.ranges[0] == KeyRange(0, None, "0063", 64)
-    assert plan.ranges[-1] == KeyRange(3, "0191", None, 8)
+    assert plan.ranges == (KeyRange(0, None, None, 200),)
     assert plan.run.path.parent == tmp_path / "m.db.reembed"
     assert plan.tokens is not None
     assert plan.tokens.window == 256
@@ -183,13 +172,13 @@ def test_a_range_for_a_server_is_whole_batches_of_at_most_512_rows(rows: int, ba
 
 
 def test_a_server_gets_whole_batches(tmp_path: Path) -> None:
-    path = make_store(tmp_path / "m.db", [memory(f"{i:04d}") for i in range(450)])
+    path = make_store(tmp_path / "m.db", [memory(f"{i:04d}") for i in range(950)])
     served = Options(backend="openai", model="text-embedding-3-small")
 
     plan = plan_for(path, served)
 
-    assert [keys.rows for keys in plan.ranges] == [100, 100, 100, 100, 50]
-    assert plan.requests == 5
+    assert [keys.rows for keys in plan.ranges] == [500, 450]
+    assert plan.requests == 10
 
 
 def test_a_missing_database_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transforms.rows import KeyRange, RangeRows, Row
 from transforms.staging import RunDirectory, read_ledger, read_shards
 from transforms.stores import AiMemoryStore
 
-PART_TEXT_BYTES = 1_048_576
+PART_TEXT_BYTES = 262_144
 """Most text that is embedded, staged and counted as one; a range of long texts is several."""
 
 
@@ -25,7 +25,7 @@ def read_rows(
     retry_skipped: bool = False,
     part_rows: int | None = None,
 ) -> Iterator[RangeRows]:
-    """Read the rows of a range that earlier passes have not staged, at most 1 MiB at a time.
+    """Read the rows of a range that earlier passes have not staged, at most 256 KiB at a time.
 
     Each part is staged by itself, so with `part_rows`, as many as go in one request of a
     server, nothing that was paid for is lost where the next request fails.

@@ -110,6 +110,8 @@ def _build(target: Target) -> Embedder:
             target.dimension,
             prompt=target.prompt,
             window=target.window,
+            device=target.device,
+            precision=target.precision,
         )
     if target.backend == "fake":
         from transforms.embedders.fake import FakeEmbedder

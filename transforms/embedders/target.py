@@ -48,7 +48,8 @@ class Target:
     the kind of server that `access` leads to. `source` is where a local model is loaded from,
     a directory or a name; `model` is what the model is called. `prompt` stands before each
     text, `window` is the number of tokens that the model looks at (None: not known), and
-    `normalized` says whether its last module makes vectors of length 1.
+    `normalized` says whether its last module makes vectors of length 1. `device` and `precision`
+    are those of a local model.
     """
 
     backend: str
@@ -59,6 +60,8 @@ class Target:
     window: int | None = None
     normalized: bool = False
     access: Access | None = None
+    device: str | None = None
+    precision: str = "float32"
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """How a target that was noted earlier differs, as phrases for the user.
@@ -69,10 +72,11 @@ class Target:
         ...     vars(Target("local", "m", 384, window=128)))
         ['its maximum length was 128 and is 256 now']
         """
+        noted = {**_BEFORE, **other}
         return [
-            f"its {name} was {other.get(field)!r} and is {getattr(self, field)!r} now"
+            f"its {name} was {noted.get(field)!r} and is {getattr(self, field)!r} now"
             for field, name in _COMPARED.items()
-            if other.get(field) != getattr(self, field)
+            if noted.get(field) != getattr(self, field)
         ]
 
     @property
@@ -105,4 +109,8 @@ _COMPARED = {
     "prompt": "prompt",
     "window": "maximum length",
     "normalized": "normalisation",
+    "precision": "precision",
 }
+
+_BEFORE: Mapping[str, Any] = {"precision": "float32"}
+"""What was the case before it was noted."""
