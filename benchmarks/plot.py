@@ -1,8 +1,8 @@
-"""The figures of `benchmarks.speed` as a picture; needs matplotlib."""
+"""The figures of `benchmarks.speed` and `benchmarks.rows` as pictures; needs matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -13,9 +13,7 @@ _OURS, _THEIRS = "#1f6f8b", "#b8c4c8"
 
 def draw(figures: Mapping[str, Any], file: Path) -> None:
     """Write a PNG: tokens embedded a second, and the seconds of whole processes."""
-    matplotlib = import_module("matplotlib")
-    matplotlib.use("Agg")
-    pyplot = import_module("matplotlib.pyplot")
+    pyplot = _pyplot()
     wholes = figures["whole"]
     figure, axes = pyplot.subplots(1, 1 + len(wholes), figsize=(4.5 * (1 + len(wholes)), 3.2))
     embedding = figures["embedding"]
@@ -26,6 +24,27 @@ def draw(figures: Mapping[str, Any], file: Path) -> None:
         _bars(axis, f"whole process, {found['texts']:,} rows, s", seconds, "{:,.1f}")
     figure.tight_layout()
     figure.savefig(file, dpi=150)
+
+
+def draw_rows(figures: Sequence[Mapping[str, float]], file: Path) -> None:
+    """Write a PNG: seconds and memory against rows, where the model costs nothing."""
+    figure, (seconds, memory) = _pyplot().subplots(1, 2, figsize=(9, 3.2))
+    rows = [one["rows"] for one in figures]
+    for name in ("run", "staging", "saving", "replacement", "plan"):
+        seconds.plot(rows, [one[name] for one in figures], marker="o", markersize=3, label=name)
+    seconds.set(xscale="log", yscale="log", xlabel="rows")
+    seconds.set_title("seconds", fontsize=10, loc="left")
+    seconds.legend(fontsize=8, frameon=False)
+    memory.plot(rows, [one["peak_mb"] for one in figures], marker="o", markersize=3, color=_OURS)
+    memory.set(xscale="log", xlabel="rows", ylim=(0, 1.2 * max(one["peak_mb"] for one in figures)))
+    memory.set_title("resident at most, MB", fontsize=10, loc="left")
+    figure.tight_layout()
+    figure.savefig(file, dpi=150)
+
+
+def _pyplot() -> Any:
+    import_module("matplotlib").use("Agg")
+    return import_module("matplotlib.pyplot")
 
 
 def _bars(axis: Any, title: str, values: Mapping[str, float], form: str) -> None:

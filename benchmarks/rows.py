@@ -1,19 +1,22 @@
-"""What a row costs where the model costs nothing: `python -m benchmarks.rows --rows 100000`.
+"""What a row costs where the model costs nothing: `python -m benchmarks.rows --rows 10000 1000000`.
 
-The real schema, texts of 340 bytes, 384 floats. The vectors come from a table, picked by the
-text, so that what is measured is reading, staging, saving, replacing and looking once more.
+The real schema, texts of 340 bytes, vectors of 384 floats before and after. The new vectors come
+from a table, picked by the text, so that what is measured is reading, staging, saving, replacing
+and looking once more. Each size has a process of its own, and a table that is in the file cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
-import resource
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,7 +34,10 @@ from pipeline.upkeep import show_status
 from transforms import replacing
 from transforms.embedders import Embedder, Target, fake
 from transforms.embedders.families import ServedModel
+from transforms.replacing import ReplaceJob
 from transforms.rows import Vectors
+from transforms.staging import tree_bytes
+from transforms.stores import Replacement
 from transforms.stores.demo import Memory, create_store
 
 DIMENSION = 384
@@ -54,38 +60,70 @@ class FreeEmbedder(Embedder):
 
 
 def main() -> None:
-    """Measure one size of store and print a line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
+    """Measure sizes of store; print a line for each, and draw them if that is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save all figures")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
+    parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.store:
+        print(json.dumps(measure(options.store, *options.rows)))
+        return
+    figures = []
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "m.db"
+            create_store(str(path), _memories(rows), journal_mode="wal")
+            os.sync()
+            command = [sys.executable, "-m", "benchmarks.rows", "--store", str(path)]
+            done = subprocess.run([*command, "--rows", str(rows)], stdout=subprocess.PIPE)
+        if done.returncode:
+            sys.exit(done.returncode)
+        figures.append(json.loads(done.stdout))
+        print(show(figures[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if options.plot:
+        from benchmarks.plot import draw_rows
+
+        draw_rows(figures, options.plot)
+
+
+def measure(path: Path, rows: int) -> dict[str, float]:
+    """Move a store in this process; seconds, bytes and rows."""
     logging.basicConfig(level=logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "m.db"
-        create_store(str(path), _memories(options.rows), journal_mode="wal")
-        os.sync()
-        print(_measure(path, options.rows))
-
-
-def _measure(path: Path, rows: int) -> str:
     settings = read_settings(Options(backend="local"), {}, path.parent)
     target = Target("fake", "all-MiniLM-L6-v2", DIMENSION), ServedModel(None)
-    times: dict[str, float] = {}
+    times: dict[str, float] = {"transaction": 0.0}
+    transaction = Replacement.transaction
 
     def timed(name: str) -> Any:
         act = getattr(replacing, name)
 
-        def watched(*arguments: Any, **keywords: Any) -> Any:
+        def watched(job: ReplaceJob, *arguments: Any, **keywords: Any) -> Any:
             started = time.monotonic()
             times.setdefault("staged", started)
-            done = act(*arguments, **keywords)
+            times.setdefault("bytes", tree_bytes(job.run.path))
+            done = act(job, *arguments, **keywords)
             times[name] = time.monotonic() - started
             return done
 
         return patch.object(replacing, name, watched)
 
+    @contextmanager
+    def timed_transaction(table: Replacement) -> Iterator[None]:
+        started = time.monotonic()
+        with transaction(table):
+            yield
+        times["transaction"] = max(times["transaction"], time.monotonic() - started)
+
     with (
         patch.object(planning, "_find_target", lambda settings, options: target),
         patch.object(fake, "FakeEmbedder", FreeEmbedder),
+        patch.object(Replacement, "transaction", timed_transaction),
         timed("_save_all"),
         timed("_write_all"),
     ):
@@ -103,16 +141,39 @@ def _measure(path: Path, rows: int) -> str:
         show_status(plan.store, list_runs(path, None))
         shown = time.monotonic()
     assert outcome.summary.replaced == rows
-    staging = times["staged"] - planned
-    saving, replacement = times["_save_all"], times["_write_all"]
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return (
-        f"{rows:,} rows: plan {planned - began:.2f} s, staging {staging:.1f} s "
-        f"({rows / staging:,.0f} rows/s), saving {saving:.1f} s ({rows / saving:,.0f} rows/s), "
-        f"replacement {replacement:.1f} s ({rows / replacement:,.0f} rows/s), "
-        f"run {ended - planned:.1f} s ({rows / (ended - planned):,.0f} rows/s), "
-        f"status {shown - ended:.2f} s, resident at most {memory:,.0f} MB"
+    return {
+        "rows": rows,
+        "plan": planned - began,
+        "staging": times["staged"] - planned,
+        "saving": times["_save_all"],
+        "replacement": times["_write_all"],
+        "run": ended - planned,
+        "status": shown - ended,
+        "transaction": times["transaction"],
+        "peak_mb": _peak_mb(),
+        "staged_share": times["bytes"] / (4 * DIMENSION * rows),
+    }
+
+
+def show(figures: Mapping[str, float]) -> str:
+    """One line for one size."""
+    rows = figures["rows"]
+    rates = ", ".join(
+        f"{name} {figures[name]:.1f} s ({rows / figures[name]:,.0f} rows/s)"
+        for name in ("staging", "saving", "replacement", "run")
     )
+    return (
+        f"{rows:,} rows: plan {figures['plan']:.2f} s, {rates}, status {figures['status']:.2f} s; "
+        f"longest transaction {figures['transaction']:.2f} s, resident at most "
+        f"{figures['peak_mb']:,.0f} MB, staged {figures['staged_share']:.3f} of the vectors' size"
+    )
+
+
+def _peak_mb() -> float:
+    """The most memory that this process had resident; getrusage counts its parent's, too."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (peak,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(peak) * 1024 / 1e6
 
 
 def _memories(rows: int) -> Iterator[Memory]:

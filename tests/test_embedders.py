@@ -627,6 +627,21 @@ def test_tokens_are_put_straight_through_a_model_that_takes_them(
     assert cosines(minilm.embed(texts), expected).min() > 0.999999
 
 
+def test_half_precision_is_near_and_other_than_full(minilm: LocalEmbedder) -> None:
+    texts = ["a short text", "ein Text, der länger ist als der erste"]
+
+    half = LocalEmbedder(MINILM, 384, precision="bfloat16").embed(texts)
+
+    assert half.dtype == np.float32
+    found = cosines(half, minilm.embed(texts))
+    assert 0.995 < found.min() <= found.max() < 0.9999999
+
+
+def test_a_device_that_is_not_there_is_refused(offline: None) -> None:
+    with pytest.raises(EmbedderError, match="can't be loaded"):
+        LocalEmbedder(MINILM, 384, device="nowhere")
+
+
 def test_a_model_that_wants_more_than_tokens_is_asked_the_librarys_way(
     offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,8 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         "max_tokens": None,
         "price_per_million": None,
         "insecure_key": False,
+        "device": None,
+        "precision": "float32",
         "beam_options": (),
     }
 

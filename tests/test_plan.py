@@ -171,6 +171,27 @@ def test_a_range_for_a_server_is_whole_batches_of_at_most_512_rows(rows: int, ba
     assert whole % min(batch, 512) == 0 < whole
 
 
+@pytest.mark.parametrize("flags", [{"device": "cpu"}, {"precision": "float16"}])
+def test_a_server_chooses_its_device_itself(tmp_path: Path, flags: dict[str, Any]) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+
+    with pytest.raises(UsageError, match="are for a model on this machine"):
+        plan_for(path, Options(backend="openai", model="text-embedding-3-small", **flags))
+
+
+def test_device_and_precision_are_part_of_the_target(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+
+    plan = plan_for(path, Options(backend="local", device="cpu", precision="bfloat16"))
+
+    assert (plan.target.device, plan.target.precision) == ("cpu", "bfloat16")
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    with pytest.raises(UsageError, match="--precision half is not one of float32, float16"):
+        Options(precision="half")
+
+
 def test_a_server_gets_whole_batches(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory(f"{i:04d}") for i in range(950)])
     served = Options(backend="openai", model="text-embedding-3-small")

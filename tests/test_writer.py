@@ -19,7 +19,7 @@ import pytest
 
 from tests.conftest import Call, Program, clean_environment, make_store, memory, select
 from transforms.embedders.fake import FakeEmbedder
-from transforms.stores import AiMemoryStore, Replacement
+from transforms.stores import Replacement
 from transforms.stores.codec import encode
 from transforms.stores.demo import Memory, hashed_vector
 
@@ -188,17 +188,17 @@ def number(path: Path) -> int:
 def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """After each of the run's transactions, a daemon embeds some rows anew with the old model."""
     about: dict[str, Any] = {"rows": [], "times": 0}
-    begin = AiMemoryStore.replacing
+    begin = Replacement.transaction
 
     @contextmanager
-    def replacing(store: AiMemoryStore) -> Iterator[Replacement]:
-        with begin(store) as table:
-            yield table
+    def transaction(table: Replacement) -> Iterator[None]:
+        with begin(table):
+            yield
         if about["times"]:
             about["times"] -= 1
-            overwrite(store.path, about["rows"])
+            overwrite(table._store.path, about["rows"])
 
-    monkeypatch.setattr(AiMemoryStore, "replacing", replacing)
+    monkeypatch.setattr(Replacement, "transaction", transaction)
     yield about
 
 

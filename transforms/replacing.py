@@ -138,8 +138,9 @@ class ReplaceJob:
 def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool) -> Summary:
     """Put the staged vectors into the store, and say what the table then holds.
 
-    A row gets its vector only if its text, read inside the transaction, still has the digest
-    that the vector was made from. Before the first write all that will be replaced is saved
+    A row gets its vector only if its text still has, inside the transaction, the digest that the
+    vector was made from: it is read there, unless no other process has committed anything since it
+    was read before. Before the first write all that will be replaced is saved
     and read back, and the manifest says `replacing`. If before that rows are new or edited,
     and this is not the `last` pass, nothing is written, and the summary names their ranges.
     Once a replacement was begun, the ranges not yet done and the `pending` ones are written; a
@@ -166,8 +167,13 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
             indexes = [k for k in job.ranges if k.index not in manifest.done or k.index in late]
             wanted = list(_changed(job, indexes))
         _write_all(job, table, wanted, version)
-        if version == table.version and not table.has_triggers:
-            return found  # No other process has written anything since it was found.
+        # Whether no other process has written anything since all that was found.
+        undisturbed = version == table.version and not table.has_triggers
+    # SQLite's log is gone by now, so there is room for this on a disk that is almost full.
+    everything = frozenset(keys.index for keys in job.ranges)
+    job.run.advance(job.attempt, state=State.REPLACING, done=everything, writing=frozenset())
+    if undisturbed:
+        return found
     return sum((job.look(keys) for keys in job.ranges), Summary())
 
 
@@ -303,8 +309,6 @@ def _write_all(
                 portions, loading = load()
             free = time.monotonic()
             whole = (free - started) / put
-    everything = frozenset(keys.index for keys in job.ranges)
-    job.run.advance(job.attempt, state=State.REPLACING, done=everything, writing=frozenset())
 
 
 def _take(waiting: Sequence[Portion], rows: float) -> list[Portion]:
