@@ -142,9 +142,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         Mode(scope.mode), model=target.model, dimension=target.dimension, keys=keys
     )
     survey = take_survey(store)
-    rows = RANGE_ROWS
-    if target.access is not None:
-        rows = whole_batches(rows, settings.batch)
+    rows = RANGE_ROWS if target.access is None else whole_batches(settings.batch)
     ranges, sampled = store.cut_ranges(rows, SAMPLED_ROWS)
     texts = store.read_texts(sampled)
     estimate = estimate_tokens(counter, texts, rows=survey.to_embed)
@@ -269,14 +267,13 @@ def holding(ranges: Sequence[KeyRange], keys: Collection[str]) -> tuple[KeyRange
     return tuple(replace(keys, index=index) for index, keys in enumerate(found))
 
 
-def whole_batches(rows: int, batch: int) -> int:
-    """Round the rows of a range up, or down from 512, to whole batches.
+def whole_batches(batch: int) -> int:
+    """The rows of a range for a server: as many whole batches as 512 rows hold, at least one.
 
-    >>> whole_batches(313, 100), whole_batches(500, 100), whole_batches(64, 1000)
-    (400, 500, 512)
+    >>> whole_batches(100), whole_batches(1000)
+    (500, 512)
     """
-    batch = min(batch, RANGE_ROWS)
-    return min(math.ceil(rows / batch), RANGE_ROWS // batch) * batch
+    return RANGE_ROWS // min(batch, RANGE_ROWS) * min(batch, RANGE_ROWS)
 
 
 def _measured(model: str) -> int:

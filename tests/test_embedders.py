@@ -609,8 +609,8 @@ def test_texts_that_are_longer_than_the_model_looks_at_are_told(offline: None) -
     # A special token at either end, and one for each word.
     texts = ["one " * 254, "one " * 255, "", "one " * 255 + "!"]
 
-    batch = LocalEmbedder(MINILM, 384, window=256).embed_batch(texts)
-    prompted = LocalEmbedder(MINILM, 384, prompt="two ", window=256).embed_batch(texts)
+    batch = LocalEmbedder(MINILM, 384).embed_batch(texts)
+    prompted = LocalEmbedder(MINILM, 384, prompt="two ").embed_batch(texts)
 
     assert (batch.cut, prompted.cut) == (frozenset({1, 3}), frozenset({0, 1, 3}))
     assert (batch.tokens, batch.wrong, batch.vectors.shape) == (0, {}, (4, 384))
@@ -651,7 +651,7 @@ def test_a_model_that_wants_more_than_tokens_is_asked_the_librarys_way(
 
     batch = embedder.embed_batch(["a text", "another"])
 
-    assert embedder._tokenizer is None
+    assert not embedder._straight
     assert cosines(batch.vectors, embedder._model.encode_document(["a text", "another"])).min() > (
         0.999999
     )

@@ -30,8 +30,8 @@ class Match:
     rows, `changes` are to be written, and `unstaged` are the keys of rows that are new or
     edited. `foreign` counts the vectors which this run has not made of rows that get none now,
     and `old` those of rows that are to be written. Of `unknown` rows it can't be told, without
-    the vectors that are staged for them, whether they hold those. `vectors` counts all that are
-    staged and were read.
+    the vectors that are staged for them, whether they hold those. `vectors` are the keys and
+    digests of all vectors that are staged and were read, in their order.
     """
 
     index: int
@@ -43,7 +43,7 @@ class Match:
     foreign: int = 0
     old: int = 0
     unknown: int = 0
-    vectors: int = 0
+    vectors: tuple[tuple[str, bytes], ...] = ()
 
     @property
     def before(self) -> Summary:
@@ -91,7 +91,8 @@ def match_rows(
     often what they are. With `clear_skipped`, a skipped row is to hold no vector.
     """
     by_text = {(row.key, row.digest): row for row in staged}
-    match = Match(index, vectors=sum(found.vector is not None for found in by_text.values()))
+    vectors = tuple(text for text, found in by_text.items() if found.vector is not None)
+    match = Match(index, vectors=vectors)
     described = describe(b"").others
     for row in rows:
         if not concerns(row, ledger):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from transforms.embedders import Target
 from transforms.errors import TooManySkippedError
-from transforms.match import Match, match_rows, save_rows
+from transforms.match import Describe, Match, match_rows, save_rows
 from transforms.rows import KeyRange, Row, StagedRow, Stored, Summary
 from transforms.staging import (
     Ledger,
@@ -168,7 +169,7 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
             wanted = list(_changed(job, indexes))
         _write_all(job, table, wanted, version)
         # Whether no other process has written anything since all that was found.
-        undisturbed = version == table.version and not table.has_triggers
+        undisturbed = version == table.version and not table.fires_triggers
     # SQLite's log is gone by now, so there is room for this on a disk that is almost full.
     everything = frozenset(keys.index for keys in job.ranges)
     job.run.advance(job.attempt, state=State.REPLACING, done=everything, writing=frozenset())
@@ -197,13 +198,13 @@ def check_failures(found: Summary, *, most: float) -> None:
 class Portion(NamedTuple):
     """A range of which rows are to be written, and how many.
 
-    `whole` says that each vector that is staged for it is to be written and nothing else, and
-    `columns` that anything but their vectors changes.
+    Where these are all that vectors are staged for, `rowids` are theirs, in the order of the
+    shards. `columns` says whether anything but their vectors changes.
     """
 
     keys: KeyRange
     rows: int
-    whole: bool = False
+    rowids: array[int] | None = None
     columns: bool = True
 
 
@@ -244,15 +245,18 @@ def _save_all(job: ReplaceJob, *, last: bool) -> tuple[Summary, list[Portion] | 
 
 
 def _portion(keys: KeyRange, match: Match) -> Portion:
-    new = sum(change.skipped is None for change in match.changes)
+    rows = [change.row for change in match.changes]
+    whole = [(row.key, row.digest) for row in rows] == list(match.vectors)
     columns = any(
         change.row.stored is None or change.row.stored.others != change.new.others
         for change in match.changes
     )
-    return Portion(keys, new, new == len(match.changes) == match.vectors, columns)
+    rowids = array("q", [row.rowid for row in rows]) if whole else None
+    return Portion(keys, len(rows), rowids, columns)
 
 
 def _remove_backup(job: ReplaceJob) -> None:
+    job.run.advance(job.attempt)  # That of another attempt is not ours.
     for path in job.run.backup.iterdir():
         path.unlink()
 
@@ -281,10 +285,13 @@ def _write_all(
     with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
 
         def load() -> tuple[list[Portion], Future[Iterable[_Loaded]]]:
-            """Begin to read what the next transaction writes, so that it is brief."""
+            """Begin to read what the next transaction writes, so that it is brief.
+
+            What a single one writes may be too much to hold, and is read when it is its turn.
+            """
             portions = _take(waiting, rows)
             undisturbed = version == table.version
-            loads = (_load(job, portion, undisturbed) for portion in portions)
+            loads = (_load(job, portion, undisturbed=undisturbed) for portion in portions)
             return portions, pool.submit(lambda: loads if at_once else list(loads))
 
         portions, loading = load()
@@ -339,23 +346,23 @@ class _Loaded(NamedTuple):
     ledger: Ledger = Ledger()
 
 
-def _load(job: ReplaceJob, portion: Portion, undisturbed: bool) -> _Loaded:
+def _load(job: ReplaceJob, portion: Portion, *, undisturbed: bool) -> _Loaded:
     keys = portion.keys
     shards = job.run.shards_of(keys.index)
-    if not (undisturbed and portion.whole):
-        staged = list(read_shards(shards, with_vectors=True))
-        ledger = read_ledger(job.run.backup, keys.index, with_vectors=False)
-        return _Loaded(keys, None, staged, ledger)
-    rowids = job.store.find_rowids(keys)
+    if undisturbed and portion.rowids is not None:
+        vectors = [vector for vector in read_vectors(shards).values() if vector is not None]
+        if len(vectors) == len(portion.rowids):  # A worker that should be gone may stage more.
+            new = map(job.describe if portion.columns else _vector_only(job), vectors)
+            return _Loaded(keys, list(zip(portion.rowids, new, strict=True)))
+    staged = list(read_shards(shards, with_vectors=True))
+    ledger = read_ledger(job.run.backup, keys.index, with_vectors=False)
+    return _Loaded(keys, None, staged, ledger)
+
+
+def _vector_only(job: ReplaceJob) -> Describe:
+    """What a row holds of which nothing but the vector is to be written."""
     describe = job.describe
-    new = [
-        (rowids[key], describe(vector))
-        for (key, _), vector in read_vectors(shards).items()
-        if vector is not None and key in rowids  # If not, the version has changed.
-    ]
-    if not portion.columns:
-        new = [(rowid, Stored(stored.vector, "")) for rowid, stored in new]
-    return _Loaded(keys, new)
+    return lambda vector: describe(vector)._replace(others="")
 
 
 def _write(
@@ -368,8 +375,8 @@ def _write(
 ) -> int:
     """Write ranges, as many as there is time for, inside a transaction; return how many.
 
-    Rows are matched again, by the digests of their texts, if any other process has written to
-    the database since they were matched before.
+    Rows are matched by the digests of their texts as they are now, unless they were matched before
+    and no other process has written to the database since.
     """
     written = 0
     ends = time.monotonic() + seconds
@@ -378,7 +385,7 @@ def _write(
     undisturbed = version == table.version
     for loaded in loads:
         if loaded.changes is not None and not undisturbed:
-            loaded = _load(job, Portion(loaded.keys, 0), undisturbed)
+            loaded = _load(job, Portion(loaded.keys, 0), undisturbed=False)
         flush.add(_match_again(job, table, loaded) if loaded.changes is None else loaded.changes)
         written += 1
         if time.monotonic() > ends:

@@ -109,7 +109,6 @@ def _build(target: Target) -> Embedder:
             target.source or target.model,
             target.dimension,
             prompt=target.prompt,
-            window=target.window,
             device=target.device,
             precision=target.precision,
         )

@@ -41,6 +41,9 @@ MOST_BATCH_TOKENS = 2_048
 _MOST_TRIED_TOKENS = 131_072
 _ALIKE_COSINE = 0.99999
 
+_NO_WINDOW = 2**31
+"""Tokenizers of models that look at any number of tokens say an enormous one."""
+
 _COLUMNS = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": "attention_mask"}
 """What a model is given, and what the tokenizer calls it."""
 
@@ -48,9 +51,9 @@ _COLUMNS = {"input_ids": "ids", "token_type_ids": "type_ids", "attention_mask": 
 class LocalEmbedder(Embedder):
     """A sentence-transformers model, from this machine if it is here, else from the hub.
 
-    `prompt` stands before each text (None: the model's own for documents), and `window` is the
-    number of tokens that it looks at. `device` is torch's name of one (None: the fastest that is
-    there), `precision` that of the numbers it calculates with.
+    `prompt` stands before each text (None: the model's own for documents). `device` is torch's
+    name of one (None: the fastest that is there), `precision` that of the numbers it calculates
+    with.
     """
 
     def __init__(
@@ -59,7 +62,6 @@ class LocalEmbedder(Embedder):
         dimension: int,
         *,
         prompt: str | None = None,
-        window: int | None = None,
         device: str | None = None,
         precision: str = "float32",
     ) -> None:
@@ -74,7 +76,6 @@ class LocalEmbedder(Embedder):
             self._model.max_seq_length = MINILM_WINDOW
         self._dimension = dimension
         self._prompt = prompt
-        self._window = window
         found = self._model.get_embedding_dimension()
         if found != dimension:
             raise EmbedderError(
@@ -86,9 +87,9 @@ class LocalEmbedder(Embedder):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._most_tokens = MOST_BATCH_TOKENS
         self._tokenizer = _own_tokenizer(self._model)
-        if self._tokenizer is not None and not self._calculates_alike():
-            self._tokenizer = None
-        if self._tokenizer is not None and self._model.device.type != "cpu":
+        self._straight = True
+        self._straight = self._calculates_alike()
+        if self._straight and self._model.device.type != "cpu":
             self._most_tokens = find_budget(self._seconds)
 
     @property
@@ -104,21 +105,22 @@ class LocalEmbedder(Embedder):
         """Also say which texts are longer than the model looks at."""
         try:
             if self._tokenizer is None:
-                return Batch(self._thread.submit(self._encode, list(texts)).result())
-            return self._embed_tokens(self._tokenizer.encode_batch(self._prompted(texts)))
+                return Batch(self._thread.submit(self._encode, texts).result())
+            return self._embed_tokens(texts, self._tokenizer)
         except Exception as error:
             # A library's message may quote the text, so only the kind of error is told.
             raise TextRejected(f"the model failed with {type(error).__name__}") from error
 
-    def _prompted(self, texts: Sequence[str]) -> list[str]:
-        return [f"{self._prompt}{text}" for text in texts] if self._prompt else list(texts)
-
-    def _embed_tokens(self, encodings: Sequence[Encoding]) -> Batch:
-        vectors = np.empty((len(encodings), self._dimension), np.float32)
-        lengths = [len(encoding) for encoding in encodings]
-        for places in token_batches(lengths, self._most_tokens):
-            batch = [encodings[at] for at in places]
-            vectors[places] = self._thread.submit(self._calculate, batch).result()
+    def _embed_tokens(self, texts: Sequence[str], tokenizer: Tokenizer) -> Batch:
+        prompt = self._prompt or ""
+        encodings = tokenizer.encode_batch([prompt + text for text in texts])
+        vectors = np.empty((len(texts), self._dimension), np.float32)
+        for places in token_batches([len(one) for one in encodings], self._most_tokens):
+            if self._straight:
+                some = self._thread.submit(self._calculate, [encodings[at] for at in places])
+            else:
+                some = self._thread.submit(self._encode, [texts[at] for at in places])
+            vectors[places] = some.result()
         cut = frozenset(at for at, encoding in enumerate(encodings) if encoding.overflowing)
         return Batch(vectors, cut=cut)
 
@@ -151,16 +153,20 @@ class LocalEmbedder(Embedder):
 
     def _calculates_alike(self) -> bool:
         """Whether tokens put straight through the modules give what the library itself gives."""
-        texts = PROBE_TEXTS[:2]
+        if self._tokenizer is None or self._model.truncate_dim is not None:
+            return False
+        special = " a ".join(self._model.tokenizer.all_special_tokens)
+        texts = [*PROBE_TEXTS, special]
         try:
-            return same_vectors(self.embed(texts), self._encode(list(texts)), least=_ALIKE_COSINE)
+            return same_vectors(self.embed(texts), self._encode(texts), least=_ALIKE_COSINE)
         except TextRejected:
             return False  # The model wants more than tokens.
 
-    def _encode(self, texts: list[str]) -> Vectors:
+    def _encode(self, texts: Sequence[str]) -> Vectors:
         vectors: Vectors = self._model.encode_document(
-            texts,
+            list(texts),
             prompt=self._prompt,
+            batch_size=len(texts),
             show_progress_bar=False,
             convert_to_numpy=True,
             normalize_embeddings=self._normalize,
@@ -224,13 +230,14 @@ def token_batches(
 def _own_tokenizer(model: SentenceTransformer) -> Tokenizer | None:
     """A copy of a model's fast tokenizer, which cuts as the model does; None if it has none."""
     backend = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
-    if backend is None or model.truncate_dim is not None:
+    if backend is None:
         return None
     tokenizer: Tokenizer = type(backend).from_str(backend.to_str())
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    if model.max_seq_length is not None:
-        tokenizer.enable_truncation(model.max_seq_length)
+    window = model.max_seq_length
+    if window is not None and window < _NO_WINDOW:
+        tokenizer.enable_truncation(window, direction=model.tokenizer.truncation_side)
     return tokenizer
 
 

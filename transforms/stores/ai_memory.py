@@ -104,20 +104,6 @@ class AiMemoryStore:
             busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
         )
 
-    def find_rowids(self, keys: KeyRange) -> dict[str, int]:
-        """Find the rowids of a range's rows whose keys are text."""
-        conditions, values = _between(keys)
-        where = " AND ".join(["typeof(id) = 'text'", *conditions])
-        # The key's index alone is read for it.
-        select = f"SELECT CAST(id AS BLOB), rowid FROM memories WHERE {where}"
-        found = sqlite.read_only(
-            self.path,
-            wal=self.wal,
-            query=lambda db: db.execute(select, values).fetchall(),
-            busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
-        )
-        return {raw.decode(errors="replace"): rowid for raw, rowid in found}
-
     def read_texts(self, keys: Sequence[str]) -> list[str]:
         """Read the texts of a few rows; of encrypted rows and those over the cap, none."""
 
@@ -180,7 +166,12 @@ class AiMemoryStore:
 
     def rows_in(self, db: sqlite3.Connection, keys: KeyRange, *, with_stored: bool) -> list[Row]:
         """Read the rows of a range over a connection, in key order; see `read_range`."""
-        conditions, values = _between(keys)
+        conditions = []
+        if keys.after is not None:
+            conditions.append("id > :after")
+        if keys.until is not None:
+            # A TEXT PRIMARY KEY may be NULL; such rows sort first, so the first range has them.
+            conditions.append("id <= :until")
         if self.namespace is not None:
             # The plus keeps SQLite on the key's index; the namespace's would cost a scan a range.
             conditions.append("+namespace = :namespace")
@@ -189,7 +180,7 @@ class AiMemoryStore:
         where = " AND ".join(conditions) or "TRUE"
         columns = self._row_columns + (f", {self._stored_columns}" if with_stored else "")
         select = f"SELECT {columns} FROM memories WHERE "
-        values |= self.values
+        values = self.values | {"after": keys.after, "until": keys.until}
         found = db.execute(f"{select} {where} ORDER BY id", values).fetchall()
         if keys.after is None and keys.until is not None:
             where = where.replace("id <= :until", "id IS NULL")
@@ -313,13 +304,11 @@ class Replacement:
         return sqlite.data_version(self._db)
 
     @property
-    def has_triggers(self) -> bool:
-        """Whether a trigger might touch what is written: it speaks of vectors, or replaces rows."""
-        found = self._db.execute(
-            "SELECT 1 FROM sqlite_schema WHERE type = 'trigger' AND lower(tbl_name) = 'memories' "
-            "AND (sql LIKE '%embedding%' OR sql LIKE '%replace%') LIMIT 1"
-        )
-        return found.fetchone() is not None
+    def fires_triggers(self) -> bool:
+        """Whether a trigger of the database runs when a vector is replaced."""
+        columns = ["embedding", *(c for c in REPLACED_COLUMNS if c in self._store.columns)]
+        settings = ", ".join(f"{column} = NULL" for column in columns)
+        return sqlite.fires_triggers(self._db, f"UPDATE memories SET {settings} WHERE rowid = 1")
 
     def read_range(self, keys: KeyRange) -> list[Row]:
         """Read the rows of a range as this transaction sees them, with what they hold."""
@@ -499,17 +488,6 @@ def _ranges(borders: Sequence[str], total: int, rows: int) -> tuple[KeyRange, ..
         KeyRange(index, after, until, count)
         for index, (after, until, count) in enumerate(zip(starts, ends, counts, strict=True))
     )
-
-
-def _between(keys: KeyRange) -> tuple[list[str], dict[str, Any]]:
-    """The SQL conditions for the keys of a range, and what is bound to their names."""
-    conditions = []
-    if keys.after is not None:
-        conditions.append("id > :after")
-    if keys.until is not None:
-        # A TEXT PRIMARY KEY may be NULL; such rows sort first, so the first range has them.
-        conditions.append("id <= :until")
-    return conditions, {"after": keys.after, "until": keys.until}
 
 
 def _row(values: Sequence[Any]) -> Row:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from transforms.errors import StoreError
@@ -116,14 +116,16 @@ def _traces(path: Path) -> dict[str, tuple[int, int] | None]:
 
 
 @contextmanager
-def write_connection(path: Path) -> Iterator[sqlite3.Connection]:
+def write_connection(
+    path: Path, *, busy_seconds: float = COMMIT_BUSY_SECONDS
+) -> Iterator[sqlite3.Connection]:
     """A connection that may write.
 
     It never creates a file nor changes the journal mode, and a commit is on the disk when
     it returns (`synchronous=FULL`).
     """
     with translated(path), closing(_open(path, "mode=rw")) as connection:
-        connection.execute("PRAGMA synchronous=FULL")
+        _patiently(lambda: connection.execute("PRAGMA synchronous=FULL"), busy_seconds)
         yield connection
 
 
@@ -145,10 +147,20 @@ def data_version(connection: sqlite3.Connection) -> int:
 
     The connection's own commits leave it (https://sqlite.org/pragma.html#pragma_data_version).
     """
-    version: int = _patiently(
-        lambda: connection.execute("PRAGMA data_version").fetchone()[0], COMMIT_BUSY_SECONDS
-    )
+    version: int = _rows(connection, "PRAGMA data_version")[0][0]
     return version
+
+
+def fires_triggers(connection: sqlite3.Connection, statement: str) -> bool:
+    """Whether a statement would run a trigger: its program then has a part of that name.
+
+    Source: https://sqlite.org/opcode.html#Program.
+    """
+    return any(row[1] == "Program" for row in _rows(connection, f"EXPLAIN {statement}"))
+
+
+def _rows(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+    return _patiently(lambda: connection.execute(query).fetchall(), COMMIT_BUSY_SECONDS)
 
 
 def check_writable(path: Path) -> None:
@@ -158,7 +170,7 @@ def check_writable(path: Path) -> None:
     """
     check_access(path)
     with (
-        write_connection(path) as connection,
+        write_connection(path, busy_seconds=BUSY_SECONDS) as connection,
         write_transaction(connection, busy_seconds=BUSY_SECONDS),
     ):
         pass  # Taking the write lock is the test; an empty transaction writes nothing.

@@ -57,7 +57,9 @@ def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
         f"SELECT CAST(namespace AS BLOB), CASE WHEN embedding IS NOT NULL THEN {dimension} END, "
         f"CASE WHEN {store.encrypted} THEN 1 WHEN {TEXT_BYTES} > {TEXT_CAP_BYTES} THEN 2 "
         f"WHEN typeof(id) <> 'text' THEN 3 ELSE 0 END, {store.meant}, count(*), "
-        "sum(ifnull(length(CAST(embedding AS BLOB)), 0)) "
+        # Of a BLOB, SQLite says the length without reading it.
+        "sum(CASE typeof(embedding) WHEN 'blob' THEN length(embedding) "
+        "ELSE ifnull(length(CAST(embedding AS BLOB)), 0) END) "
         "FROM memories WHERE :namespace IS NULL OR namespace = :namespace GROUP BY 1, 2, 3, 4",
         store.values,
     )
