@@ -642,6 +642,22 @@ def test_a_device_that_is_not_there_is_refused(offline: None) -> None:
         LocalEmbedder(MINILM, 384, device="nowhere")
 
 
+@pytest.mark.parametrize("odd", [{"truncation_side": "left"}, {"split_special_tokens": True}])
+def test_what_a_tokenizers_settings_say_is_done(
+    odd: dict[str, Any], offline: None, tmp_path: Path
+) -> None:
+    names = {*SMALL_FILES, "modules.json", "1_Pooling", "model.safetensors"}
+    directory = link(tmp_path / "model", *names - {"tokenizer_config.json"})
+    settings = json.loads((PACKAGE / "tokenizer_config.json").read_text())
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings | odd))
+    embedder = LocalEmbedder(str(directory), 384)
+    texts = ["one " * 300 + "two " * 300 + "three", "a [SEP] b [MASK] c", "a text"]
+
+    found = cosines(embedder.embed(texts), embedder._model.encode_document(texts))
+
+    assert found.min() > 0.999999
+
+
 def test_a_model_that_wants_more_than_tokens_is_asked_the_librarys_way(
     offline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

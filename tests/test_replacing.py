@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from collections import namedtuple
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from transforms.read import read_rows
 from transforms.replacing import Rules, check_failures, replace_vectors
 from transforms.rows import Cause, KeyRange, Stored, Summary
 from transforms.staging import Ledger, Manifest, State, read_ledger, saved_ranges
-from transforms.stores import Replacement
+from transforms.stores import Replacement, sqlite
 from transforms.stores.codec import decode, encode
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -241,6 +242,120 @@ def test_an_edit_between_the_look_and_the_lock_is_seen(
 
     assert summary == Summary(replaced=8, remaining=2, in_old_space=1, changed=frozenset({0, 2}))
     assert held(plan, "01") == OLD
+
+
+def test_an_id_that_is_not_utf8_never_takes_the_vector_of_one_that_looks_alike(
+    tmp_path: Path,
+) -> None:
+    rows = [memory("a\ufffd", embedding=OLD, embedding_dim=2), memory("b", embedding=OLD)]
+    plan = begin(fake_plan(make_store(tmp_path / "m.db", rows)))
+    change(plan.store.path, "UPDATE memories SET id = CAST(x'61ff' AS TEXT) WHERE id = 'b'")
+    stage(plan)
+
+    assert replace(plan) == Summary(replaced=1, kept={Cause.NOT_TEXT: 1}, in_old_space=1)
+    assert select(plan.store.path, "SELECT embedding FROM memories WHERE title = 'title b'") == [
+        (OLD,)
+    ]
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        "UPDATE memories SET content = 'edited' WHERE id = '02'",
+        "UPDATE memories SET embedding = NULL WHERE id = '02'",
+        "DELETE FROM memories WHERE id = '02'",
+    ],
+)
+def test_what_a_trigger_does_at_a_replacement_is_seen(plan: Plan, does: str) -> None:
+    change(
+        plan.store.path,
+        f"CREATE TRIGGER t AFTER UPDATE ON memories WHEN new.id = '07' BEGIN {does}; END",
+    )
+
+    summary = replace(plan)
+
+    look = sum((plan.job.match(k, with_stored=True).after for k in plan.ranges), Summary())
+    assert summary == look
+    assert summary.replaced == 9
+
+
+def test_a_trigger_that_runs_at_edits_alone_costs_no_second_look(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(plan.job), "look", None)  # The schema has such triggers.
+
+    assert replace(plan) == Summary(replaced=10)
+
+
+@pytest.mark.parametrize("most", [3, 10])
+def test_inside_a_transaction_no_other_connection_is_opened(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, short: None, most: int
+) -> None:
+    """It would find the table locked where SQLite's cache is too small for what is written."""
+    monkeypatch.setattr(replacing, "MOST_ROWS_AT_ONCE", most)
+    transaction, read_only = Replacement.transaction, sqlite.read_only
+    inside: list[bool] = []
+
+    @contextmanager
+    def watched(table: Replacement) -> Iterator[None]:
+        with transaction(table):
+            inside.append(True)
+            yield
+            inside.clear()
+
+    def read(*arguments: Any, **more: Any) -> Any:
+        assert not inside
+        return read_only(*arguments, **more)
+
+    monkeypatch.setattr(Replacement, "transaction", watched)
+    monkeypatch.setattr(sqlite, "read_only", read)
+
+    assert replace(plan) == Summary(replaced=10)
+
+
+def test_a_lock_at_the_begin_is_waited_for(plan: Plan) -> None:
+    with closing(sqlite3.connect(plan.store.path, check_same_thread=False)) as other:
+        other.isolation_level = None
+        other.execute("BEGIN EXCLUSIVE")
+        timer = threading.Timer(1.0, lambda: other.execute("ROLLBACK"))
+        timer.start()
+
+        assert replace(plan) == Summary(replaced=10)
+        timer.join()
+
+
+def test_rows_that_lose_their_vectors_count_for_the_size_of_a_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: None
+) -> None:
+    rows = [memory(f"{i:02d}", POISON, embedding=OLD, embedding_dim=2) for i in range(8)]
+    rows += [memory(f"{i:02d}") for i in range(8, 20)]
+    path = make_store(tmp_path / "m.db", rows)
+    plan = begin(fake_plan(path, rows=4, skipped="clear"))
+    stage(plan)
+    opened: list[int] = []
+    before_the_lock(monkeypatch, *[lambda: opened.append(1)] * 9)
+    monkeypatch.setattr(replacing, "_FIRST_ROWS", 4)
+
+    assert replace(plan) == Summary(replaced=12, kept={Cause.REJECTED: 8})
+    assert len(opened) == 5
+
+
+def test_a_worker_that_is_gone_leaves_the_backup_of_the_next_attempt(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    match = type(plan.job).match
+
+    def overtaken(job: Any, keys: Any, **more: Any) -> Any:
+        if keys == plan.ranges[-1] and job.attempt == plan.attempt:
+            edit(plan)
+            plan.run.write_manifest(replaced(plan.run.read_manifest(), attempt="another"))
+        return match(job, keys, **more)
+
+    monkeypatch.setattr(type(plan.job), "match", overtaken)
+
+    with pytest.raises(RunError, match="has taken over"):
+        replace(plan)
+    assert len(files(plan.run.backup)) == 2
 
 
 def test_a_row_whose_vector_was_overwritten_since_is_found_and_written_again(plan: Plan) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from transforms.rows import Cause
 from transforms.stores import sqlite
@@ -53,25 +54,16 @@ def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
     if "embedding_dim" in store.columns:
         sound = "typeof(embedding_dim) = 'integer' AND embedding_dim > 0"
         dimension = f"CASE WHEN {sound} THEN embedding_dim ELSE {dimension} END"
-    groups = db.execute(
-        f"SELECT CAST(namespace AS BLOB), CASE WHEN embedding IS NOT NULL THEN {dimension} END, "
-        f"CASE WHEN {store.encrypted} THEN 1 WHEN {TEXT_BYTES} > {TEXT_CAP_BYTES} THEN 2 "
-        f"WHEN typeof(id) <> 'text' THEN 3 ELSE 0 END, {store.meant}, count(*), "
-        # Of a BLOB, SQLite says the length without reading it.
-        "sum(CASE typeof(embedding) WHEN 'blob' THEN length(embedding) "
-        "ELSE ifnull(length(CAST(embedding AS BLOB)), 0) END) "
-        "FROM memories WHERE :namespace IS NULL OR namespace = :namespace GROUP BY 1, 2, 3, 4",
-        store.values,
-    )
+    groups = Counter(_rows(db, store, dimension))
     namespaces: Counter[str] = Counter()
     dimensions: Counter[int] = Counter()
     rules: Counter[int] = Counter()
     meant = vector_bytes = 0
-    for raw_namespace, stored_dimension, rule, is_meant, rows, size in groups:
+    for (raw_namespace, stored_dimension, rule, is_meant, size), rows in groups.items():
         namespaces[(raw_namespace or b"").decode(errors="replace")] += rows
         if stored_dimension is not None:
             dimensions[stored_dimension] += rows
-        vector_bytes += size
+        vector_bytes += rows * size
         if is_meant:
             meant += rows
             rules[rule] += rows
@@ -88,6 +80,23 @@ def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
         dimensions=dict(sorted(dimensions.items())),
         by_rule={cause: rules[rule] for rule, cause in causes.items() if rules[rule]},
         existing=() if namespaces else _all_namespaces(db),
+    )
+
+
+def _rows(db: sqlite3.Connection, store: AiMemoryStore, dimension: str) -> Iterator[Any]:
+    """Each row's namespace, dimension, rule, whether it is meant, and its vector's bytes.
+
+    Counting them takes half the time of SQLite's GROUP BY, which sorts the whole table.
+    """
+    return db.execute(
+        f"SELECT CAST(namespace AS BLOB), CASE WHEN embedding IS NOT NULL THEN {dimension} END, "
+        f"CASE WHEN {store.encrypted} THEN 1 WHEN {TEXT_BYTES} > {TEXT_CAP_BYTES} THEN 2 "
+        f"WHEN typeof(id) <> 'text' THEN 3 ELSE 0 END, {store.meant}, "
+        # Of a BLOB, SQLite says the length without reading it.
+        "CASE typeof(embedding) WHEN 'blob' THEN length(embedding) "
+        "ELSE ifnull(length(CAST(embedding AS BLOB)), 0) END "
+        "FROM memories WHERE :namespace IS NULL OR namespace = :namespace",
+        store.values,
     )
 
 
