@@ -41,7 +41,7 @@ from transforms.stores import Replacement, open_store, recover_store
 from transforms.stores.codec import encode
 from transforms.stores.demo import SCHEMA, Memory, create_store, generated_memories
 
-KILLS = int(os.environ.get("REEMBED_TEST_KILLS", "6"))
+KILLS = int(os.environ.get("REEMBED_TEST_KILLS", "4"))
 """Kills on 2,000 rows in each journal mode: twice as many on 60,000, a third of a rollback."""
 
 FORKS = multiprocessing.get_context("forkserver")
