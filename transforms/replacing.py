@@ -141,9 +141,9 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
 
     A row gets its vector only if its text still has, inside the transaction, the digest that the
     vector was made from: it is read there, unless no other process has committed anything since it
-    was read before. Before the first write all that will be replaced is saved
-    and read back, and the manifest says `replacing`. If before that rows are new or edited,
-    and this is not the `last` pass, nothing is written, and the summary names their ranges.
+    was read before. Before the first write all that will be replaced is saved and read back, and
+    the manifest says `replacing`. If before that rows are new or edited, and this is not the `last`
+    pass, nothing is written, and the summary names their ranges.
     Once a replacement was begun, the ranges not yet done and the `pending` ones are written; a
     `last` pass is then a part of it that was asked for. Safe to run twice: a row that holds its
     vector is not written again.
