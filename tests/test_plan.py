@@ -171,6 +171,19 @@ def test_a_range_for_a_server_is_whole_batches_of_at_most_512_rows(batch: int) -
     assert whole % min(batch, 512) == 0 < whole
 
 
+@pytest.mark.parametrize(
+    ("batch", "local", "served"), [(100, 200, 100), (7, 252, 7), (256, 256, 256), (999, 999, 999)]
+)
+def test_a_part_is_some_batches_of_a_local_model_and_one_of_a_servers(
+    tmp_path: Path, batch: int, local: int, served: int
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    server = Options(batch=batch, backend="ollama", model="nomic-embed-text")
+
+    assert plan_for(path, Options(batch=batch)).part_rows == local
+    assert plan_for(path, server).part_rows == served
+
+
 @pytest.mark.parametrize("flags", [{"device": "cpu"}, {"precision": "float16"}])
 def test_a_server_chooses_its_device_itself(tmp_path: Path, flags: dict[str, Any]) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])

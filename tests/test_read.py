@@ -160,3 +160,14 @@ def test_a_damaged_shard_is_not_taken_for_one_that_lacks_rows(plan: Plan) -> Non
 
     with pytest.raises(StagingError, match="is damaged"):
         read(plan, pass_number=2)
+
+
+def test_texts_of_like_length_are_in_one_part_and_the_longest_come_first(tmp_path: Path) -> None:
+    lengths = {"a": 2, "b": 30, "c": 1, "d": 40, "e": 3}
+    rows = [memory(key, content="ü" * length) for key, length in lengths.items()]
+    plan = begin(fake_plan(make_store(tmp_path / "m.db", rows)))
+    (keys,) = plan.ranges
+
+    parts = read_rows(plan.store, keys, plan.run, pass_number=1, part_rows=2, by_length=True)
+
+    assert ["".join(row.key for row in part.rows) for part in parts] == ["db", "ea", "c"]

@@ -82,7 +82,7 @@ def embed_rows(
         tokens = work.tokens
         return work.results
 
-    ordered = sorted(texts, key=lambda digest: (len(texts[digest]), texts[digest]))
+    ordered = sorted(texts, key=lambda digest: (len(texts[digest].encode()), texts[digest]))
     results = (known or KnownTexts(len(ordered))).find(ordered, embed)
     rows = tuple(_staged(row, results.get(row.digest)) for row in part.rows)
     return RangeVectors(part.range, part.part, dimension, rows, tokens)

@@ -12,7 +12,7 @@ from transforms.staging import RunDirectory, read_ledger, read_shards
 from transforms.stores import AiMemoryStore
 
 PART_TEXT_BYTES = 262_144
-"""Most text that is embedded, staged and counted as one; a range of long texts is several."""
+"""Most text that is embedded, staged and counted as one."""
 
 
 def read_rows(
@@ -24,11 +24,13 @@ def read_rows(
     late: bool = False,
     retry_skipped: bool = False,
     part_rows: int | None = None,
+    by_length: bool = False,
 ) -> Iterator[RangeRows]:
     """Read the rows of a range that earlier passes have not staged, at most 256 KiB at a time.
 
     Each part is staged by itself, so with `part_rows`, as many as go in one request of a
-    server, nothing that was paid for is lost where the next request fails.
+    server, nothing that was paid for is lost where the next request fails. With `by_length` the
+    longest texts come first, and those that are together are alike.
 
     In a first pass these are all rows; in a later one the new and the edited ones and, with
     `retry_skipped`, those that the model would not take. No more than `keys.most` of them.
@@ -44,8 +46,16 @@ def read_rows(
         ledger = read_ledger(run.backup, keys.index, with_vectors=False)
         rows = [row for row in rows if concerns(row, ledger)]
     fresh = [row for row in rows if (row.key, row.digest) not in latest]
-    for part, some in enumerate(split_rows(fresh[: keys.most], PART_TEXT_BYTES, part_rows)):
+    fresh = fresh[: keys.most]
+    if by_length:
+        fresh.sort(key=text_bytes, reverse=True)
+    for part, some in enumerate(split_rows(fresh, PART_TEXT_BYTES, part_rows)):
         yield RangeRows(keys, part, some)
+
+
+def text_bytes(row: Row) -> int:
+    """The length of a row's text in UTF-8, which says more of its tokens than its characters do."""
+    return len(row.text.encode())
 
 
 def split_rows(
@@ -60,7 +70,7 @@ def split_rows(
     part: list[Row] = []
     size = 0
     for row in rows:
-        length = len(row.text.encode())
+        length = text_bytes(row)
         if part and (size + length > most_bytes or len(part) == most_rows):
             yield tuple(part)
             part, size = [], 0
@@ -80,6 +90,7 @@ class ReadRows(beam.PTransform[PCollection[KeyRange], PCollection[RangeRows]]):
     late: bool = False
     retry_skipped: bool = False
     part_rows: int | None = None
+    by_length: bool = False
 
     def expand(self, ranges: PCollection[KeyRange]) -> PCollection[RangeRows]:
         rows: PCollection[RangeRows] = ranges | beam.ParDo(_ReadRows(self))
@@ -100,4 +111,5 @@ class _ReadRows(beam.DoFn):
             late=config.late,
             retry_skipped=config.retry_skipped,
             part_rows=config.part_rows,
+            by_length=config.by_length,
         )

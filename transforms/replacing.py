@@ -245,14 +245,14 @@ def _save_all(job: ReplaceJob, *, last: bool) -> tuple[Summary, list[Portion] | 
 
 
 def _portion(keys: KeyRange, match: Match) -> Portion:
-    rows = [change.row for change in match.changes]
-    whole = [(row.key, row.digest) for row in rows] == list(match.vectors)
+    rows = {(change.row.key, change.row.digest): change.row.rowid for change in match.changes}
+    whole = rows.keys() == set(match.vectors)
     columns = any(
         change.row.stored is None or change.row.stored.others != change.new.others
         for change in match.changes
     )
-    rowids = array("q", [row.rowid for row in rows]) if whole else None
-    return Portion(keys, len(rows), rowids, columns)
+    rowids = array("q", map(rows.__getitem__, match.vectors)) if whole else None
+    return Portion(keys, len(match.changes), rowids, columns)
 
 
 def _remove_backup(job: ReplaceJob) -> None:

@@ -106,7 +106,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RangeRows:
-    """A part of a range as it was read: at most 256 KiB of text (or one row), in key order."""
+    """A part of a range as it was read: at most 256 KiB of text, or one row."""
 
     range: KeyRange
     part: int
