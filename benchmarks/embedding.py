@@ -135,7 +135,7 @@ def encode_parts(plan: Plan, parts: Sequence[RangeRows]) -> Vectors:
     target = plan.target
     embedder, known = load_embedder(target), known_texts(target, new_token())
     found = [
-        embed_rows(part, embedder, dimension=target.dimension, batch=plan.batch, known=known)
+        embed_rows(part, embedder, dimension=target.dimension, batch=plan.part_rows, known=known)
         for part in parts
     ]
     blobs = b"".join(row.vector or b"" for part in found for row in part.rows)

@@ -32,7 +32,7 @@ def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary
         part_rows=plan.part_rows,
         by_length=plan.target.access is None,
     )
-    embedded = rows | "Embed" >> EmbedRows(plan.target, plan.batch, plan.attempt, plan.pause)
+    embedded = rows | "Embed" >> EmbedRows(plan.target, plan.part_rows, plan.attempt, plan.pause)
     outcome = embedded.vectors | "Replace" >> ReplaceVectors(
         plan.job,
         pending=plan.pending,

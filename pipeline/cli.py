@@ -252,7 +252,7 @@ def _parser() -> _Parser:
         type=int,
         default=0,
         metavar="N",
-        help="most texts in one call of the embedder (0: as set, or 100)",
+        help="most texts in a request (0: as set, or 100); a local model gets 256, or N if more",
     )
     add("--json", action="store_true", help="print the result as one line of JSON")
     add("--model", metavar="NAME", help="a model: by name or directory here, by name at a server")

@@ -51,7 +51,7 @@ Of fewer, too few are alike to fill a batch: of 512 it takes a twentieth more ti
 """
 
 PART_ROWS = 256
-"""About how many rows are embedded, staged and counted as one."""
+"""Rows that a local model embeds, and that are staged and counted, as one."""
 
 SERVER_RANGE_ROWS = 512
 
@@ -127,9 +127,11 @@ class Plan:
 
     @property
     def part_rows(self) -> int:
-        """The most rows that are embedded, staged and counted as one: for a server, a request's."""
-        batches = 1 if self.target.access else max(1, PART_ROWS // self.batch)
-        return batches * self.batch
+        """The most rows that are embedded, staged and counted as one: for a server, a request's.
+
+        A local model cuts batches of its own from them, by their tokens.
+        """
+        return self.batch if self.target.access else max(PART_ROWS, self.batch)
 
     @property
     def mode(self) -> Mode:

@@ -673,6 +673,23 @@ def test_a_model_that_wants_more_than_tokens_is_asked_the_librarys_way(
     )
 
 
+def test_a_model_of_another_kind_is_asked_the_librarys_way(offline: None, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(PACKAGE / "tokenizer.json"))
+    tokenizer.no_padding()
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)])
+    model.save(str(tmp_path / "model"))
+    texts = ["a text", "another one", "word " * 600]
+
+    embedder = LocalEmbedder(str(tmp_path / "model"), 8)
+
+    assert not embedder._straight
+    assert cosines(embedder.embed(texts), model.encode_document(texts)).min() > 0.999999
+
+
 @pytest.mark.parametrize("said", ["max 100000\n", "", None])
 def test_without_a_quota_all_cores_of_the_affinity_are_used(
     tmp_path: Path, said: str | None
