@@ -7,10 +7,29 @@ from apache_beam.pvalue import PCollection
 
 from pipeline.plan import Plan
 from transforms.embed import EmbedRows
-from transforms.read import ReadRows
+from transforms.read import ReadInputs, ReadRows
 from transforms.replace import ReplaceVectors
 from transforms.rows import Summary
 from transforms.summarize import SummarizeRun
+from transforms.workdir import WorkDirectory
+
+
+def reading(plan: Plan) -> ReadRows:
+    """How the ranges of a pass are read."""
+    return ReadRows(
+        plan.store,
+        plan.run,
+        plan.pass_number,
+        late=plan.late,
+        retry_skipped=plan.retry_skipped,
+        part_rows=plan.part_rows,
+        by_length=plan.target.access is None,
+    )
+
+
+def work_directory(plan: Plan) -> WorkDirectory | None:
+    """Where a plan's workers read and write, if they don't reach the database."""
+    return WorkDirectory(plan.work, plan.attempt) if plan.work else None
 
 
 def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary]:
@@ -23,18 +42,12 @@ def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary
     to a row runs in one fused stage.
     """
     ranges = root | "Ranges" >> beam.Create(plan.pending) | "Spread" >> beam.Reshuffle()
-    rows = ranges | "Read" >> ReadRows(
-        plan.store,
-        plan.run,
-        plan.pass_number,
-        late=plan.late,
-        retry_skipped=plan.retry_skipped,
-        part_rows=plan.part_rows,
-        by_length=plan.target.access is None,
-    )
+    work = work_directory(plan)
+    rows = ranges | "Read" >> (ReadInputs(work, plan.pass_number) if work else reading(plan))
     embedded = rows | "Embed" >> EmbedRows(plan.target, plan.part_rows, plan.attempt, plan.pause)
     outcome = embedded.vectors | "Replace" >> ReplaceVectors(
         plan.job,
+        place=work or plan.run,
         pending=plan.pending,
         pass_number=plan.pass_number,
         last=plan.last,

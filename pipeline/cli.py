@@ -283,6 +283,12 @@ def _parser() -> _Parser:
     )
     add("--one-transaction", action="store_true", help="replace all at once above 50,000 rows too")
     add("--document-prefix", metavar="TEXT", help="what stands before each text")
+    add(
+        "--workdir",
+        metavar="URI",
+        help="a place for texts and vectors on any file system of Beam (a path, gs://, s3://, "
+        "hdfs://), for workers that can't reach FILE",
+    )
     add("--sleep-ms", type=int, default=0, metavar="N", help="wait after each batch")
     add("--device", metavar="NAME", help="cpu, cuda, mps (the fastest that is there)")
     add(

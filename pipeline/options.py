@@ -11,11 +11,15 @@ from transforms.modes import Mode
 RUNNERS = (
     "DirectRunner",
     "BundleBasedDirectRunner",
+    "DataflowRunner",
     "FlinkRunner",
     "FnApiRunner",
     "PortableRunner",
 )
-"""Runners whose workers can reach a file of this machine."""
+"""Runners that were tried."""
+
+LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
+"""Runners that do all the work in this process."""
 
 SKIPPED = ("keep", "clear")
 
@@ -42,6 +46,7 @@ class Options:
     dim: int | None = None
     runner: str = "DirectRunner"
     run_dir: str | None = None
+    workdir: str | None = None
     fresh: bool = False
     missing_only: bool = False
     skip_current_space: bool = False
@@ -66,7 +71,16 @@ class Options:
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("db", "namespace", "model", "backend", "run_dir", "base_url", "device"):
+        for name in (
+            "db",
+            "namespace",
+            "model",
+            "backend",
+            "run_dir",
+            "workdir",
+            "base_url",
+            "device",
+        ):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
         for name in ("namespace", "model", "base_url", "document_prefix"):
@@ -81,9 +95,15 @@ class Options:
             raise UsageError(f"--dim must be a positive number of floats: {self.dim}")
         if self.runner not in RUNNERS:
             raise UsageError(
-                f"--runner {self.runner} is not one of {', '.join(RUNNERS)}; runners whose workers "
-                "can't reach the database file are not supported yet"
+                f"--runner {self.runner} is not one of {', '.join(RUNNERS)}; choose one of these"
             )
+        if self.runner == "DataflowRunner" and self.workdir is None:
+            raise UsageError(
+                "DataflowRunner's workers can't reach the database file; name a place that they "
+                "and this machine can write with --workdir gs://BUCKET/PATH"
+            )
+        if self.workdir and self.stamp_only:
+            raise UsageError("--workdir does not go with --stamp-only, which runs on this machine")
         if self.precision not in PRECISIONS:
             raise UsageError(f"--precision {self.precision} is not one of {', '.join(PRECISIONS)}")
         self._check_modes()

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.options import Options
+from pipeline.options import LOCAL_RUNNERS, Options
 from pipeline.resume import (
     Earlier,
     find_earlier,
@@ -19,7 +19,7 @@ from pipeline.resume import (
 )
 from pipeline.settings import Settings
 from transforms.embedders import Access, Target
-from transforms.embedders.endpoint import check_endpoint
+from transforms.embedders.endpoint import EGRESS, check_endpoint
 from transforms.embedders.families import (
     DIMENSIONS,
     WINDOWS,
@@ -54,6 +54,10 @@ PART_ROWS = 256
 """Rows that a local model embeds, and that are staged and counted, as one."""
 
 SERVER_RANGE_ROWS = 512
+
+LEAST_RANGE_ROWS = 64
+SPREAD_RANGES = 64
+"""On a cluster a table is cut into as many ranges, unless they are then too small or too large."""
 
 SAMPLED_ROWS = 256
 
@@ -100,6 +104,7 @@ class Plan:
     discarded: tuple[RunDirectory, ...] = ()
     rules: Rules = field(default_factory=Rules)
     pause: float = 0.0
+    workdir: str | None = None
     most_rows: int | None = None
     partial: bool = False
     retry_skipped: bool = False
@@ -124,6 +129,11 @@ class Plan:
     def requests(self) -> int:
         """About how many requests the whole store takes of a server."""
         return sum(math.ceil(keys.rows / self.batch) for keys in self.ranges)
+
+    @property
+    def work(self) -> str | None:
+        """The run's place in the work directory of workers that don't reach the database."""
+        return f"{self.workdir.rstrip('/')}/{self.run.run_id}" if self.workdir else None
 
     @property
     def part_rows(self) -> int:
@@ -157,7 +167,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         Mode(scope.mode), model=target.model, dimension=target.dimension, keys=keys
     )
     survey = take_survey(store)
-    rows = RANGE_ROWS if target.access is None else whole_batches(settings.batch)
+    rows = _range_rows(target, settings, options, survey)
     ranges, sampled = store.cut_ranges(rows, SAMPLED_ROWS)
     texts = store.read_texts(sampled)
     estimate = estimate_tokens(counter, texts, rows=survey.to_embed)
@@ -192,6 +202,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
             one_transaction=options.one_transaction,
         ),
         pause=options.sleep_ms / 1000,
+        workdir=options.workdir and _work_directory(options.workdir, settings),
         most_rows=options.max_rows,
         partial=options.partial,
         retry_skipped=options.retry_skipped,
@@ -280,6 +291,30 @@ def holding(ranges: Sequence[KeyRange], keys: Collection[str]) -> tuple[KeyRange
     wanted = {bisect_left(ends, key.encode()) for key in keys}
     found = [keys for at, keys in enumerate(ranges) if odd or at in wanted]
     return tuple(replace(keys, index=index) for index, keys in enumerate(found))
+
+
+def _range_rows(target: Target, settings: Settings, options: Options, survey: Survey) -> int:
+    if target.access is not None:
+        return whole_batches(settings.batch)
+    if options.runner in LOCAL_RUNNERS:
+        return RANGE_ROWS
+    # So that a store of a few hundred rows has something for each of some workers.
+    return min(RANGE_ROWS, max(LEAST_RANGE_ROWS, survey.rows // SPREAD_RANGES))
+
+
+def _work_directory(place: str, settings: Settings) -> str:
+    """A work directory as Beam's file systems name it: theirs, or a path of this machine.
+
+    Raises UsageError if texts may not be copied there.
+    """
+    if "://" in place and not place.startswith("file://"):
+        if settings.egress != EGRESS[0]:
+            raise UsageError(
+                f"AI_MEMORY_INFERENCE_EGRESS is {settings.egress}, so no text may be copied to "
+                f"{place}; nothing was copied: name a path of this machine, or change the setting"
+            )
+        return place
+    return str(Path(place.removeprefix("file://")).expanduser().absolute())
 
 
 def whole_batches(batch: int) -> int:

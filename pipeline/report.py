@@ -50,6 +50,11 @@ def preflight_lines(plan: Plan) -> list[str]:
         lines.append(
             f"reembed: the texts of {plan.survey.to_embed:,} rows go to {host(access.url)} ({key})"
         )
+    if plan.workdir is not None:
+        lines.append(
+            f"reembed: the texts of {plan.survey.to_embed:,} rows are copied to {plan.workdir} for "
+            "the workers, and deleted when all is replaced"
+        )
     other = [dimension for dimension in stored if dimension != target.dimension]
     if other and plan.mode is Mode.ALL and not plan.partial:
         lines.append(
@@ -133,6 +138,7 @@ def plan_json(plan: Plan) -> str:
             "server": target.access and target.access.url,
             "settings": setting_values(plan),
             "run_directory": str(plan.run.path),
+            "work_directory": plan.work,
             "mode": str(plan.mode),
             "rows_meant": survey.meant,
             "rows_staged": plan.staged_rows,
@@ -161,7 +167,10 @@ def plan_text(plan: Plan) -> str:
         "cost": _money(cost(plan, plan.tokens.tokens if plan.tokens else None)),
         "server": target.access.url if target.access else "",
         "staged in": str(plan.run.path),
+        "workers": f"read texts and leave vectors in {plan.work}",
     }
+    if plan.work is None:
+        del lines["workers"]
     if not plan.staged_rows:
         del lines["staged"]
     if target.access is None:

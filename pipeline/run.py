@@ -16,9 +16,11 @@ from datetime import UTC, datetime
 import apache_beam as beam
 import numpy as np
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
 
-from pipeline.build import build
+from pipeline.build import build, work_directory
 from pipeline.plan import Plan
+from pipeline.remote import serving, take_over
 from pipeline.report import Outcome, outcome_values
 from pipeline.resume import describe
 from pipeline.runners import check_runner, make_runner
@@ -32,6 +34,7 @@ from transforms.errors import (
     unwrap,
 )
 from transforms.modes import Mode
+from transforms.replace import replace_staged
 from transforms.replacing import replace_vectors
 from transforms.rows import KeyRange, Skipped, StagedRow, Summary, Vectors
 from transforms.staging import (
@@ -50,6 +53,7 @@ from transforms.staging import (
 )
 from transforms.staging.runs import REMAINING, SKIPPED, SUMMARY
 from transforms.stamp import check_witnesses, stage_stored
+from transforms.workdir import WorkDirectory
 
 MOST_STALE_PASSES = 3
 """Passes in a row that leave no fewer new and edited rows than before, until it goes on without."""
@@ -82,7 +86,7 @@ def run_plan(
     started = time.monotonic()
     if not plan.ranges:
         return Outcome(Summary(), 0.0)
-    check_runner(runner, options)
+    check_runner(runner, options, workdir=plan.workdir)
     plan.store.check_access()
     with lock_database(plan.store.path):
         plan.store.check_writable()
@@ -95,6 +99,7 @@ def run_plan(
         gc.set_threshold(_GARBAGE_AFTER)
         gc.enable()
         try:
+            plan = take_over(plan)
             outcome = _run_begun(plan, runner, options, progress, warn, started)
             _finish(plan, outcome)
         except BaseException as error:
@@ -248,10 +253,22 @@ def _run_passes(plan: Plan, run_pass: Callable[[Plan], Summary]) -> Summary:
 def _run_pass(plan: Plan, runner: str, options: PipelineOptions, *, replaces: bool) -> Summary:
     pipeline = beam.Pipeline(runner=make_runner(runner), options=options)
     name = f"pass-{plan.pass_number}.json"
-    summary = build(pipeline, plan, replace=replaces)
-    summary | "Record" >> beam.Map(_record, plan.run, name)
+    work = work_directory(plan)
+    place = work or plan.run
+    done = build(pipeline, plan, replace=replaces and not work)
+    done | "Record" >> beam.Map(_record, place, name)
+    with serving(plan, work) if work else contextlib.nullcontext():
+        _wait(pipeline, runner)
+    summary = Summary.from_json(place.read_json(name))
+    if work and replaces:
+        summary += replace_staged(plan.job, pending=plan.pending, last=plan.last)
+    return summary
+
+
+def _wait(pipeline: beam.Pipeline, runner: str) -> None:
+    """Run a pipeline to its end; raise what ended a worker, or RunError."""
     try:
-        pipeline.run().wait_until_finish()
+        state = pipeline.run().wait_until_finish()
     except Exception as error:
         if os.environ.get("REEMBED_TRACEBACK"):
             raise
@@ -262,11 +279,15 @@ def _run_pass(plan: Plan, runner: str, options: PipelineOptions, *, replaces: bo
             f"{runner} failed: {type(error).__name__}: {last.strip()} (REEMBED_TRACEBACK=1 shows "
             "all of it)"
         ) from error
-    return Summary.from_json(plan.run.read_json(name))
+    if state != PipelineState.DONE:
+        raise RunError(
+            f"the job ended as {state}, as somebody or something has asked {runner} for; what is "
+            "staged stays: run again to go on"
+        )
 
 
-def _record(summary: Summary, run: RunDirectory, name: str) -> None:
-    run.write_json(name, summary.to_json())
+def _record(summary: Summary, place: RunDirectory | WorkDirectory, name: str) -> None:
+    place.write_json(name, summary.to_json())
 
 
 def _stamp(plan: Plan) -> Summary:
@@ -312,6 +333,11 @@ def _finish(plan: Plan, outcome: Outcome) -> None:
         _logger.warning("[%s] no summary is kept: %s", plan.run.run_id, error)
         return
     plan.run.remove_shards()
+    if work := work_directory(plan):
+        try:
+            work.remove()
+        except StagingError as error:
+            _logger.warning("[%s] what the workers needed stays: %s", plan.run.run_id, error)
 
 
 def _note_failure(plan: Plan, error: BaseException) -> None:

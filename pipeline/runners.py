@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import io
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
@@ -29,19 +31,32 @@ def make_runner(name: str) -> PipelineRunner | str:
             return name
 
 
-def check_runner(runner: str, options: PipelineOptions) -> None:
+def check_runner(runner: str, options: PipelineOptions, *, workdir: str | None = None) -> None:
     """Refuse a runner that would wait for ever, or fetch a program from the network.
 
     Raises UsageError for a missing option, RunError for a job server that doesn't answer.
     """
     given = options.get_all_options()
+    if runner == "DataflowRunner":
+        _check_dataflow(given)
     if runner == "FlinkRunner" and not given["flink_job_server_jar"]:
         raise UsageError(
             "FlinkRunner needs a job server: give --flink_job_server_jar after --, or use "
             "--runner PortableRunner -- --job_endpoint=HOST:PORT"
         )
-    endpoint = given["job_endpoint"]
-    if runner != "PortableRunner" or endpoint == "embed":
+    if runner == "PortableRunner":
+        _check_endpoint(given["job_endpoint"])
+    containers = given["environment_type"] in (None, "DOCKER") and given["job_endpoint"] != "embed"
+    if runner in ("FlinkRunner", "PortableRunner") and containers and workdir is None:
+        raise UsageError(
+            f"{runner}'s workers run in containers, which can't reach the database file: name a "
+            "place that they can write with --workdir URI, or give --environment_type=LOOPBACK "
+            "after -- for workers in this process"
+        )
+
+
+def _check_endpoint(endpoint: str | None) -> None:
+    if endpoint == "embed":  # A job server of Beam's own, in this process.
         return
     host, _, port = (endpoint or "").rpartition(":")
     if not port.isdigit():
@@ -55,6 +70,17 @@ def check_runner(runner: str, options: PipelineOptions) -> None:
         raise RunError(
             f"no job server answers at {endpoint} ({error}); start it, or correct --job_endpoint"
         ) from None
+
+
+def _check_dataflow(given: Mapping[str, Any]) -> None:
+    if importlib.util.find_spec("google.cloud.dataflow_client") is None:
+        raise UsageError(
+            "DataflowRunner needs Google's packages, which are not installed: pip install "
+            "'beam-reembed[gcp]'"
+        )
+    missing = [f"--{name}" for name in ("project", "region", "temp_location") if not given[name]]
+    if missing:
+        raise UsageError(f"DataflowRunner needs {', '.join(missing)}; give them after --")
 
 
 def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:

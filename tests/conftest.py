@@ -7,11 +7,14 @@ import json
 import logging
 import os
 import secrets
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -351,6 +354,41 @@ def reembed(
     yield call
     logger.handlers, level, logger.propagate = before
     logger.setLevel(level)
+
+
+@contextmanager
+def worker_pool(home: Path, *, hidden: Path | None = None) -> Iterator[str]:
+    """A pool of workers that others start work in, which finds a directory empty; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
+    program += [f"--service_port={port}"]
+    if hidden is not None:
+        hide = f'mount -t tmpfs none "{hidden}" && exec "$@"'
+        program = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            hide,
+            "-",
+            *program,
+        ]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    process = subprocess.Popen(program, env=clean_environment(home) | {"PATH": path}, cwd=ROOT)
+    try:
+        ends = time.monotonic() + 60
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert process.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def all_columns(path: Path) -> dict[str, list[tuple[Any, ...]]]:

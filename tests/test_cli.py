@@ -249,6 +249,7 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
             "egress": ["allow", "default"],
         },
         "run_directory": f"{path}.reembed/{run_id}",
+        "work_directory": None,
         "mode": "all",
         "rows_meant": 7,
         "rows_staged": 0,

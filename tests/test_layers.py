@@ -25,6 +25,7 @@ BEAM = {
     "transforms/read.py",
     "transforms/replace.py",
     "transforms/summarize.py",
+    "transforms/workdir.py",
 }
 
 

@@ -40,7 +40,9 @@ def vectors_of(plan: Plan) -> list[RangeVectors]:
 
 
 def transform(plan: Plan, *, replace: bool = True, last: bool = False) -> ReplaceVectors:
-    return ReplaceVectors(plan.job, pending=plan.pending, pass_number=1, last=last, replace=replace)
+    return ReplaceVectors(
+        plan.job, place=plan.run, pending=plan.pending, pass_number=1, last=last, replace=replace
+    )
 
 
 def with_vector(plan: Plan) -> list[str]:
@@ -121,7 +123,12 @@ def test_after_the_replacement_was_begun_the_pending_ranges_are_written(plan: Pl
     everything = frozenset(keys.index for keys in plan.ranges)
     plan.run.advance(plan.attempt, state=State.REPLACING, done=everything)
     late = ReplaceVectors(
-        plan.job, pending=plan.ranges[1:2], pass_number=2, last=True, replace=True
+        plan.job,
+        place=plan.run,
+        pending=plan.ranges[1:2],
+        pass_number=2,
+        last=True,
+        replace=True,
     )
     with beam.Pipeline(runner=FnApiRunner()) as root:
         outcome = root | beam.Create([]) | late

@@ -98,6 +98,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
             "egress": ["allow", "default"],
         },
         "run_directory": str(plan.run.path),
+        "work_directory": None,
         "mode": "all",
         "rows_meant": 5,
         "rows_staged": 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 
 import pytest
@@ -29,7 +30,37 @@ def test_a_runner_without_its_job_server_is_refused(
 def test_a_job_server_that_answers_is_enough() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         flags = [f"--job_endpoint=127.0.0.1:{server.getsockname()[1]}"]
-        check_runner("PortableRunner", parse_beam_options("PortableRunner", flags))
+        options = parse_beam_options("PortableRunner", [*flags, "--environment_type=LOOPBACK"])
+        check_runner("PortableRunner", options)
+
+
+@pytest.mark.parametrize("environment", [[], ["--environment_type=DOCKER"]])
+def test_workers_in_containers_need_a_work_directory(environment: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        flags = [f"--job_endpoint=127.0.0.1:{server.getsockname()[1]}", *environment]
+        options = parse_beam_options("PortableRunner", flags)
+
+        with pytest.raises(UsageError, match=r"can't reach the database file: .* --workdir URI"):
+            check_runner("PortableRunner", options)
+        check_runner("PortableRunner", options, workdir="/a")
+
+
+@pytest.mark.parametrize(
+    ("packages", "flags", "says"),
+    [
+        (False, ["--project=p"], "needs Google's packages, which are not installed"),
+        (True, ["--project=p"], "DataflowRunner needs --region, --temp_location; give them after"),
+    ],
+)
+def test_dataflow_without_what_it_needs_is_refused(
+    packages: bool, flags: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: packages or None)
+
+    with pytest.raises(UsageError, match=says):
+        check_runner(
+            "DataflowRunner", parse_beam_options("DataflowRunner", flags), workdir="gs://a"
+        )
 
 
 @pytest.mark.parametrize("flags", [["--nope=1"], ["--direct_num_workers=x"], ["word"]])

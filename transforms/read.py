@@ -10,6 +10,7 @@ from transforms.match import concerns
 from transforms.rows import KeyRange, RangeRows, Row
 from transforms.staging import RunDirectory, read_ledger, read_shards
 from transforms.stores import AiMemoryStore
+from transforms.workdir import WorkDirectory
 
 PART_TEXT_BYTES = 262_144
 """Most text that is embedded, staged and counted as one."""
@@ -96,20 +97,39 @@ class ReadRows(beam.PTransform[PCollection[KeyRange], PCollection[RangeRows]]):
         rows: PCollection[RangeRows] = ranges | beam.ParDo(_ReadRows(self))
         return rows
 
+    def parts(self, keys: KeyRange) -> Iterator[RangeRows]:
+        """Read one range."""
+        return read_rows(
+            self.store,
+            keys,
+            self.run,
+            pass_number=self.pass_number,
+            late=self.late,
+            retry_skipped=self.retry_skipped,
+            part_rows=self.part_rows,
+            by_length=self.by_length,
+        )
+
+
+@dataclass
+class ReadInputs(beam.PTransform[PCollection[KeyRange], PCollection[RangeRows]]):
+    """Read what was left of each range to embed, where the store is out of reach."""
+
+    work: WorkDirectory
+    pass_number: int
+
+    def expand(self, ranges: PCollection[KeyRange]) -> PCollection[RangeRows]:
+        rows: PCollection[RangeRows] = ranges | beam.ParDo(_ReadRows(self))
+        return rows
+
+    def parts(self, keys: KeyRange) -> Iterator[RangeRows]:
+        """Read one range."""
+        return self.work.read_inputs(keys, pass_number=self.pass_number)
+
 
 class _ReadRows(beam.DoFn):
-    def __init__(self, config: ReadRows) -> None:
+    def __init__(self, config: ReadRows | ReadInputs) -> None:
         self._config = config
 
     def process(self, keys: KeyRange) -> Iterator[RangeRows]:
-        config = self._config
-        return read_rows(
-            config.store,
-            keys,
-            config.run,
-            pass_number=config.pass_number,
-            late=config.late,
-            retry_skipped=config.retry_skipped,
-            part_rows=config.part_rows,
-            by_length=config.by_length,
-        )
+        return self._config.parts(keys)

@@ -6,7 +6,8 @@ from transforms.staging.backup import (
     saved_ranges,
     write_backup,
 )
-from transforms.staging.files import require_room, tree_bytes
+from transforms.staging.files import is_whole, publish, require_room, tree_bytes
+from transforms.staging.inputs import decode_input, encode_input
 from transforms.staging.manifest import Manifest, Scope, State, spans
 from transforms.staging.runs import (
     RunDirectory,
@@ -21,7 +22,14 @@ from transforms.staging.runs import (
     remove_run,
     staging_root,
 )
-from transforms.staging.shards import Shard, read_shards, read_tokens, read_vectors
+from transforms.staging.shards import (
+    Shard,
+    encode_shard,
+    read_shards,
+    read_tokens,
+    read_vectors,
+    read_workers,
+)
 
 __all__ = [
     "Ledger",
@@ -30,18 +38,24 @@ __all__ = [
     "Scope",
     "Shard",
     "State",
+    "decode_input",
     "discard_run_if_empty",
+    "encode_input",
+    "encode_shard",
     "find_runs",
+    "is_whole",
     "link_run",
     "lock_database",
     "lock_holder",
     "make_run",
     "new_run",
     "new_token",
+    "publish",
     "read_ledger",
     "read_shards",
     "read_tokens",
     "read_vectors",
+    "read_workers",
     "remove_run",
     "require_room",
     "saved_ranges",

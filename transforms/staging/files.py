@@ -56,17 +56,22 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def encode_table(stem: str, table: pa.Table) -> tuple[str, bytes]:
+    """A table as the name, from its stem and its checksum, and the content of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    # Vectors don't compress; a dictionary serves columns that repeat themselves.
+    repeated = [name for name in _REPEATED if name in table.column_names]
+    pq.write_table(table, sink, compression="none", use_dictionary=repeated)
+    content = sink.getvalue().to_pybytes()
+    return f"{stem}.{_checksum(content)}{PARQUET}", content
+
+
 def write_table(directory: Path, stem: str, table: pa.Table) -> Path:
     """Write a Parquet file that is named by its stem and its checksum."""
-    sink = pa.BufferOutputStream()
     with failing_clearly(directory):
-        # Vectors don't compress; a dictionary serves columns that repeat themselves.
-        repeated = [name for name in _REPEATED if name in table.column_names]
-        pq.write_table(table, sink, compression="none", use_dictionary=repeated)
-    content = sink.getvalue().to_pybytes()
-    path = directory / f"{stem}.{_checksum(content)}{PARQUET}"
-    publish(path, content)
-    return path
+        name, content = encode_table(stem, table)
+    publish(directory / name, content)
+    return directory / name
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -75,14 +80,18 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
     Raises StagingError if its bytes are not as written.
     """
     with failing_clearly(path):
-        content = path.read_bytes()
-        if not _sound(path, content):
-            raise StagingError(
-                f"{path} is damaged: its bytes are not those that were written; run reembed again, "
-                "which looks through all files of the run first"
-            )
-        file = pq.ParquetFile(pa.BufferReader(content))
-        return file.read([name for name in file.schema_arrow.names if name in columns])
+        return decode_table(str(path), path.read_bytes(), columns)
+
+
+def decode_table(path: str, content: bytes, columns: Sequence[str]) -> pa.Table:
+    """The same from its content. Raises StagingError if that is not what was written."""
+    if not is_whole(path, content):
+        raise StagingError(
+            f"{path} is damaged: its bytes are not those that were written; run reembed again, "
+            "which looks through all files of the run first"
+        )
+    file = pq.ParquetFile(pa.BufferReader(content))
+    return file.read([name for name in file.schema_arrow.names if name in columns])
 
 
 def read_metadata(path: Path) -> Mapping[bytes, bytes]:
@@ -94,7 +103,7 @@ def read_metadata(path: Path) -> Mapping[bytes, bytes]:
 def is_sound(path: Path) -> bool:
     """Whether a Parquet file's bytes are those that were written."""
     with failing_clearly(path):
-        return _sound(path, path.read_bytes())
+        return is_whole(path.name, path.read_bytes())
 
 
 def tables(directory: Path, *, index: int | None = None) -> list[Path]:
@@ -167,8 +176,9 @@ def _amount(size: int) -> str:
     return f"{size:,} bytes" if size < 1_000_000 else f"{size / 1e6:,.0f} MB"
 
 
-def _sound(path: Path, content: bytes) -> bool:
-    return path.name.split(".")[-2] == _checksum(content)
+def is_whole(path: str, content: bytes) -> bool:
+    """Whether this is what a Parquet file held when it got its name."""
+    return path.split(".")[-2] == _checksum(content)
 
 
 def _checksum(content: bytes) -> str:

@@ -12,11 +12,14 @@ A shard has one row for each row of the store that was read, in key order:
     namespace  string              of a skipped row, for the list of them
     cut        bool                whether the text is longer than the model looks at
 
-Its metadata hold `tokens`: what a server counted for it.
+Its metadata hold `tokens`, what a server counted for it, and `worker`, the machine and the process
+that embedded it.
 """
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +34,10 @@ from transforms.rows import (
     StagedRange,
     StagedRow,
 )
-from transforms.staging.files import read_metadata, read_table, tables, write_table
+from transforms.staging.files import encode_table, read_metadata, read_table, tables, write_table
 
 _TOKENS = b"tokens"
+_WORKER = b"worker"
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,14 @@ def write_shard(directory: Path, vectors: RangeVectors, *, pass_number: int) -> 
     Safe to run twice: the name says what it is and what is in it. Should a second try give
     other vectors, both are there, and either serves.
     """
-    rows = vectors.rows
-    stem = f"{vectors.range.index:07d}.{pass_number:04d}.{vectors.part:03d}.{len(rows):05d}"
-    path = write_table(directory, stem, _table(vectors))
-    skipped = sum(row.skipped is not None for row in rows)
-    return StagedRange(vectors.range, path.name, len(rows) - skipped, skipped)
+    path = write_table(directory, _stem(vectors, pass_number), _table(vectors))
+    return _staged(vectors, path.name)
+
+
+def encode_shard(vectors: RangeVectors, *, pass_number: int) -> tuple[StagedRange, bytes]:
+    """A shard and its content, for another place than a directory of this machine."""
+    name, content = encode_table(_stem(vectors, pass_number), _table(vectors))
+    return _staged(vectors, name), content
 
 
 def list_shards(directory: Path, *, index: int | None = None) -> dict[int, list[Shard]]:
@@ -106,6 +113,21 @@ def read_tokens(shards: Iterable[Shard]) -> int:
     return sum(int(read_metadata(shard.path).get(_TOKENS, b"0")) for shard in shards)
 
 
+def read_workers(shards: Iterable[Shard]) -> set[str]:
+    """The workers that embedded shards, each as MACHINE:PROCESS."""
+    return {read_metadata(shard.path).get(_WORKER, b"").decode() for shard in shards}
+
+
+def _stem(vectors: RangeVectors, pass_number: int) -> str:
+    rows = len(vectors.rows)
+    return f"{vectors.range.index:07d}.{pass_number:04d}.{vectors.part:03d}.{rows:05d}"
+
+
+def _staged(vectors: RangeVectors, name: str) -> StagedRange:
+    skipped = sum(row.skipped is not None for row in vectors.rows)
+    return StagedRange(vectors.range, name, len(vectors.rows) - skipped, skipped)
+
+
 def _table(vectors: RangeVectors) -> pa.Table:
     rows, skips = vectors.rows, [row.skipped for row in vectors.rows]
     return pa.table(
@@ -118,5 +140,5 @@ def _table(vectors: RangeVectors) -> pa.Table:
             "namespace": pa.array([skip and skip.namespace for skip in skips], pa.string()),
             "cut": pa.array([row.cut for row in rows], pa.bool_()),
         },
-        metadata={_TOKENS: str(vectors.tokens)},
+        metadata={_TOKENS: str(vectors.tokens), _WORKER: f"{platform.node()}:{os.getpid()}"},
     )

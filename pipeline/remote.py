@@ -1,0 +1,63 @@
+"""Passes whose workers can't reach the database: what they need is left for them, and fetched."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from pipeline.build import reading, work_directory
+from pipeline.plan import Plan
+from transforms.errors import StagingError
+from transforms.workdir import WorkDirectory
+
+_FETCH_SECONDS = 2.0
+
+
+def take_over(plan: Plan) -> Plan:
+    """Fetch what the workers of an earlier try have staged; the plan goes on from there.
+
+    Raises StagingError if the work directory can't be used.
+    """
+    work = work_directory(plan)
+    if work is None:
+        return plan
+    work.make()
+    if not work.fetch_shards(plan.run):
+        return plan
+    staged = min(plan.run.staged_rows(), plan.survey.meant)
+    return replace(plan, pass_number=plan.run.last_pass() + 1, staged_rows=staged)
+
+
+@contextmanager
+def serving(plan: Plan, work: WorkDirectory) -> Iterator[None]:
+    """Leave the rows of a pass in the work directory, and fetch its shards while it goes on.
+
+    The rows are read range by range, so no other process waits for the whole of it; an edit
+    meanwhile is found, as always, when the vectors are put into the store.
+    """
+    read = reading(plan)
+    for keys in plan.pending:
+        for part in read.parts(keys):
+            work.write_input(part, pass_number=plan.pass_number)
+    done = threading.Event()
+    thread = threading.Thread(target=_fetch, args=(plan, work, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        done.set()
+        thread.join()
+        with suppress(StagingError):  # What ended the pass is what has to be told.
+            work.fetch_shards(plan.run)
+        raise
+    done.set()
+    thread.join()
+    work.fetch_shards(plan.run)
+
+
+def _fetch(plan: Plan, work: WorkDirectory, done: threading.Event) -> None:
+    while not done.wait(_FETCH_SECONDS):
+        with suppress(StagingError):
+            work.fetch_shards(plan.run)

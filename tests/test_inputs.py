@@ -1,0 +1,47 @@
+"""Rows that are left for workers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transforms.errors import StagingError
+from transforms.rows import Cause, KeyRange, RangeRows, Row, Skipped, text_digest
+from transforms.staging import decode_input, encode_input
+
+KEYS = KeyRange(7, None, None)
+
+texts = st.builds(
+    lambda key, text, space: Row(key, 0, text, text_digest(text.encode()), None, space),
+    st.text(),
+    st.text(),
+    st.text(),
+)
+skips = st.builds(
+    lambda key, cause, reason, space: Row(
+        key, 0, "", b"\1" * 16, Skipped(key, cause, reason, space), space
+    ),
+    st.text(),
+    st.sampled_from(Cause),
+    st.text(),
+    st.text(),
+)
+
+
+@given(st.lists(texts | skips, max_size=8), st.integers(0, 2_000))
+def test_what_is_left_is_what_is_read(rows: list[Row], part: int) -> None:
+    left = RangeRows(KEYS, part, tuple(rows))
+
+    name, content = encode_input(left)
+
+    assert name.startswith(f"0000007.{part:03d}.{len(rows):05d}.")
+    assert decode_input(f"gs://a.bucket/x.y/{name}", content, KEYS) == left
+
+
+def test_a_file_that_is_not_whole_is_refused() -> None:
+    row = Row("a", 0, "a text", text_digest(b"a text"))
+    name, content = encode_input(RangeRows(KEYS, 0, (row,)))
+
+    with pytest.raises(StagingError, match="is damaged"):
+        decode_input(name, content[:-1], KEYS)

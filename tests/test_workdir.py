@@ -1,0 +1,200 @@
+"""The work directory of workers that can't reach the database."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import (
+    Call,
+    Program,
+    begin,
+    change,
+    fake_plan,
+    make_store,
+    memory,
+    select,
+    worker_pool,
+)
+from transforms.errors import StagingError
+from transforms.rows import KeyRange, RangeRows, RangeVectors, Row, StagedRow, text_digest
+from transforms.workdir import WorkDirectory
+
+KEYS = KeyRange(3, None, None)
+VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"
+
+
+def rows(*keys: str) -> tuple[Row, ...]:
+    return tuple(Row(key, 0, f"text {key}", text_digest(f"text {key}".encode())) for key in keys)
+
+
+def staged(*keys: str, part: int = 0) -> RangeVectors:
+    return RangeVectors(
+        KEYS, part, 2, tuple(StagedRow(key, text_digest(b"x"), b"12345678") for key in keys)
+    )
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> WorkDirectory:
+    found = WorkDirectory(str(tmp_path / "work" / "run"), "one")
+    found.make()
+    return found
+
+
+def test_what_is_left_for_a_range_in_a_pass_is_read_part_by_part(work: WorkDirectory) -> None:
+    parts = [RangeRows(KEYS, 0, rows("a", "b")), RangeRows(KEYS, 1, rows("c"))]
+    other = RangeRows(KeyRange(33, None, None), 0, rows("d"))
+    for part in (*parts, other):
+        work.write_input(part, pass_number=1)
+    work.write_input(RangeRows(KEYS, 0, rows("late")), pass_number=2)
+
+    assert list(work.read_inputs(KEYS, pass_number=1)) == parts
+
+
+def test_what_another_try_has_left_is_not_read(work: WorkDirectory) -> None:
+    work.write_input(RangeRows(KEYS, 0, rows("a")), pass_number=1)
+
+    assert list(WorkDirectory(work.path, "two").read_inputs(KEYS, pass_number=1)) == []
+
+
+def test_each_shard_is_fetched_once_by_whatever_try(work: WorkDirectory, tmp_path: Path) -> None:
+    run = begin(fake_plan(make_store(tmp_path / "m.db", [memory("a")]))).run
+    first = work.write_shard(staged("a"), pass_number=1)
+    work.write_shard(staged("a"), pass_number=1)
+
+    assert [work.fetch_shards(run), work.fetch_shards(run)] == [1, 0]
+    second = work.write_shard(staged("b", part=1), pass_number=1)
+
+    assert WorkDirectory(work.path, "two").fetch_shards(run) == 1
+    assert sorted(path.name for path in run.shards.iterdir()) == [first.shard, second.shard]
+
+
+def test_a_shard_that_is_not_whole_is_not_fetched_before_it_is(
+    work: WorkDirectory, tmp_path: Path
+) -> None:
+    run = begin(fake_plan(make_store(tmp_path / "m.db", [memory("a")]))).run
+    shard = Path(work.path) / "shards" / work.write_shard(staged("a"), pass_number=1).shard
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+
+    assert work.fetch_shards(run) == 0
+    assert list(run.shards.iterdir()) == []
+    shard.write_bytes(content)
+    assert work.fetch_shards(run) == 1
+
+
+def test_nothing_is_left_of_a_directory_that_was_removed(
+    work: WorkDirectory, tmp_path: Path
+) -> None:
+    work.write_input(RangeRows(KEYS, 0, rows("a")), pass_number=1)
+    work.write_shard(staged("a"), pass_number=1)
+    work.write_json("pass-1.json", {"embedded": 1})
+
+    work.remove()
+    work.remove()
+
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "nosuchscheme://a/b"])
+def test_a_place_that_can_not_be_used_is_told_in_one_sentence(place: str) -> None:
+    with pytest.raises(StagingError, match=r"^the work directory .* can't be used \(.*--workdir"):
+        WorkDirectory(place, "one").make()
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_run_through_a_work_directory_gives_what_any_run_gives(
+    scheme: str, reembed: Call, tmp_path: Path
+) -> None:
+    memories = [memory(f"{at:03d}", "POISON" if at == 7 else None) for at in range(150)]
+    here, there = (make_store(tmp_path / name, memories) for name in ("a.db", "b.db"))
+    place = tmp_path / "work"
+
+    expected = reembed("--db", here, "--json")
+    ran = reembed(
+        "--db", there, "--json", "--workdir", f"{scheme}{place}", through_beam=True, range_rows=40
+    )
+
+    assert (ran.code, ran.values["reembedded"], ran.values["skipped"]) == (0, 149, 1)
+    assert ran.values["skipped_by_cause"] == expected.values["skipped_by_cause"]
+    assert select(there, VECTORS) == select(here, VECTORS)
+    assert list(place.iterdir()) == []
+
+
+def test_the_plan_says_where_texts_are_copied_to(reembed: Call, tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+
+    planned = reembed("--db", path, "--workdir", "gs://bucket/place/", "--dry-run")
+
+    assert "the texts of 1 rows are copied to gs://bucket/place" in planned.err
+    assert "workers" in planned.out
+    assert "gs://bucket/place/2" in planned.out
+
+
+def test_what_workers_have_left_is_not_made_again_by_a_later_try(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{at:03d}") for at in range(120)])
+    place = tmp_path / "work"
+    flags = ("--db", path, "--workdir", place)
+
+    stopped = reembed(*flags, "--max-rows", "80", through_beam=True, range_rows=40)
+    (run,) = place.iterdir()
+    # As if this process had died before it fetched them.
+    for shard in (path.with_name("m.db.reembed") / run.name / "shards").iterdir():
+        shard.unlink()
+    done = reembed(*flags, through_beam=True, range_rows=40)
+
+    assert (stopped.code, done.code) == (0, 0)
+    assert len(stopped.texts & {f"title {at:03d} content {at:03d}" for at in range(120)}) == 80
+    assert done.texts & stopped.texts <= {"x"}
+    assert list(place.iterdir()) == []
+
+
+def test_rows_that_are_edited_meanwhile_are_embedded_in_another_pass(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{at:03d}") for at in range(90)])
+    other = make_store(tmp_path / "other.db", [memory(f"{at:03d}") for at in range(90)])
+    edit = "UPDATE memories SET content = 'edited' WHERE id = '050'"
+    fetch = WorkDirectory.fetch_shards
+
+    def fetch_and_edit(work: WorkDirectory, run: object) -> int:
+        change(path, edit)
+        return fetch(work, run)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WorkDirectory, "fetch_shards", fetch_and_edit)
+
+    ran = reembed("--db", path, "--workdir", tmp_path / "work", through_beam=True, range_rows=40)
+    change(other, edit)
+    reembed("--db", other)
+
+    assert ran.code == 0
+    assert select(path, VECTORS) == select(other, VECTORS)
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or os.geteuid() != 0, reason="hides the database with unshare"
+)
+def test_workers_that_can_not_reach_the_database_embed_all_the_same(
+    fake_program: Program, tmp_path: Path
+) -> None:
+    memories = [memory(f"{at:03d}") for at in range(150)]
+    (tmp_path / "private").mkdir()
+    hidden = make_store(tmp_path / "private" / "m.db", memories)
+    other = make_store(tmp_path / "other.db", memories)
+    external = ("--job_endpoint=embed", "--environment_type=EXTERNAL")
+
+    fake_program("--db", other)
+    with worker_pool(tmp_path, hidden=hidden.parent) as address:
+        flags = ("--db", hidden, "--runner", "PortableRunner")
+        beam = ("--", *external, f"--environment_config={address}")
+        refused = fake_program(*flags, *beam)
+        done = fake_program(*flags, "--workdir", tmp_path / "work", *beam)
+
+    assert refused.returncode == 1
+    assert (done.returncode, done.stderr.count("error")) == (0, 0)
+    assert select(hidden, VECTORS) == select(other, VECTORS)

@@ -1,0 +1,147 @@
+"""The work directory of a run whose workers can't reach the database: on any Beam file system.
+
+WORKDIR/RUN-ID/
+  inputs-ATTEMPT-0001/     the rows that a pass embeds, by range and part (see `staging.inputs`)
+  shards/                  what became of them; the launcher fetches these into the run directory
+  pass-1-ATTEMPT.json      what the pass did
+
+Files are written under their own names, since object stores have no cheap rename: the checksum
+in a name tells a file that is not whole.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from apache_beam.io.filesystem import BeamIOError
+from apache_beam.io.filesystems import FileSystems
+
+from transforms.errors import StagingError
+from transforms.rows import KeyRange, RangeRows, RangeVectors, StagedRange
+from transforms.staging import (
+    RunDirectory,
+    decode_input,
+    encode_input,
+    encode_shard,
+    is_whole,
+    publish,
+)
+
+_SHARDS = "shards"
+
+
+@dataclass(frozen=True)
+class WorkDirectory:
+    """Where the workers of one run read texts and leave vectors. A value: they get it.
+
+    `path` is the run's own directory, as Beam's file systems name it, `attempt` the try at the
+    run: what an earlier one left to embed is not embedded again. All methods raise StagingError
+    if the place can't be used.
+    """
+
+    path: str
+    attempt: str
+
+    def write_input(self, part: RangeRows, *, pass_number: int) -> None:
+        """Leave a part of a range to be embedded."""
+        name, content = encode_input(part)
+        self._write(self._inputs(pass_number), name, content)
+
+    def read_inputs(self, keys: KeyRange, *, pass_number: int) -> Iterator[RangeRows]:
+        """Read the parts of a range that were left to be embedded."""
+        directory = self._inputs(pass_number)
+        for path in self._list(directory, f"{keys.index:07d}.*"):
+            yield decode_input(path, self._read(path), keys)
+
+    def write_shard(self, vectors: RangeVectors, *, pass_number: int) -> StagedRange:
+        """Leave what became of a part. Safe to run twice, as in a run directory."""
+        staged, content = encode_shard(vectors, pass_number=pass_number)
+        self._write(self._join(_SHARDS), staged.shard, content)
+        return staged
+
+    def fetch_shards(self, run: RunDirectory) -> int:
+        """Copy the shards that a run directory lacks; return how many.
+
+        Those that are not whole are left for later, or for good.
+        """
+        there = {path.name for path in run.shards.iterdir()}
+        fetched = 0
+        for path in self._list(self._join(_SHARDS), "*.parquet"):
+            name = _name(path)
+            if name not in there:
+                content = self._read(path)
+                if is_whole(name, content):
+                    publish(run.shards / name, content)
+                    fetched += 1
+        return fetched
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a JSON file. Safe to run twice: the last one stays."""
+        self._write(self.path, self._own(name), json.dumps(values).encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read what `write_json` wrote."""
+        values: dict[str, Any] = json.loads(self._read(self._join(self._own(name))))
+        return values
+
+    def make(self) -> None:
+        """Make the directory; raise StagingError if nothing can be written there."""
+        with self._failing_clearly():
+            for path in (self.path, self._join(_SHARDS)):
+                if not FileSystems.exists(path):
+                    FileSystems.mkdirs(path)
+        self._write(self.path, self._own("attempt.json"), b"{}")
+
+    def remove(self) -> None:
+        """Delete all of it."""
+        for pattern in ("*/*", "*"):
+            paths = self._list(self.path, pattern)
+            with self._failing_clearly():
+                if paths:
+                    FileSystems.delete(paths)
+        with self._failing_clearly():
+            if FileSystems.exists(self.path):  # What is left of it is empty, or was never there.
+                FileSystems.delete([self.path])
+
+    def _inputs(self, pass_number: int) -> str:
+        return self._join(f"inputs-{self.attempt}-{pass_number:04d}")
+
+    def _own(self, name: str) -> str:
+        stem, _, suffix = name.partition(".")
+        return f"{stem}-{self.attempt}.{suffix}"
+
+    def _join(self, *names: str) -> str:
+        path: str = FileSystems.join(self.path, *names)
+        return path
+
+    def _write(self, directory: str, name: str, content: bytes) -> None:
+        path = FileSystems.join(directory, name)
+        with self._failing_clearly(), FileSystems.create(path) as file:
+            file.write(content)
+
+    def _read(self, path: str) -> bytes:
+        with self._failing_clearly(), FileSystems.open(path) as file:
+            content: bytes = file.read()
+            return content
+
+    def _list(self, directory: str, pattern: str) -> list[str]:
+        with self._failing_clearly():
+            (found,) = FileSystems.match([FileSystems.join(directory, pattern)])
+            return sorted(one.path for one in found.metadata_list)
+
+    @contextmanager
+    def _failing_clearly(self) -> Iterator[None]:
+        try:
+            yield
+        except (BeamIOError, OSError, ValueError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise StagingError(
+                f"the work directory {self.path} can't be used ({type(error).__name__}: {first}); "
+                "name one with --workdir that this machine and all workers can write"
+            ) from error
+
+
+def _name(path: str) -> str:
+    return path.replace("\\", "/").rpartition("/")[2]
