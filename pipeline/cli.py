@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -387,6 +388,14 @@ def _quieten() -> None:
     _logger.propagate = False
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    threading.excepthook = _tell_of_thread
+
+
+def _tell_of_thread(trouble: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, but for Beam's own that lose a connection when a job ends."""
+    lost = trouble.exc_type.__module__.startswith("grpc")
+    if not lost or os.environ.get("REEMBED_TRACEBACK"):
+        threading.__excepthook__(trouble)
 
 
 @contextmanager

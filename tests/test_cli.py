@@ -22,6 +22,7 @@ import pytest
 from pipeline.cli import COMMANDS
 from pipeline.options import RUNNERS, Options
 from tests.conftest import (
+    ROOT,
     Call,
     Program,
     change,
@@ -648,3 +649,25 @@ def test_names_that_the_terminal_can_not_show_are_no_error(
     assert "Traceback" not in done.stderr
     assert done.returncode == 0
     assert "rows             1 (1 to embed)" in done.stdout
+
+
+@pytest.mark.parametrize(("kind", "told"), [("grpc.RpcError", False), ("ValueError", True)])
+def test_a_thread_of_beams_that_loses_its_connection_is_no_news(
+    kind: str, told: bool, tmp_path: Path
+) -> None:
+    program = (
+        "import grpc, threading\nfrom pipeline.cli import _quieten\n_quieten()\n"
+        f"def end():\n    raise {kind}('it ended')\n"
+        "thread = threading.Thread(target=end)\nthread.start()\nthread.join()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=clean_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert ("it ended" in done.stderr) == told

@@ -675,7 +675,7 @@ def test_a_model_that_wants_more_than_tokens_is_asked_the_librarys_way(
 
 def test_a_model_of_another_kind_is_asked_the_librarys_way(offline: None, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(PACKAGE / "tokenizer.json"))

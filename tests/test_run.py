@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apache_beam import Pipeline
+from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
 
 from pipeline.plan import Plan
 from pipeline.report import Outcome
@@ -405,6 +407,32 @@ def test_a_summary_that_can_not_be_kept_does_not_fail_a_run_that_has_replaced_al
 
 
 # What a run that fails leaves.
+
+
+class Cancelled(PipelineResult):
+    def wait_until_finish(self, duration: int | None = None) -> str:
+        state: str = PipelineState.CANCELLED
+        return state
+
+
+class Cancelling(PipelineRunner):
+    """A runner whose jobs somebody cancels."""
+
+    def run_pipeline(self, pipeline: Pipeline, options: object) -> PipelineResult:
+        return Cancelled(PipelineState.CANCELLED)
+
+
+def test_a_job_that_was_cancelled_is_not_taken_for_one_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    before = path.read_bytes()
+    monkeypatch.setattr("pipeline.run.make_runner", lambda name: Cancelling())
+
+    with pytest.raises(RunError, match="the job ended as CANCELLED, .* run again to go on"):
+        run(fake_plan(path))
+
+    assert path.read_bytes() == before
 
 
 def failing_shard(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
