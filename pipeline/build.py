@@ -44,7 +44,7 @@ def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary
     ranges = root | "Ranges" >> beam.Create(plan.pending) | "Spread" >> beam.Reshuffle()
     work = work_directory(plan)
     rows = ranges | "Read" >> (ReadInputs(work, plan.pass_number) if work else reading(plan))
-    embedded = rows | "Embed" >> EmbedRows(plan.target, plan.part_rows, plan.attempt, plan.pause)
+    embedded = rows | "Embed" >> EmbedRows(plan.target, plan.call_rows, plan.attempt, plan.pause)
     outcome = embedded.vectors | "Replace" >> ReplaceVectors(
         plan.job,
         place=work or plan.run,

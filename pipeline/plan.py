@@ -144,6 +144,11 @@ class Plan:
         return self.batch if self.target.access else max(PART_ROWS, self.batch)
 
     @property
+    def call_rows(self) -> int:
+        """The most rows in one call of the embedder: what was asked for, if between two pauses."""
+        return self.batch if self.pause else self.part_rows
+
+    @property
     def mode(self) -> Mode:
         """Which rows are meant."""
         return self.store.selection.mode

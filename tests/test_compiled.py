@@ -12,10 +12,11 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from transforms.embedders import cosines
-from transforms.embedders.compiled import CompiledModel
+from transforms.embedders.compiled import CompiledModel, Tokens
 from transforms.embedders.local import LocalEmbedder
 from transforms.embedders.models import MINILM, find_model
 from transforms.embedders.packed import PackedLinear
+from transforms.rows import Vectors
 
 TEXTS = ["a short text", "", "ein Text, der länger ist als der erste", "long " * 400, "x " * 90]
 
@@ -72,13 +73,40 @@ def test_without_openvino_the_weights_are_packed(monkeypatch: pytest.MonkeyPatch
     assert is_packed(embedder)
 
 
-@pytest.mark.parametrize(("precision", "most_window"), [("bfloat16", 512), ("float32", 255)])
-def test_what_a_trace_may_not_hold_for_is_not_compiled(
-    precision: str, most_window: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("precision", "most"),
+    [
+        ("bfloat16", {}),
+        ("float32", {"MOST_WINDOW": 255}),
+        ("float32", {"MOST_WEIGHT_BYTES": 10**6}),
+    ],
+)
+def test_what_a_trace_may_not_hold_for_or_what_is_large_is_not_compiled(
+    precision: str, most: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transforms.embedders.compiled.MOST_WINDOW", most_window)
+    for name, value in most.items():
+        monkeypatch.setattr(f"transforms.embedders.compiled.{name}", value)
 
     assert LocalEmbedder(MINILM, 384, precision=precision)._compiled is None
+
+
+def test_where_a_compiled_model_fails_the_modules_go_on(
+    plain: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = LocalEmbedder(MINILM, 384)
+    call = CompiledModel.__call__
+
+    def fail(model: CompiledModel, columns: dict[str, Tokens]) -> Vectors:
+        if columns["input_ids"].shape[1] > 200:
+            raise RuntimeError("out of memory")
+        return call(model, columns)
+
+    monkeypatch.setattr(CompiledModel, "__call__", fail)
+
+    found = embedder.embed(TEXTS)
+
+    assert embedder._compiled is None
+    assert cosines(found, plain.encode_document(TEXTS)).min() > 0.999999
 
 
 def test_nothing_is_told_to_openvinos_makers(tmp_path: Path) -> None:

@@ -410,6 +410,9 @@ def test_a_summary_that_can_not_be_kept_does_not_fail_a_run_that_has_replaced_al
 
 
 class Cancelled(PipelineResult):
+    def __init__(self) -> None:
+        super().__init__(PipelineState.CANCELLED)  # type: ignore[no-untyped-call]
+
     def wait_until_finish(self, duration: int | None = None) -> str:
         state: str = PipelineState.CANCELLED
         return state
@@ -419,7 +422,7 @@ class Cancelling(PipelineRunner):
     """A runner whose jobs somebody cancels."""
 
     def run_pipeline(self, pipeline: Pipeline, options: object) -> PipelineResult:
-        return Cancelled(PipelineState.CANCELLED)
+        return Cancelled()
 
 
 def test_a_job_that_was_cancelled_is_not_taken_for_one_that_is_done(
@@ -429,7 +432,7 @@ def test_a_job_that_was_cancelled_is_not_taken_for_one_that_is_done(
     before = path.read_bytes()
     monkeypatch.setattr("pipeline.run.make_runner", lambda name: Cancelling())
 
-    with pytest.raises(RunError, match="the job ended as CANCELLED, .* run again to go on"):
+    with pytest.raises(RunError, match=r"the job ended as CANCELLED, .* run again to go on"):
         run(fake_plan(path))
 
     assert path.read_bytes() == before
@@ -668,7 +671,7 @@ def test_a_row_that_was_skipped_twice_counts_by_the_last_time(tmp_path: Path) ->
 def test_a_runner_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
     before = files(tmp_path)
-    plan = dataclasses.replace(fake_plan(path), batch="many")  # type: ignore[arg-type]
+    plan = dataclasses.replace(fake_plan(path), pause="soon")  # type: ignore[arg-type]
 
     with pytest.raises(RunError, match=r"^DirectRunner failed: .*REEMBED_TRACEBACK=1"):
         run(plan)

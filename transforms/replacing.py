@@ -246,7 +246,7 @@ def _save_all(job: ReplaceJob, *, last: bool) -> tuple[Summary, list[Portion] | 
 
 def _portion(keys: KeyRange, match: Match) -> Portion:
     rows = {(change.row.key, change.row.digest): change.row.rowid for change in match.changes}
-    whole = rows.keys() == set(match.vectors)
+    whole = len(rows) == len(match.changes) and rows.keys() == set(match.vectors)
     columns = any(
         change.row.stored is None or change.row.stored.others != change.new.others
         for change in match.changes

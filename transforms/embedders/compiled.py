@@ -28,6 +28,10 @@ MOST_WINDOW = 512
 """The longest window of a model that is compiled: a trace holds for the lengths that were tried."""
 
 
+MOST_WEIGHT_BYTES = 1_073_741_824
+"""The largest model that is compiled: its weights are then held twice."""
+
+
 class CompiledModel:
     """What a model's modules calculate, of any number of texts of any length.
 
@@ -52,6 +56,8 @@ class CompiledModel:
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # Other processes may run on the same cores.
+            # What is kept for each shape of a batch, of which there are thousands: 600 MB of it.
+            "CPU_RUNTIME_CACHE_CAPACITY": 16,
         }
         self._request = Core().compile_model(graph, "CPU", settings).create_infer_request()
 

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Encoding, Tokenizer
 
-    from transforms.embedders.compiled import CompiledModel
+    from transforms.embedders.compiled import CompiledModel, Tokens
 
 
 MOST_BATCH_TOKENS = 1_024
@@ -43,6 +43,9 @@ MOST_BATCH_TOKENS = 1_024
 _FIRST_TRIED_TOKENS = 2_048
 _MOST_TRIED_TOKENS = 131_072
 _ALIKE_COSINE = 0.99999
+
+_TRIED_CHARACTERS = (1, 60, 300, 900)
+"""Lengths of texts that are tried beside the probe texts, each together with others and alone."""
 
 _NO_WINDOW = 2**31
 """Tokenizers of models that look at any number of tokens say an enormous one."""
@@ -136,8 +139,6 @@ class LocalEmbedder(Embedder):
 
     def _calculate(self, encodings: Sequence[Encoding]) -> Vectors:
         """Put one padded batch through the model, all its modules."""
-        import torch
-
         tokenizer = self._model.tokenizer
         longest = max(len(encoding) for encoding in encodings)
         for encoding in encodings:
@@ -152,15 +153,23 @@ class LocalEmbedder(Embedder):
             name: np.array([getattr(encoding, column) for encoding in encodings], np.int64)
             for name, column in self._columns.items()
         }
-        if self._compiled:
-            vectors = self._compiled(columns)
-        else:
-            device = self._model.device
-            with torch.inference_mode():
-                tensors = {name: torch.from_numpy(ids).to(device) for name, ids in columns.items()}
-                vectors = self._model(tensors)["sentence_embedding"].float().cpu().numpy()
+        vectors = self._put_through(columns)
         if self._normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+    def _put_through(self, columns: Mapping[str, Tokens]) -> Vectors:
+        import torch
+
+        if self._compiled:
+            try:
+                return self._compiled(columns)
+            except Exception:  # A shape or a want of memory that the modules may do with.
+                self._compiled = None
+        device = self._model.device
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(ids).to(device) for name, ids in columns.items()}
+            vectors: Vectors = self._model(tensors)["sentence_embedding"].float().cpu().numpy()
         return vectors
 
     def _find_shortcuts(self) -> None:
@@ -176,6 +185,7 @@ class LocalEmbedder(Embedder):
         tokenizer = getattr(self._model, "tokenizer", None)
         special = getattr(tokenizer, "all_special_tokens", [])
         texts = [*PROBE_TEXTS, " a ".join(["a", *special]), "word " * min(window, MOST_WINDOW)]
+        texts += [PROBE_TEXTS[-1][:length] for length in _TRIED_CHARACTERS]
         try:
             expected = self._encode(texts)
         except Exception:  # Told when a text is embedded.
@@ -184,7 +194,11 @@ class LocalEmbedder(Embedder):
 
         def alike() -> bool:
             try:
-                return same_vectors(self.embed(texts), expected, least=_ALIKE_COSINE)
+                alone = [self.embed([text]) for text in texts]
+                return all(
+                    same_vectors(found, expected, least=_ALIKE_COSINE)
+                    for found in (self.embed(texts), np.concatenate(alone))
+                )
             except TextRejected:
                 return False
 
@@ -202,9 +216,11 @@ class LocalEmbedder(Embedder):
         """Compile the modules; None for what this machine can't, or gains nothing from."""
         import torch
 
-        from transforms.embedders.compiled import CompiledModel
+        from transforms.embedders.compiled import MOST_WEIGHT_BYTES, CompiledModel
 
         if (self._model.device.type, self._model.dtype) != ("cpu", torch.float32):
+            return None
+        if sum(weights.nbytes for weights in self._model.parameters()) > MOST_WEIGHT_BYTES:
             return None
         try:
             threads = torch.get_num_threads()
