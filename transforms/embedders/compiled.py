@@ -57,7 +57,7 @@ class CompiledModel:
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # Other processes may run on the same cores.
             # What is kept for each shape of a batch, of which there are thousands: 600 MB of it.
-            "CPU_RUNTIME_CACHE_CAPACITY": 16,
+            "CPU_RUNTIME_CACHE_CAPACITY": 128,
         }
         self._request = Core().compile_model(graph, "CPU", settings).create_infer_request()
 
