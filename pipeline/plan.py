@@ -55,7 +55,7 @@ PART_ROWS = 256
 
 SERVER_RANGE_ROWS = 512
 
-LEAST_RANGE_ROWS = 64
+LEAST_RANGE_ROWS = 16
 SPREAD_RANGES = 64
 """On a cluster a table is cut into as many ranges, unless they are then too small or too large."""
 

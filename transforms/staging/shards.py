@@ -12,14 +12,15 @@ A shard has one row for each row of the store that was read, in key order:
     namespace  string              of a skipped row, for the list of them
     cut        bool                whether the text is longer than the model looks at
 
-Its metadata hold `tokens`, what a server counted for it, and `worker`, the machine and the process
-that embedded it.
+Its metadata hold `tokens`, what a server counted for it, and `worker`, the machine, process and
+thread that staged it.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +115,12 @@ def read_tokens(shards: Iterable[Shard]) -> int:
 
 
 def read_workers(shards: Iterable[Shard]) -> set[str]:
-    """The workers that embedded shards, each as MACHINE:PROCESS."""
+    """The workers that embedded shards, each as MACHINE:PROCESS:THREAD."""
     return {read_metadata(shard.path).get(_WORKER, b"").decode() for shard in shards}
+
+
+def _this_worker() -> str:
+    return f"{platform.node()}:{os.getpid()}:{threading.get_native_id()}"
 
 
 def _stem(vectors: RangeVectors, pass_number: int) -> str:
@@ -140,5 +145,5 @@ def _table(vectors: RangeVectors) -> pa.Table:
             "namespace": pa.array([skip and skip.namespace for skip in skips], pa.string()),
             "cut": pa.array([row.cut for row in rows], pa.bool_()),
         },
-        metadata={_TOKENS: str(vectors.tokens), _WORKER: f"{platform.node()}:{os.getpid()}"},
+        metadata={_TOKENS: str(vectors.tokens), _WORKER: _this_worker()},
     )
