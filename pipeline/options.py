@@ -11,12 +11,11 @@ from transforms.modes import Mode
 RUNNERS = (
     "DirectRunner",
     "BundleBasedDirectRunner",
-    "DataflowRunner",
     "FlinkRunner",
     "FnApiRunner",
     "PortableRunner",
 )
-"""Runners that were tried."""
+"""Runners that are known to work."""
 
 LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 """Runners that do all the work in this process."""
@@ -95,12 +94,7 @@ class Options:
             raise UsageError(f"--dim must be a positive number of floats: {self.dim}")
         if self.runner not in RUNNERS:
             raise UsageError(
-                f"--runner {self.runner} is not one of {', '.join(RUNNERS)}; choose one of these"
-            )
-        if self.runner == "DataflowRunner" and self.workdir is None:
-            raise UsageError(
-                "DataflowRunner's workers can't reach the database file; name a place that they "
-                "and this machine can write with --workdir gs://BUCKET/PATH"
+                f"--runner {self.runner} is not one of {', '.join(RUNNERS)}; others were not tried"
             )
         if self.workdir and self.stamp_only:
             raise UsageError("--workdir does not go with --stamp-only, which runs on this machine")

@@ -334,7 +334,7 @@ def whole_batches(batch: int) -> int:
 
 def _measured(model: str) -> int:
     """The dimension of a model whose files don't say it: it has to be loaded."""
-    from transforms.embedders.local import load_model
+    from transforms.embedders.loading import load_model
 
     dimension = load_model(find_model(model) or fetch_model(model)).get_embedding_dimension()
     if dimension is None:

@@ -333,6 +333,11 @@ def _finish(plan: Plan, outcome: Outcome) -> None:
         _logger.warning("[%s] no summary is kept: %s", plan.run.run_id, error)
         return
     plan.run.remove_shards()
+    _remove_work(plan)
+
+
+def _remove_work(plan: Plan) -> None:
+    """Delete the texts and vectors that were left for workers and by them."""
     if work := work_directory(plan):
         try:
             work.remove()
@@ -361,6 +366,8 @@ def _note_failure(plan: Plan, error: BaseException) -> None:
             "reembed rollback"
         ) from error
     discard_run_if_empty(plan.run, plan.store.path)
+    if not plan.run.exists:
+        _remove_work(plan)
 
 
 def staged_rows(plan: Plan) -> Iterator[StagedRow]:

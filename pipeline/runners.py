@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import socket
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
@@ -37,8 +35,6 @@ def check_runner(runner: str, options: PipelineOptions, *, workdir: str | None =
     Raises UsageError for a missing option, RunError for a job server that doesn't answer.
     """
     given = options.get_all_options()
-    if runner == "DataflowRunner":
-        _check_dataflow(given)
     if runner == "FlinkRunner" and not given["flink_job_server_jar"]:
         raise UsageError(
             "FlinkRunner needs a job server: give --flink_job_server_jar after --, or use "
@@ -70,17 +66,6 @@ def _check_endpoint(endpoint: str | None) -> None:
         raise RunError(
             f"no job server answers at {endpoint} ({error}); start it, or correct --job_endpoint"
         ) from None
-
-
-def _check_dataflow(given: Mapping[str, Any]) -> None:
-    if importlib.util.find_spec("google.cloud.dataflow_client") is None:
-        raise UsageError(
-            "DataflowRunner needs Google's packages, which are not installed: pip install "
-            "'beam-reembed[gcp]'"
-        )
-    missing = [f"--{name}" for name in ("project", "region", "temp_location") if not given[name]]
-    if missing:
-        raise UsageError(f"DataflowRunner needs {', '.join(missing)}; give them after --")
 
 
 def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:

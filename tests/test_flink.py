@@ -32,7 +32,8 @@ from tests.conftest import (
 )
 from transforms.embedders import cosines
 from transforms.errors import StagingError
-from transforms.staging import RunDirectory, find_runs, read_workers
+from transforms.staging import RunDirectory, find_runs
+from transforms.staging.files import read_metadata
 
 CLUSTER = os.environ.get("REEMBED_FLINK_CLUSTER")
 VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"
@@ -147,7 +148,9 @@ def noting_workers(store: Path) -> Iterator[set[str]]:
             for run, _ in find_runs(store):
                 with suppress(StagingError):
                     shards = [shard for some in run.list_shards().values() for shard in some]
-                    workers.update(read_workers(shards))
+                    workers.update(
+                        read_metadata(shard.path)[b"worker"].decode() for shard in shards
+                    )
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 
 import pytest
@@ -43,24 +42,6 @@ def test_workers_in_containers_need_a_work_directory(environment: list[str]) -> 
         with pytest.raises(UsageError, match=r"can't reach the database file: .* --workdir URI"):
             check_runner("PortableRunner", options)
         check_runner("PortableRunner", options, workdir="/a")
-
-
-@pytest.mark.parametrize(
-    ("packages", "flags", "says"),
-    [
-        (False, ["--project=p"], "needs Google's packages, which are not installed"),
-        (True, ["--project=p"], "DataflowRunner needs --region, --temp_location; give them after"),
-    ],
-)
-def test_dataflow_without_what_it_needs_is_refused(
-    packages: bool, flags: list[str], says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: packages or None)
-
-    with pytest.raises(UsageError, match=says):
-        check_runner(
-            "DataflowRunner", parse_beam_options("DataflowRunner", flags), workdir="gs://a"
-        )
 
 
 @pytest.mark.parametrize("flags", [["--nope=1"], ["--direct_num_workers=x"], ["word"]])

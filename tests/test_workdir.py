@@ -19,7 +19,7 @@ from tests.conftest import (
     select,
     worker_pool,
 )
-from transforms.errors import StagingError
+from transforms.errors import RunError, StagingError
 from transforms.rows import KeyRange, RangeRows, RangeVectors, Row, StagedRow, text_digest
 from transforms.workdir import WorkDirectory
 
@@ -151,6 +151,24 @@ def test_what_workers_have_left_is_not_made_again_by_a_later_try(
     assert (stopped.code, done.code) == (0, 0)
     assert len(stopped.texts & {f"title {at:03d} content {at:03d}" for at in range(120)}) == 80
     assert done.texts & stopped.texts <= {"x"}
+    assert list(place.iterdir()) == []
+
+
+def test_no_text_is_left_by_a_run_that_came_to_nothing(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    place = tmp_path / "work"
+
+    def fail(work: WorkDirectory, keys: KeyRange, *, pass_number: int) -> None:
+        assert list(place.rglob("*.parquet"))
+        raise RunError("it failed")
+
+    monkeypatch.setattr(WorkDirectory, "read_inputs", fail)
+
+    ran = reembed("--db", path, "--workdir", place, through_beam=True)
+
+    assert (ran.code, ran.error) == (1, "it failed")
     assert list(place.iterdir()) == []
 
 

@@ -66,7 +66,7 @@ class WorkDirectory:
 
         Those that are not whole are left for later, or for good.
         """
-        there = {path.name for path in run.shards.iterdir()}
+        there = {shard.path.name for some in run.list_shards().values() for shard in some}
         fetched = 0
         for path in self._list(self._join(_SHARDS), "*.parquet"):
             name = _name(path)

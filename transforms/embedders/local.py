@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from copy import copy
-from importlib import import_module
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transforms.embedders.base import PROBE_TEXTS, Batch, Embedder, same_vectors
 from transforms.embedders.hub import fetch_model
+from transforms.embedders.loading import load_model
 from transforms.embedders.models import (
     MINILM_WINDOW,
     find_model,
     is_minilm,
-    require_tokenizer,
 )
 from transforms.errors import EmbedderError, TextRejected
 from transforms.rows import Vectors
@@ -326,99 +320,3 @@ def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return min(cores, max(1, math.ceil(int(most) / int(period))))
     except (OSError, ValueError):  # There is none, or it says "max".
         return cores
-
-
-def load_model(
-    directory: Path, *, device: str | None = None, precision: str = "float32"
-) -> SentenceTransformer:
-    """Load a model from its directory; never from the hub.
-
-    Raises EmbedderError, also for a model that would load with some of it made up: without a
-    tokenizer every word is unknown, and weights that are missing are drawn at random.
-    """
-    require_tokenizer(directory)
-    try:
-        with _without_sklearn():
-            from sentence_transformers import SentenceTransformer
-
-        with _loading_report() as report:
-            model = SentenceTransformer(
-                str(directory),
-                device=device,
-                local_files_only=True,
-                model_kwargs={"dtype": precision},
-            ).eval()
-    except Exception as error:
-        raise EmbedderError(
-            f"the model in {directory} can't be loaded ({type(error).__name__}: "
-            f"{_first_line(error)}); it may be incomplete, or need another library"
-        ) from error
-    missing = _missing_weights(report)
-    if missing:
-        raise EmbedderError(
-            f"the model in {directory} lacks weights ({missing[0]}), and random ones would take "
-            "their place; fetch it again"
-        )
-    return model
-
-
-@contextmanager
-def _without_sklearn() -> Iterator[None]:
-    """Keep scikit-learn from being imported for two functions that embedding never calls.
-
-    It takes a fifth of the time of importing sentence-transformers.
-    """
-    names = ("sklearn", "sklearn.metrics")
-    if any(name in sys.modules for name in names):
-        yield
-        return
-
-    def later(name: str) -> Callable[..., Any]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *args, **more: getattr(import_module("sklearn.metrics"), name)(*args, **more)
-
-    for name in names:
-        module = ModuleType(name)
-        module.__spec__ = ModuleSpec(name, None, is_package=True)
-        module.__getattr__ = later  # type: ignore[method-assign]
-        sys.modules[name] = module
-    try:
-        yield
-    finally:
-        for name in names:
-            del sys.modules[name]
-
-
-def _missing_weights(report: list[str]) -> list[str]:
-    """Names of weights in a report's table that are missing; the pooler's are never used.
-
-    >>> _missing_weights(["encoder.weight | MISSING |", "pooler.bias | MISSING |", "- MISSING: x"])
-    ['encoder.weight']
-    """
-    cells = [line.split("|") for line in report if "|" in line]
-    missing = [cell[0].strip() for cell in cells if cell[1].strip() == "MISSING"]
-    return [name for name in missing if not name.startswith("pooler.")]
-
-
-@contextmanager
-def _loading_report() -> Iterator[list[str]]:
-    """Collect what the library warns of while it loads a model, line by line; print nothing."""
-    from transformers.utils import logging as library
-
-    lines: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: lines.extend(record.getMessage().splitlines())  # type: ignore[method-assign]
-    library.disable_progress_bar()
-    library.disable_default_handler()
-    library.set_verbosity_warning()
-    library.add_handler(handler)
-    try:
-        yield lines
-    finally:
-        library.remove_handler(handler)
-        library.set_verbosity_error()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

@@ -28,7 +28,6 @@ from transforms.staging.shards import (
     read_shards,
     read_tokens,
     read_vectors,
-    read_workers,
 )
 
 __all__ = [
@@ -55,7 +54,6 @@ __all__ = [
     "read_shards",
     "read_tokens",
     "read_vectors",
-    "read_workers",
     "remove_run",
     "require_room",
     "saved_ranges",

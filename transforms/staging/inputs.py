@@ -51,5 +51,4 @@ def decode_input(path: str, content: bytes, keys: KeyRange) -> RangeRows:
         )
         for key, digest, namespace, text, cause, reason in zip(*columns, strict=True)
     ]
-    name = path.replace("\\", "/").rpartition("/")[2]
-    return RangeRows(keys, int(name.split(".")[1]), tuple(rows))
+    return RangeRows(keys, int(path.split(".")[-4]), tuple(rows))

@@ -2,7 +2,7 @@
 
     0000007.0001.000.00512.CHECKSUM.parquet    range 7, pass 1, part 0, 512 rows
 
-A shard has one row for each row of the store that was read, in key order:
+A shard has one row for each row of the store that was read, in the order of the part:
 
     key        string              the row's key
     digest     16 bytes            of the exact text (see `rows.text_digest`)
@@ -13,7 +13,7 @@ A shard has one row for each row of the store that was read, in key order:
     cut        bool                whether the text is longer than the model looks at
 
 Its metadata hold `tokens`, what a server counted for it, and `worker`, the machine, process and
-thread that staged it.
+thread that staged it, as MACHINE:PROCESS:THREAD.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def write_shard(directory: Path, vectors: RangeVectors, *, pass_number: int) -> 
     """Write one shard.
 
     Safe to run twice: the name says what it is and what is in it. Should a second try give
-    other vectors, both are there, and either serves.
+    other vectors, or be another worker's, both are there, and either serves.
     """
     path = write_table(directory, _stem(vectors, pass_number), _table(vectors))
     return _staged(vectors, path.name)
@@ -112,11 +112,6 @@ def read_vectors(shards: Iterable[Shard]) -> dict[tuple[str, bytes], bytes | Non
 def read_tokens(shards: Iterable[Shard]) -> int:
     """The tokens that a server counted for shards."""
     return sum(int(read_metadata(shard.path).get(_TOKENS, b"0")) for shard in shards)
-
-
-def read_workers(shards: Iterable[Shard]) -> set[str]:
-    """The workers that embedded shards, each as MACHINE:PROCESS:THREAD."""
-    return {read_metadata(shard.path).get(_WORKER, b"").decode() for shard in shards}
 
 
 def _this_worker() -> str:
