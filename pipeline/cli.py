@@ -313,6 +313,11 @@ def _parser() -> _Parser:
     add("--timeout", type=_seconds, default=120.0, metavar="TIME", help="for one answer (2m)")
     add("--max-tokens", type=int, metavar="N", help="stop before more are spent")
     add("--price-per-million", type=float, metavar="X", help="what a million tokens cost")
+    add(
+        "--key-secret",
+        metavar="NAME",
+        help="read the key from Google's Secret Manager: projects/P/secrets/S/versions/V",
+    )
     add("--insecure-key", action="store_true", help="send the key over http to another machine")
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from transforms.errors import UsageError
@@ -11,6 +12,7 @@ from transforms.modes import Mode
 RUNNERS = (
     "DirectRunner",
     "BundleBasedDirectRunner",
+    "DataflowRunner",
     "FlinkRunner",
     "FnApiRunner",
     "PortableRunner",
@@ -23,6 +25,8 @@ LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 SKIPPED = ("keep", "clear")
 
 PRECISIONS = ("float32", "float16", "bfloat16")
+
+_SECRET = re.compile(r"projects/[^/\s]+/(locations/[^/\s]+/)?secrets/[\w-]+/versions/\w+")
 
 MOST_SECONDS = 30 * 86_400
 
@@ -64,6 +68,7 @@ class Options:
     timeout: float = 120.0
     max_tokens: int | None = None
     price_per_million: float | None = None
+    key_secret: str | None = None
     insecure_key: bool = False
     device: str | None = None
     precision: str = "float32"
@@ -78,6 +83,7 @@ class Options:
             "run_dir",
             "workdir",
             "base_url",
+            "key_secret",
             "device",
         ):
             if getattr(self, name) == "":
@@ -136,6 +142,12 @@ class Options:
                 raise UsageError(f"{_flag(name)} must be a time of up to 30 days: {value}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"--max-tokens must be a positive number: {self.max_tokens}")
+        if self.key_secret and not _SECRET.fullmatch(self.key_secret):
+            # Not quoted: it may be the key itself.
+            raise UsageError(
+                "--key-secret is no name of a secret; it is like "
+                "projects/PROJECT/secrets/NAME/versions/latest"
+            )
         price = self.price_per_million
         if price is not None and not 0 <= price < math.inf:
             raise UsageError(f"--price-per-million must be 0 or more: {price}")

@@ -133,7 +133,11 @@ class Plan:
     @property
     def work(self) -> str | None:
         """The run's place in the work directory of workers that don't reach the database."""
-        return f"{self.workdir.rstrip('/')}/{self.run.run_id}" if self.workdir else None
+        return self.work_of(self.run)
+
+    def work_of(self, run: RunDirectory) -> str | None:
+        """The place of any run there."""
+        return f"{self.workdir.rstrip('/')}/{run.run_id}" if self.workdir else None
 
     @property
     def part_rows(self) -> int:
@@ -258,6 +262,7 @@ def _served_target(settings: Settings, options: Options) -> tuple[Target, TokenC
         url=settings.server,
         key_variable=settings.key_variable,
         key_file=settings.key_file,
+        key_secret=settings.key_secret,
         insecure_key=options.insecure_key,
         egress=settings.egress,
         most_in_flight=options.in_flight or MOST_IN_FLIGHT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -18,12 +19,16 @@ _FETCH_SECONDS = 2.0
 def take_over(plan: Plan) -> Plan:
     """Fetch what the workers of an earlier try have staged; the plan goes on from there.
 
+    What a run that is discarded has left is deleted.
+
     Raises StagingError if the work directory can't be used.
     """
     work = work_directory(plan)
     if work is None:
         return plan
     work.make()
+    for run in plan.discarded:
+        replace(work, path=plan.work_of(run) or "").remove()
     if not work.fetch_shards(plan.run):
         return plan
     staged = min(plan.run.staged_rows(), plan.survey.meant)
@@ -38,9 +43,8 @@ def serving(plan: Plan, work: WorkDirectory) -> Iterator[None]:
     meanwhile is found, as always, when the vectors are put into the store.
     """
     read = reading(plan)
-    for keys in plan.pending:
-        for part in read.parts(keys):
-            work.write_input(part, pass_number=plan.pass_number)
+    parts = (part for keys in plan.pending for part in read.parts(keys))
+    work.write_inputs(parts, pass_number=plan.pass_number)
     done = threading.Event()
     thread = threading.Thread(target=_fetch, args=(plan, work, done), daemon=True)
     thread.start()
@@ -58,6 +62,9 @@ def serving(plan: Plan, work: WorkDirectory) -> Iterator[None]:
 
 
 def _fetch(plan: Plan, work: WorkDirectory, done: threading.Event) -> None:
-    while not done.wait(_FETCH_SECONDS):
+    took = 0.0
+    while not done.wait(max(took, _FETCH_SECONDS)):
+        began = time.monotonic()
         with suppress(StagingError):
             work.fetch_shards(plan.run)
+        took = time.monotonic() - began  # To list 100,000 files takes a while.

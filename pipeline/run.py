@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
@@ -23,7 +24,7 @@ from pipeline.plan import Plan
 from pipeline.remote import serving, take_over
 from pipeline.report import Outcome, outcome_values
 from pipeline.resume import describe
-from pipeline.runners import check_runner, make_runner
+from pipeline.runners import check_runner, make_pipeline
 from pipeline.words import one_line
 from transforms.embedders import load_embedder, probe_embedder, same_vectors
 from transforms.errors import (
@@ -87,6 +88,7 @@ def run_plan(
     if not plan.ranges:
         return Outcome(Summary(), 0.0)
     check_runner(runner, options, workdir=plan.workdir)
+    FileSystems.set_options(options)  # The work directory is used before there is a pipeline.
     plan.store.check_access()
     with lock_database(plan.store.path):
         plan.store.check_writable()
@@ -251,7 +253,12 @@ def _run_passes(plan: Plan, run_pass: Callable[[Plan], Summary]) -> Summary:
 
 
 def _run_pass(plan: Plan, runner: str, options: PipelineOptions, *, replaces: bool) -> Summary:
-    pipeline = beam.Pipeline(runner=make_runner(runner), options=options)
+    pipeline = make_pipeline(
+        runner,
+        options,
+        job=f"reembed-{plan.run.run_id.lower()}-pass-{plan.pass_number}",
+        one_process=plan.target.access is None,
+    )
     name = f"pass-{plan.pass_number}.json"
     work = work_directory(plan)
     place = work or plan.run

@@ -67,8 +67,8 @@ class Settings:
 
     `backend` is the one configured, which the daemon names even where it embeds by itself;
     `local` says that it does, with sentence-transformers' `model`. A key would be read from
-    the variable `key_variable` or from `key_file`. `sources` says of each setting where its
-    value came from.
+    the variable `key_variable`, from `key_file` or from `key_secret`. `sources` says of each
+    setting where its value came from.
     """
 
     database: Path | None
@@ -80,6 +80,7 @@ class Settings:
     local: bool
     key_variable: str | None
     key_file: str | None
+    key_secret: str | None
     dimension: int | None
     batch: int
     egress: str
@@ -88,7 +89,7 @@ class Settings:
     @property
     def key_source(self) -> str | None:
         """Where a key would be read from, never the key."""
-        return self.key_variable or self.key_file
+        return self.key_variable or self.key_file or self.key_secret
 
     @property
     def server(self) -> str:
@@ -134,7 +135,11 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
     if named == "ollama":
         url = url or ladder.text("base_url", flat="ollama_url")
     default_url = None if named == LOCAL else BACKENDS[named][0]
-    key_variable, key_file = _key_source(ladder, named, directory)
+    key_variable, key_file = None, None
+    if options.key_secret is None:
+        key_variable, key_file = _key_source(ladder, named, directory)
+    else:
+        ladder.sources["key"] = "--key-secret"
     return Settings(
         database=_database(options, ladder, directory),
         demo=Path(demo) if (demo := environment.get(DEMO_VARIABLE)) else None,
@@ -145,6 +150,7 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         local=local,
         key_variable=key_variable,
         key_file=key_file,
+        key_secret=options.key_secret,
         dimension=ladder.number(
             "dim", options.dim, variable="AI_MEMORY_EMBED_DIM", key="dim", least=1, most=None
         ),

@@ -357,12 +357,19 @@ def reembed(
 
 
 @contextmanager
-def worker_pool(home: Path, *, hidden: Path | None = None) -> Iterator[str]:
+def worker_pool(
+    home: Path,
+    *,
+    hidden: Path | None = None,
+    python: str | Path = sys.executable,
+    directory: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """A pool of workers that others start work in, which finds a directory empty; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main"]
+    program = [str(python), "-m", "apache_beam.runners.worker.worker_pool_main"]
     program += [f"--service_port={port}"]
     if hidden is not None:
         hide = f'mount -t tmpfs none "{hidden}" && exec "$@"'
@@ -377,8 +384,9 @@ def worker_pool(home: Path, *, hidden: Path | None = None) -> Iterator[str]:
             "-",
             *program,
         ]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    process = subprocess.Popen(program, env=clean_environment(home) | {"PATH": path}, cwd=ROOT)
+    path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = clean_environment(home) | {"PATH": path} | dict(environment or {})
+    process = subprocess.Popen(program, env=variables, cwd=directory)
     try:
         ends = time.monotonic() + 60
         while socket.socket().connect_ex(("127.0.0.1", port)):

@@ -80,6 +80,16 @@ def test_every_runner_gives_what_a_plain_loop_gives(pipeline: beam.Pipeline, pla
     assert stored(plan.store.path) == plain_loop(plan.store.path)
 
 
+def test_what_is_done_is_counted_for_the_jobs_own_page(plan: Plan) -> None:
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    build(pipeline, plan, replace=True)
+
+    found = pipeline.run().metrics().query()
+
+    counters = {one.key.metric.name: one.committed for one in found["counters"]}
+    assert counters == {"embedded": 57, "skipped": 3, "cached": 50}
+
+
 def test_without_replace_it_ends_at_the_shards(plan: Plan) -> None:
     before = plan.store.path.read_bytes()
     skipped = {Cause.REJECTED: 1, Cause.OVER_CAP: 1, Cause.ENCRYPTED: 1}

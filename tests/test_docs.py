@@ -45,7 +45,7 @@ def test_the_readme_names_every_exit_code() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/design.md", "docs/reliability.md", "docs/servers.md"]
+    "document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 )
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transforms.embed import Embedded, embed_rows, embed_texts, find_problems
 from transforms.embedders import Batch, Embedder
 from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
 from transforms.errors import EmbedderError, TextRejected
+from transforms.known import KnownTexts
 from transforms.rows import (
     Cause,
     KeyRange,
@@ -102,6 +104,21 @@ def test_equal_texts_are_embedded_once_and_like_lengths_together() -> None:
     embed_rows(part("ccc", "a", "bb", "a", "ccc"), embedder, dimension=4, batch=2)
 
     assert embedder.calls == [["a", "bb"], ["ccc"]]
+
+
+def test_rows_with_the_vector_of_an_equal_text_and_the_tokens_of_each_batch_are_counted() -> None:
+    class Counting(FakeEmbedder):
+        def embed_batch(self, texts: Sequence[str]) -> Batch:
+            return Batch(self.embed(texts), sizes=(sum(map(len, texts)),))
+
+    known = KnownTexts[Embedded](100)
+    call = partial(embed_rows, embedder=Counting(4), dimension=4, batch=2, known=known)
+
+    first = call(part("ccc", "a", "bb", "a", POISON))
+    second = call(part("ccc", POISON, "dddd"))
+
+    assert (first.sizes, first.cached) == ((3, 3), 1)
+    assert (second.sizes, second.cached) == ((4,), 1)
 
 
 def test_a_poisoned_text_costs_the_others_nothing() -> None:

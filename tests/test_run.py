@@ -430,7 +430,7 @@ def test_a_job_that_was_cancelled_is_not_taken_for_one_that_is_done(
 ) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
     before = path.read_bytes()
-    monkeypatch.setattr("pipeline.run.make_runner", lambda name: Cancelling())
+    monkeypatch.setattr("pipeline.runners._make_runner", lambda name: Cancelling())
 
     with pytest.raises(RunError, match=r"the job ended as CANCELLED, .* run again to go on"):
         run(fake_plan(path))

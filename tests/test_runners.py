@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.runners import check_runner, parse_beam_options
+from pipeline.runners import check_runner, make_pipeline, parse_beam_options
 from transforms.errors import RunError, UsageError
 
 
@@ -24,6 +26,66 @@ def test_a_runner_without_its_job_server_is_refused(
 ) -> None:
     with pytest.raises((UsageError, RunError), match=says):
         check_runner(runner, parse_beam_options(runner, flags))
+
+
+GOOGLE = ["--project=p", "--region=r", "--temp_location=gs://b/t"]
+PACKED = [*GOOGLE, "--setup_file=./setup.py"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "workdir", "says"),
+    [
+        ([], "gs://b/w", r"needs --project, --region, --temp_location; give them after --$"),
+        (GOOGLE[:1], "gs://b/w", r"needs --region, --temp_location; give them after --$"),
+        (PACKED, None, r"can't reach a file of this machine: .* --workdir gs://BUCKET/PATH$"),
+        (PACKED, "/a/path", r"can't reach a file of this machine: .* --workdir gs://BUCKET/PATH$"),
+        (GOOGLE, "gs://b/w", r"workers need reembed itself: give --setup_file=./setup.py"),
+        (PACKED, "gs://b/w", r"^no credentials for Google Cloud were found here: log in with"),
+    ],
+)
+def test_what_dataflow_would_miss_is_told_in_one_sentence(
+    flags: list[str],
+    workdir: str | None,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name, value in (("HOME", str(tmp_path)), ("NO_GCE_CHECK", "true")):
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises((UsageError, RunError), match=says):
+        check_runner("DataflowRunner", parse_beam_options("DataflowRunner", flags), workdir=workdir)
+
+
+def test_dataflow_without_googles_packages_says_which_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    with pytest.raises(UsageError, match=r"not installed: pip install 'beam-reembed\[gcp\]'$"):
+        check_runner(
+            "DataflowRunner", parse_beam_options("DataflowRunner", PACKED), workdir="gs://"
+        )
+
+
+def test_options_that_do_not_go_together_are_told_in_one_sentence() -> None:
+    flags = ["--environment_type=LOOPBACK", "--environment_options=external_service_address=a"]
+    options = parse_beam_options("PortableRunner", flags)
+
+    with pytest.raises(UsageError, match=r"^PortableRunner refuses .* not compatible .* LOOPBACK"):
+        make_pipeline("PortableRunner", options, job="j", one_process=True)
+
+
+def test_a_pipeline_has_options_of_its_own_and_the_jobs_name_unless_another_is_given() -> None:
+    options = parse_beam_options("DirectRunner", [])
+    named = parse_beam_options("DirectRunner", ["--job_name=mine"])
+
+    def name(given: PipelineOptions) -> object:
+        pipeline = make_pipeline("DirectRunner", given, job="ours", one_process=True)
+        return pipeline._options.get_all_options()["job_name"]
+
+    assert (name(options), name(named)) == ("ours", "mine")
+    assert options.get_all_options()["job_name"] is None
 
 
 def test_a_job_server_that_answers_is_enough() -> None:

@@ -252,6 +252,7 @@ def test_no_settings_at_all_mean_local_minilm_under_the_configured_backends_name
         local=True,
         key_variable=None,
         key_file=None,
+        key_secret=None,
         dimension=None,
         batch=100,
         egress="allow",

@@ -47,15 +47,14 @@ def work(tmp_path: Path) -> WorkDirectory:
 def test_what_is_left_for_a_range_in_a_pass_is_read_part_by_part(work: WorkDirectory) -> None:
     parts = [RangeRows(KEYS, 0, rows("a", "b")), RangeRows(KEYS, 1, rows("c"))]
     other = RangeRows(KeyRange(33, None, None), 0, rows("d"))
-    for part in (*parts, other):
-        work.write_input(part, pass_number=1)
-    work.write_input(RangeRows(KEYS, 0, rows("late")), pass_number=2)
+    work.write_inputs([*parts, other], pass_number=1)
+    work.write_inputs([RangeRows(KEYS, 0, rows("late"))], pass_number=2)
 
     assert list(work.read_inputs(KEYS, pass_number=1)) == parts
 
 
 def test_what_another_try_has_left_is_not_read(work: WorkDirectory) -> None:
-    work.write_input(RangeRows(KEYS, 0, rows("a")), pass_number=1)
+    work.write_inputs([RangeRows(KEYS, 0, rows("a"))], pass_number=1)
 
     assert list(WorkDirectory(work.path, "two").read_inputs(KEYS, pass_number=1)) == []
 
@@ -89,7 +88,7 @@ def test_a_shard_that_is_not_whole_is_not_fetched_before_it_is(
 def test_nothing_is_left_of_a_directory_that_was_removed(
     work: WorkDirectory, tmp_path: Path
 ) -> None:
-    work.write_input(RangeRows(KEYS, 0, rows("a")), pass_number=1)
+    work.write_inputs([RangeRows(KEYS, 0, rows("a"))], pass_number=1)
     work.write_shard(staged("a"), pass_number=1)
     work.write_json("pass-1.json", {"embedded": 1})
 
@@ -151,6 +150,19 @@ def test_what_workers_have_left_is_not_made_again_by_a_later_try(
     assert (stopped.code, done.code) == (0, 0)
     assert len(stopped.texts & {f"title {at:03d} content {at:03d}" for at in range(120)}) == 80
     assert done.texts & stopped.texts <= {"x"}
+    assert list(place.iterdir()) == []
+
+
+def test_nothing_is_left_of_a_run_that_is_discarded(reembed: Call, tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{at:03d}") for at in range(90)])
+    place = tmp_path / "work"
+    flags = ("--db", path, "--workdir", place)
+
+    reembed(*flags, "--max-rows", "40", through_beam=True, range_rows=40)
+    assert list(place.rglob("*.parquet"))
+    done = reembed(*flags, "--fresh", through_beam=True, range_rows=40)
+
+    assert done.code == 0
     assert list(place.iterdir()) == []
 
 

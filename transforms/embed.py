@@ -41,13 +41,16 @@ class Embedded(NamedTuple):
 
 @dataclass
 class Work:
-    """What became of some texts, in their order, and the tokens that it took."""
+    """What became of some texts, in their order, and the tokens that it took, and each batch."""
 
     results: list[Embedded] = field(default_factory=list)
     tokens: int = 0
+    sizes: tuple[int, ...] = ()
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.results + other.results, self.tokens + other.tokens)
+        return Work(
+            self.results + other.results, self.tokens + other.tokens, self.sizes + other.sizes
+        )
 
 
 Known = KnownTexts[Embedded]
@@ -70,22 +73,24 @@ def embed_rows(
     back, in order, with its vector or with why it has none.
     """
     texts = {row.digest: row.text for row in part.rows if row.skipped is None}
-    tokens = 0
+    work = Work()
 
     def embed(digests: Sequence[bytes]) -> list[Embedded]:
-        nonlocal tokens
-        work = Work()
+        nonlocal work
         while len(work.results) < len(digests):
             some = [texts[digest] for digest in digests[len(work.results) :][:batch]]
             work += embed_texts(some[: embedder.fitting(some)], embedder, dimension)
             time.sleep(pause)
-        tokens = work.tokens
         return work.results
 
     ordered = sorted(texts, key=lambda digest: (len(texts[digest].encode()), texts[digest]))
     results = (known or KnownTexts(len(ordered))).find(ordered, embed)
     rows = tuple(_staged(row, results.get(row.digest)) for row in part.rows)
-    return RangeVectors(part.range, part.part, dimension, rows, tokens)
+    embedded = sum(row.vector is not None for row in rows)
+    mine = sum(result.vector is not None for result in work.results)
+    return RangeVectors(
+        part.range, part.part, dimension, rows, work.tokens, work.sizes, embedded - mine
+    )
 
 
 @lru_cache(maxsize=1)
@@ -125,8 +130,8 @@ def embed_texts(texts: Sequence[str], embedder: Embedder, dimension: int) -> Wor
     problems = find_problems(batch.vectors, len(texts), dimension)
     if len(problems) != len(texts):
         halves = _embed_pieces(texts, embedder, dimension, most=len(texts) // 2)
-        return Work([], batch.tokens) + halves
-    work = Work([], batch.tokens)
+        return Work([], batch.tokens, batch.sizes) + halves
+    work = Work([], batch.tokens, batch.sizes)
     numbers, size = batch.vectors.astype("<f4").tobytes(), 4 * dimension
     for at, (text, problem) in enumerate(zip(texts, problems, strict=True)):
         if not problem:
@@ -206,6 +211,8 @@ class _EmbedRows(beam.DoFn):
         self._ahead: deque[Future[RangeVectors]] = deque()
         self._embedded = Metrics.counter("reembed", "embedded")
         self._skipped = Metrics.counter("reembed", "skipped")
+        self._cached = Metrics.counter("reembed", "cached")
+        self._batch_tokens = Metrics.distribution("reembed", "batch_tokens")
 
     def setup(self) -> None:
         self._embedder = load_embedder(self._config.target)
@@ -257,6 +264,9 @@ class _EmbedRows(beam.DoFn):
         skipped = [row.skipped for row in vectors.rows if row.skipped is not None]
         self._embedded.inc(len(vectors.rows) - len(skipped))
         self._skipped.inc(len(skipped))
+        self._cached.inc(vectors.cached)
+        for size in vectors.sizes:
+            self._batch_tokens.update(size)
         for skip in skipped:
             yield TaggedOutput(SKIPPED, skip)
         yield vectors

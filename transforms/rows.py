@@ -131,7 +131,8 @@ class RangeVectors:
     """What became of a `RangeRows`, row by row and in the same order.
 
     `dimension` is the length of its vectors, also where there is none; `tokens` are those that
-    a server counted for them.
+    a server counted for them. `sizes` are the tokens of each batch that it took, and `cached` the
+    rows whose vector was that of an equal text.
     """
 
     range: KeyRange
@@ -139,6 +140,8 @@ class RangeVectors:
     dimension: int
     rows: tuple[StagedRow, ...]
     tokens: int = 0
+    sizes: tuple[int, ...] = ()
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,12 @@ in a name tells a file that is not whole.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
@@ -29,7 +31,11 @@ from transforms.staging import (
     publish,
 )
 
+FILES_AT_ONCE = 16
+
 _SHARDS = "shards"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,15 @@ class WorkDirectory:
     path: str
     attempt: str
 
-    def write_input(self, part: RangeRows, *, pass_number: int) -> None:
-        """Leave a part of a range to be embedded."""
-        name, content = encode_input(part)
-        self._write(self._inputs(pass_number), name, content)
+    def write_inputs(self, parts: Iterable[RangeRows], *, pass_number: int) -> None:
+        """Leave parts of ranges to be embedded."""
+        directory = self._inputs(pass_number)
+
+        def write(part: RangeRows) -> None:
+            name, content = encode_input(part)
+            self._write(directory, name, content)
+
+        _several_at_once(write, parts)
 
     def read_inputs(self, keys: KeyRange, *, pass_number: int) -> Iterator[RangeRows]:
         """Read the parts of a range that were left to be embedded."""
@@ -67,15 +78,17 @@ class WorkDirectory:
         Those that are not whole are left for later, or for good.
         """
         there = {shard.path.name for some in run.list_shards().values() for shard in some}
-        fetched = 0
-        for path in self._list(self._join(_SHARDS), "*.parquet"):
-            name = _name(path)
-            if name not in there:
-                content = self._read(path)
-                if is_whole(name, content):
-                    publish(run.shards / name, content)
-                    fetched += 1
-        return fetched
+        fetched: list[str] = []
+
+        def fetch(path: str) -> None:
+            name, content = _name(path), self._read(path)
+            if is_whole(name, content):
+                publish(run.shards / name, content)
+                fetched.append(name)
+
+        found = self._list(self._join(_SHARDS), "*.parquet")
+        _several_at_once(fetch, (path for path in found if _name(path) not in there))
+        return len(fetched)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file. Safe to run twice: the last one stays."""
@@ -141,6 +154,18 @@ class WorkDirectory:
                 f"the work directory {self.path} can't be used ({type(error).__name__}: {first}); "
                 "name one with --workdir that this machine and all workers can write"
             ) from error
+
+
+def _several_at_once(work: Callable[[T], None], items: Iterable[T]) -> None:
+    """Do something with each item, a few at a time: a store far away answers late."""
+    waiting: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="workdir") as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > FILES_AT_ONCE:  # What waits is held in memory.
+                waiting.popleft().result()
+        for one in waiting:
+            one.result()
 
 
 def _name(path: str) -> str:

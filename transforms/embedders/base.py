@@ -27,12 +27,15 @@ class Batch:
     """The vectors of a batch of texts, shape (texts, dimension), and what is known of them.
 
     `tokens` is what a server has counted, or an estimate where it says nothing; 0 for a model
-    of this machine, which nobody pays for. `cut` are the places of texts that are longer than
-    the model looks at. `wrong` says, by place, what the embedder itself found wrong.
+    of this machine, which nobody pays for. `sizes` are the tokens of each batch that went through
+    the model, or of the request; none where they are not known. `cut` are the places of texts
+    that are longer than the model looks at. `wrong` says, by place, what the embedder itself
+    found wrong.
     """
 
     vectors: Vectors
     tokens: int = 0
+    sizes: tuple[int, ...] = ()
     cut: frozenset[int] = frozenset()
     wrong: Mapping[int, str] = field(default_factory=dict)
 

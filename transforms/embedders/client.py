@@ -185,7 +185,7 @@ class Client:
             )
         wrong_key = status == 400 and re.search(r"api[ _-]?key", said, re.IGNORECASE)
         if status in (401, 402, 403) or wrong_key:
-            source = self._access.key_variable or self._access.key_file
+            source = self._access.key_source
             raise Refused(
                 f"refuses the key ({reason}); "
                 + (f"correct the one in {source}" if source else "it was sent none: set one")

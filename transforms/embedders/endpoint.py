@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from transforms.embedders.secrets import fetch_secret
 from transforms.embedders.target import Access
 from transforms.errors import EmbedderError
 
@@ -20,9 +21,8 @@ def check_endpoint(access: Access) -> None:
     """Raise EmbedderError if the URL is none, or texts or the key may not be sent there."""
     check_url(access.url)
     _check_egress(access)
-    has_key = access.key_variable is not None or access.key_file is not None
     secret = urlsplit(access.url).scheme == "https" or is_loopback(access.url)
-    if has_key and not secret and not access.insecure_key:
+    if access.key_source and not secret and not access.insecure_key:
         raise EmbedderError(
             f"the key would be sent to {host(access.url)} over http, where others can read it; "
             "use https, unset the key, or say --insecure-key if the network is trusted"
@@ -133,6 +133,8 @@ def read_key(access: Access) -> str | None:
             raise EmbedderError(
                 f"the key can't be read from {path} ({why}); correct api_key_file"
             ) from None
+    elif access.key_secret is not None:
+        key = fetch_secret(access.key_secret)
     else:
         return None
     if not key.isascii() or not key.isprintable() or " " in key:

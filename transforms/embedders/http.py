@@ -272,7 +272,7 @@ class HttpEmbedder(Embedder):
             else [at for at, text in enumerate(texts) if self._estimate([text]) > window]
         )
         tokens = _believable(answer.tokens, texts) or self._estimate(texts)
-        return Batch(vectors, tokens=tokens, cut=frozenset(cut), wrong=wrong)
+        return Batch(vectors, tokens=tokens, sizes=(tokens,), cut=frozenset(cut), wrong=wrong)
 
     def _is_well(self, since: float | None = None) -> bool:
         """Whether the server has given a right answer since a moment, or does so now.

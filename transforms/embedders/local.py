@@ -122,14 +122,17 @@ class LocalEmbedder(Embedder):
         prompt = self._prompt or ""
         encodings = tokenizer.encode_batch([prompt + text for text in texts])
         vectors = np.empty((len(texts), self._dimension), np.float32)
-        for places in token_batches([len(one) for one in encodings], self._most_tokens):
+        lengths = [len(one) for one in encodings]
+        sizes = []
+        for places in token_batches(lengths, self._most_tokens):
+            sizes.append(sum(lengths[at] for at in places))
             if self._straight:
                 some = self._thread.submit(self._calculate, [encodings[at] for at in places])
             else:
                 some = self._thread.submit(self._encode, [texts[at] for at in places])
             vectors[places] = some.result()
         cut = frozenset(at for at, encoding in enumerate(encodings) if encoding.overflowing)
-        return Batch(vectors, cut=cut)
+        return Batch(vectors, sizes=tuple(sizes), cut=cut)
 
     def _calculate(self, encodings: Sequence[Encoding]) -> Vectors:
         """Put one padded batch through the model, all its modules."""

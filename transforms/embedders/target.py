@@ -22,15 +22,16 @@ MOST_IN_FLIGHT = 32
 class Access:
     """How a server is reached, and how hard it may be pressed.
 
-    There is no key in it, only where one is read: from the variable `key_variable` or from
-    `key_file`. `give_up_after` and `timeout` are seconds: without any answer, and for one.
-    `most_tokens` is what one process may spend. With `asks_dimension` the server is asked for
-    vectors of the target's length.
+    There is no key in it, only where one is read: from the variable `key_variable`, from
+    `key_file`, or from Google's Secret Manager by the name `key_secret`. `give_up_after` and
+    `timeout` are seconds: without any answer, and for one. `most_tokens` is what one process
+    may spend. With `asks_dimension` the server is asked for vectors of the target's length.
     """
 
     url: str
     key_variable: str | None = None
     key_file: str | None = None
+    key_secret: str | None = None
     insecure_key: bool = False
     egress: str = "allow"
     most_in_flight: int = MOST_IN_FLIGHT
@@ -38,6 +39,11 @@ class Access:
     timeout: float = 120.0
     most_tokens: int | None = None
     asks_dimension: bool = False
+
+    @property
+    def key_source(self) -> str | None:
+        """Where a key is read from, never the key."""
+        return self.key_variable or self.key_file or self.key_secret
 
 
 @dataclass(frozen=True)
