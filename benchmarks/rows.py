@@ -138,7 +138,7 @@ def measure(path: Path, rows: int) -> dict[str, float]:
             warn=lambda row: None,
         )
         ended = time.monotonic()
-        show_status(plan.store, list_runs(path, None))
+        show_status(plan.store.path, list_runs(path, None))
         shown = time.monotonic()
     assert outcome.summary.replaced == rows
     return {

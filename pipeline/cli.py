@@ -102,7 +102,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
     if "--" in ours:
         at = ours.index("--")
         ours, beam_options = ours[:at], ours[at + 1 :]
-    return Options(**vars(_parser().parse_args(ours)), beam_options=tuple(beam_options))
+    given = vars(_parser().parse_args(ours))
+    given |= {name: tuple(given[name]) for name in ("key", "text")}
+    return Options(**given, beam_options=tuple(beam_options))
 
 
 def parse_command(arguments: Sequence[str]) -> CommandOptions:
@@ -271,6 +273,30 @@ def _parser() -> _Parser:
     add("--stamp-only", action="store_true", help="stamp the model's own vectors, embed a sample")
     add("--max-rows", type=int, metavar="N", help="stage N rows now, the rest the next time")
     add("--partial", action="store_true", help="with --max-rows: replace those rows at once")
+    add = parser.add_argument_group("which store, if not an ai-memory database").add_argument
+    add("--store", metavar="KIND", help="ai-memory or table (found out from the file)")
+    add("--table", metavar="NAME", help="the table that has the rows")
+    add(
+        "--key", action="append", default=[], metavar="COLUMN", help="names a row (its primary key)"
+    )
+    add(
+        "--text",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="what is embedded; several are joined by a space; or a template, '{title}: {body}'",
+    )
+    add("--vector", metavar="COLUMN", help="where the vector is")
+    add("--format", metavar="NAME", help="f32le (if not given), f32be, f64le, f16le, json, npy")
+    add("--dim-column", metavar="COLUMN", help="where a vector's length is")
+    add("--space-column", metavar="COLUMN", help="where the name of its model is")
+    add("--namespace-column", metavar="COLUMN", help="what --namespace is about")
+    add("--where", metavar="SQL", help="only the rows for which this condition is true")
+    add(
+        "--config",
+        metavar="FILE",
+        help="the same as TOML: table = 'docs', text = ['title', 'body']",
+    )
     add = parser.add_argument_group("how").add_argument
     add("--fresh", action="store_true", help="start over; discard what an earlier try staged")
     add("--run-dir", metavar="DIR", help="where to stage and keep the backup (beside FILE)")

@@ -72,6 +72,17 @@ class Options:
     insecure_key: bool = False
     device: str | None = None
     precision: str = "float32"
+    store: str | None = None
+    config: str | None = None
+    table: str | None = None
+    key: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    vector: str | None = None
+    dim_column: str | None = None
+    space_column: str | None = None
+    namespace_column: str | None = None
+    where: str | None = None
+    format: str | None = None
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -85,6 +96,15 @@ class Options:
             "base_url",
             "key_secret",
             "device",
+            "store",
+            "config",
+            "table",
+            "vector",
+            "dim_column",
+            "space_column",
+            "namespace_column",
+            "where",
+            "format",
         ):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")

@@ -18,6 +18,7 @@ from pipeline.resume import (
     list_runs,
 )
 from pipeline.settings import Settings
+from pipeline.store_options import store_config
 from transforms.embedders import Access, Target
 from transforms.embedders.endpoint import EGRESS, check_endpoint
 from transforms.embedders.families import (
@@ -42,7 +43,7 @@ from transforms.modes import Mode
 from transforms.replacing import ReplaceJob, Rules
 from transforms.rows import KeyRange
 from transforms.staging import RunDirectory, Scope, State, new_run, new_token, staging_root
-from transforms.stores import AiMemoryStore, Survey, open_store, take_survey
+from transforms.stores import Store, Survey, open_store, take_survey
 
 RANGE_ROWS = 2_048
 """Rows of a range for a local model, which are sorted by length before they are embedded in parts.
@@ -84,7 +85,7 @@ class Plan:
     target differs from that of the last run.
     """
 
-    store: AiMemoryStore
+    store: Store
     survey: Survey
     target: Target
     backend: str
@@ -165,10 +166,14 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     is no store, EmbedderError for a model that can't be had, IncompleteError for a replacement
     that was begun and must first be finished or undone.
     """
-    store = open_store(database, options.namespace)
+    store = open_store(database, options.namespace, store_config(options))
     target, counter = _find_target(settings, options)
+    if options.skipped == "clear" and not store.clearable:
+        raise UsageError(
+            f"--skipped clear can't be done in {store.path}: a column of its vectors is NOT NULL"
+        )
     runs = list_runs(store.path, options.run_dir)
-    scope = find_scope(runs, namespace=options.namespace, mode=options.mode)
+    scope = find_scope(runs, namespace=options.namespace, mode=options.mode, store=store.config)
     earlier = find_earlier(runs, scope, target, fresh=options.fresh)
     discarded = fresh_runs(runs, scope) if options.fresh else []
     keys = None if scope.keys is None else frozenset(scope.keys)
@@ -182,7 +187,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     estimate = estimate_tokens(counter, texts, rows=survey.to_embed)
     if earlier:
         ranges = earlier.manifest.ranges
-    elif keys is not None:
+    elif keys is not None and store.ordered_by_key:
         ranges = holding(ranges, keys)
     parent = Path(options.run_dir).expanduser() if options.run_dir else staging_root(store.path)
     ours = [earlier.run] if earlier else discarded
@@ -203,7 +208,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         earlier=earlier,
         staged_rows=min(earlier.run.staged_rows(), survey.meant) if earlier else 0,
         others=tuple(run for run, m in runs if not m.state.ended and run not in ours),
-        former=tuple(target.differences(former)) if (former := former_target(runs)) else (),
+        former=tuple(target.differences(former)) if (former := former_target(runs, scope)) else (),
         discarded=tuple(discarded),
         rules=Rules(
             most_skipped=options.max_skipped,

@@ -91,6 +91,8 @@ def preflight_lines(plan: Plan) -> list[str]:
     return lines
 
 
+_NEXT = {"ai-memory": "restart the ai-memory daemon with this model; it keeps its index in memory"}
+
 _AFFECTED = {
     Mode.ALL: "every scanned row's vector will be REPLACED",
     Mode.MISSING_ONLY: "only rows without a vector get one",
@@ -126,6 +128,7 @@ def plan_json(plan: Plan) -> str:
             "backend": plan.backend,
             **plan.run.stamp,
             "database": str(plan.store.path),
+            "store": plan.store.config,
             "namespace": plan.store.namespace,
             "rows_by_namespace": survey.namespaces,
             "rows_by_stored_dim": survey.dimensions,
@@ -156,6 +159,7 @@ def plan_text(plan: Plan) -> str:
     }
     lines = {
         "database": str(plan.store.path),
+        "store": plan.store.described,
         "rows": f"{survey.rows:,} ({survey.to_embed:,} to embed)",
         "staged": f"{plan.staged_rows:,} of them, by an earlier try",
         "namespaces": counts(survey.namespaces),
@@ -171,6 +175,8 @@ def plan_text(plan: Plan) -> str:
     }
     if plan.work is None:
         del lines["workers"]
+    if not any(survey.namespaces):
+        del lines["namespaces"]
     if not plan.staged_rows:
         del lines["staged"]
     if target.access is None:
@@ -245,7 +251,7 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         "dimension": f"{target.dimension}"
         + (f" (was {', '.join(map(str, before))})" if before else ""),
         "way back": "reembed rollback puts the previous vectors back",
-        "next": "restart the ai-memory daemon with this model; it keeps its index in memory",
+        "next": _NEXT.get(plan.store.kind, "embed queries with this model, too, from now on"),
     }
     if not outcome.cut:
         del lines["texts cut"]

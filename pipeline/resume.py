@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +66,22 @@ def find_earlier(runs: Runs, scope: Scope, target: Target, *, fresh: bool) -> Ea
     return None
 
 
-def find_scope(runs: Runs, *, namespace: str | None, mode: Mode) -> Scope:
+def find_scope(runs: Runs, *, namespace: str | None, mode: Mode, store: Mapping[str, Any]) -> Scope:
     """Which rows the command is about.
 
     To retry skipped rows means those of the run that is not finished or, if all are, of the
     last one. Raises UsageError if there is none.
     """
     if mode is not Mode.RETRY_SKIPPED:
-        return Scope(namespace, str(mode))
+        return Scope(namespace, str(mode), store=store)
     for run, manifest in reversed(runs):
-        if manifest.scope.namespace != namespace or manifest.state is State.ROLLED_BACK:
+        about = (manifest.scope.namespace, manifest.scope.store)
+        if about != (namespace, store) or manifest.state is State.ROLLED_BACK:
             continue
         if not manifest.state.ended:
             return manifest.scope
         keys = [str(row["id"]) for row in run.read_lines(SKIPPED)]
-        return Scope(namespace, str(mode), tuple(sorted(keys)))
+        return Scope(namespace, str(mode), tuple(sorted(keys)), store)
     raise UsageError("there is no run whose skipped rows could be tried again; run without it")
 
 
@@ -108,9 +109,12 @@ def fresh_runs(runs: Runs, scope: Scope) -> list[RunDirectory]:
     ]
 
 
-def former_target(runs: Runs) -> Mapping[str, Any] | None:
-    """The target of the newest run that came to its end; None if there is none."""
-    return next((m.target for _, m in reversed(runs) if m.state is State.REPLACED), None)
+def former_target(runs: Runs, scope: Scope) -> Mapping[str, Any] | None:
+    """The target of the newest run about such rows that came to its end; None if there is none."""
+    ended = (m for _, m in reversed(runs) if m.state is State.REPLACED)
+    return next(
+        (m.target for m in ended if m.scope.shares_rows(replace(scope, namespace=None))), None
+    )
 
 
 def list_runs(database: Path, run_dir: str | None) -> Runs:

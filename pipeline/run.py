@@ -37,6 +37,7 @@ from transforms.errors import (
 from transforms.modes import Mode
 from transforms.replace import replace_staged
 from transforms.replacing import replace_vectors
+from transforms.rollback import rows_have_moved
 from transforms.rows import KeyRange, Skipped, StagedRow, Summary, Vectors
 from transforms.staging import (
     Manifest,
@@ -51,6 +52,7 @@ from transforms.staging import (
     read_tokens,
     remove_run,
     require_room,
+    saved_ranges,
 )
 from transforms.staging.runs import REMAINING, SKIPPED, SUMMARY
 from transforms.stamp import check_witnesses, stage_stored
@@ -94,7 +96,7 @@ def run_plan(
         plan.store.check_writable()
         _confirm(plan)
         probe = probe_embedder(load_embedder(plan.target), plan.target.dimension)
-        _warn_of_lengths(probe)
+        _warn_of_lengths(plan, probe)
         _begin(plan, probe)
         # What is here stays to the end, and rows make no cycles: less to look for, less often.
         gc.freeze()
@@ -157,6 +159,14 @@ def _confirm(plan: Plan) -> None:
     for run in plan.discarded:
         if not run.exists or run.read_manifest().state is not State.STAGING:
             raise RunError(f"another process has worked on the run {run.run_id}; run again")
+    if plan.late and not plan.store.stable:
+        ranges = [keys for keys in plan.ranges if keys.index in saved_ranges(plan.run.backup)]
+        if rows_have_moved(plan.store, plan.run, ranges):
+            raise IncompleteError(
+                f"the rows of {plan.store.path} have other numbers now than when the run "
+                f"{plan.run.run_id} began to replace (VACUUM does that), so it can't be finished; "
+                "undo it with reembed rollback"
+            )
     for run, manifest in find_runs(plan.store.path):
         if manifest.state.incomplete and run != plan.run:
             raise IncompleteError(f"{describe(run, manifest)}; run again")
@@ -396,10 +406,14 @@ def _name_skipped(plan: Plan, warn: Callable[[Skipped], None]) -> int:
     return cut
 
 
-def _warn_of_lengths(probe: Vectors) -> None:
+def _warn_of_lengths(plan: Plan, probe: Vectors) -> None:
     """Warn of vectors that are not of length 1, for which ai-memory's index takes them."""
     lengths = np.linalg.norm(probe[probe.any(axis=1)], axis=1)
-    if lengths.size and np.abs(lengths - 1).max() > _UNIT_TOLERANCE:
+    if (
+        plan.store.kind == "ai-memory"
+        and lengths.size
+        and np.abs(lengths - 1).max() > _UNIT_TOLERANCE
+    ):
         _logger.warning(
             "the model's vectors have lengths of %.3g to %.3g, and ai-memory's search takes them "
             "to be 1; they are stored as the model gives them",

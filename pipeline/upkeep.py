@@ -51,7 +51,7 @@ from transforms.staging import (
     tree_bytes,
 )
 from transforms.staging.runs import LEFT, ROLLBACK
-from transforms.stores import AiMemoryStore, decode, open_store
+from transforms.stores import open_store, real_path
 from transforms.verify import WRONG, sample_rows, verify_rows
 
 SAMPLED_ROWS = 64
@@ -70,6 +70,8 @@ _NEXT = {
     State.ROLLED_BACK: "reembed cleanup removes it",
 }
 
+
+_AFTER_UNDOING = {"ai-memory": "set the ai-memory daemon back to the former model and restart it"}
 
 _BEGUN = (State.REPLACED, State.REPLACING, State.ROLLING_BACK)
 """The states of a run that has, or may have, written to the store."""
@@ -94,41 +96,43 @@ def run_command(options: CommandOptions, database: Path, *, egress: str) -> Repo
 
     `egress` says where texts may be sent now, whatever was allowed when a run was begun.
     """
-    store = open_store(database)
-    runs = list_runs(store.path, options.run_dir)
+    path = real_path(database)
+    runs = list_runs(path, options.run_dir)
+    if not runs:
+        open_store(path)  # Which says what is wrong with a file that can't have any.
     match options.command:
         case "status":
-            return show_status(store, runs)
+            return show_status(path, runs)
         case "verify":
             chosen = _choose(runs, options.run, *_BEGUN)
             _require_complete(runs, but=chosen[0], of=State.REPLACING)
-            return verify(store, chosen, egress=egress)
+            return verify(path, chosen, egress=egress)
         case "rollback":
             chosen = _choose(runs, options.run, *_BEGUN)
             _require_complete(runs, but=chosen[0])
             _require_newest(runs, *chosen)
-            return undo(store, chosen)
+            return undo(path, chosen)
         case _:
-            return clean_up(store, runs, named=options.run, yes=options.yes)
+            return clean_up(path, runs, named=options.run, yes=options.yes)
 
 
-def show_status(store: AiMemoryStore, runs: Runs) -> Report:
+def show_status(path: Path, runs: Runs) -> Report:
     """Say of each run its state, rows, skips, size on disk and next step."""
-    values = [_status_values(store, run, manifest) for run, manifest in runs]
+    values = [_status_values(path, run, manifest) for run, manifest in runs]
     texts = [_status_text(value) for value in values]
-    text = "\n\n".join(texts) or f"no runs on {store.path}; nothing is staged, nothing to undo"
-    holder = lock_holder(store.path)
+    text = "\n\n".join(texts) or f"no runs on {path}; nothing is staged, nothing to undo"
+    holder = lock_holder(path)
     if holder:
-        text = f"at work on {store.path}: {holder}\n\n{text}"
+        text = f"at work on {path}: {holder}\n\n{text}"
     unfinished = [(run, manifest) for run, manifest in runs if manifest.state.incomplete]
     trouble = IncompleteError(f"{describe(*unfinished[0])}") if unfinished else None
-    found = {"database": str(store.path), "at_work": holder, "runs": values}
+    found = {"database": str(path), "at_work": holder, "runs": values}
     return Report(text, found, trouble)
 
 
-def _status_values(store: AiMemoryStore, run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
+def _status_values(path: Path, run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
     outcome = manifest.outcome
-    new = _new_ranges(store, run, manifest) if manifest.state is State.REPLACING else frozenset()
+    new = _new_ranges(path, run, manifest) if manifest.state is State.REPLACING else frozenset()
     return {
         "run_id": run.run_id,
         "state": str(manifest.state),
@@ -136,6 +140,7 @@ def _status_values(store: AiMemoryStore, run: RunDirectory, manifest: Manifest) 
         "stopped": manifest.stopped,
         "model": manifest.target["model"],
         "dim": manifest.target["dimension"],
+        "store": manifest.scope.store,
         "namespace": manifest.scope.namespace,
         "mode": manifest.scope.mode,
         "rows": manifest.rows,
@@ -153,9 +158,9 @@ def _status_values(store: AiMemoryStore, run: RunDirectory, manifest: Manifest) 
     }
 
 
-def _new_ranges(store: AiMemoryStore, run: RunDirectory, manifest: Manifest) -> frozenset[int]:
+def _new_ranges(path: Path, run: RunDirectory, manifest: Manifest) -> frozenset[int]:
     """The ranges that hold new vectors; of the transaction begun last, the table tells."""
-    job = _job(store, run, manifest)
+    job = _job(path, run, manifest)
     writing = [keys for keys in manifest.ranges if keys.index in manifest.writing]
     matches = [job.match(keys, with_stored=True) for keys in writing]
     return manifest.done | {match.index for match in matches if match.done and not match.changes}
@@ -167,7 +172,8 @@ def _status_text(values: Mapping[str, Any]) -> str:
         "state": values["state"] + (f" ({values['stopped']})" if values["stopped"] else ""),
         "target": f"{values['model']} ({values['dim']}-dim)",
         "about": f"{values['mode']}, "
-        + ("all namespaces" if values["namespace"] is None else f"namespace {values['namespace']}"),
+        + ("all namespaces" if values["namespace"] is None else f"namespace {values['namespace']}")
+        + (f", table {values['store']['table']}" if "table" in values["store"] else ""),
         "rows": f"{values['rows']:,}",
         "staged": f"{values['staged'] or 0:,}",
         "re-embedded": f"{values['reembedded'] or 0:,}",
@@ -190,13 +196,13 @@ def _status_text(values: Mapping[str, Any]) -> str:
     return f"run {values['run_id']}, begun {values['started']}\n" + table(shown)
 
 
-def verify(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest], *, egress: str) -> Report:
+def verify(path: Path, chosen: tuple[RunDirectory, Manifest], *, egress: str) -> Report:
     """Check the table against a run, and a sample of its rows against the model."""
     run, manifest = chosen
     target = Target.from_json(manifest.target)
     if target.access is not None:
         target = replace(target, access=replace(target.access, egress=egress))
-    job = _job(store, run, manifest)
+    job = _job(path, run, manifest)
     findings = verify_rows(
         job.store,
         run,
@@ -214,7 +220,9 @@ def verify(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest], *, egres
     sample = sample_rows(job.store, run, manifest.ranges, count=SAMPLED_ROWS)
     lowest = None
     if sample:
-        stored = np.vstack([decode(row.stored.vector or b"") for row in sample if row.stored])
+        stored = np.vstack(
+            [job.store.decode(row.stored.vector or b"") for row in sample if row.stored]
+        )
         texts = [row.text for row in sample]
         found = cosines(embed_each(embedder, texts, target.dimension), stored)
         lowest = float(found.min())
@@ -230,7 +238,7 @@ def verify(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest], *, egres
         trouble = IncompleteError(f"{describe(run, manifest)}; finish it or roll back")
     elif wrong:
         trouble = VerifyError(
-            f"{wrong} findings in {store.path}; run again to re-embed the rows that are wrong"
+            f"{wrong} findings in {path}; run again to re-embed the rows that are wrong"
         )
     lines = {
         "run": run.run_id,
@@ -255,12 +263,13 @@ def verify(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest], *, egres
     return Report(f"reembed verify: {head}\n\n{table(lines)}", values, trouble)
 
 
-def undo(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
+def undo(path: Path, chosen: tuple[RunDirectory, Manifest]) -> Report:
     """Put the previous vectors back where rows still hold what a run wrote."""
     run, manifest = chosen
-    store.check_access()
-    with lock_database(store.path):
-        store.check_writable()
+    job = _job(path, run, manifest)
+    job.store.check_access()
+    with lock_database(path):
+        job.store.check_writable()
         if run.read_manifest() != manifest:
             raise StoreError(f"another process has worked on the run {run.run_id}; try again")
         attempt = new_token()
@@ -269,7 +278,6 @@ def undo(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
         for name in run.lost_backup():
             _logger.warning("[%s] the backup file %s is damaged and can't help", run.run_id, name)
         run.write_manifest(replace(manifest, attempt=attempt))
-        job = _job(store, run, manifest)
         # A row may have been moved to another namespace since.
         everywhere = replace(job.store, namespace=None)
         try:
@@ -296,7 +304,7 @@ def undo(store: AiMemoryStore, chosen: tuple[RunDirectory, Manifest]) -> Report:
         "as before": f"{result.unchanged:,} rows",
         "left": f"{len(result.left):,} rows"
         + (f" (named in {run.path / LEFT})" if result.left else ""),
-        "next": "set the ai-memory daemon back to the former model and restart it",
+        "next": _AFTER_UNDOING.get(job.store.kind, "search with the former model again"),
     }
     return Report(f"reembed: run {run.run_id} is rolled back\n\n{table(lines)}", values)
 
@@ -318,7 +326,7 @@ def _undo_values(run: RunDirectory, result: RolledBack) -> dict[str, Any]:
     }
 
 
-def clean_up(store: AiMemoryStore, runs: Runs, *, named: str | None, yes: bool) -> Report:
+def clean_up(path: Path, runs: Runs, *, named: str | None, yes: bool) -> Report:
     """Remove runs that have ended; a backup that is the only way back only if `yes`.
 
     Without a name: all that have ended. By its name also one that is not finished.
@@ -328,7 +336,7 @@ def clean_up(store: AiMemoryStore, runs: Runs, *, named: str | None, yes: bool) 
         raise UsageError(f"there is no run {named}; reembed status names those that there are")
     removed, kept = [], {}
     freed = 0
-    with lock_database(store.path):
+    with lock_database(path):
         for at, (run, manifest) in enumerate(runs):
             if named not in (None, run.run_id):
                 continue
@@ -342,7 +350,7 @@ def clean_up(store: AiMemoryStore, runs: Runs, *, named: str | None, yes: bool) 
                 raise StoreError(f"another process has worked on the run {run.run_id}; try again")
             else:
                 freed += tree_bytes(run.path)
-                remove_run(run, store.path)
+                remove_run(run, path)
                 removed.append(run.run_id)
     lines = dict.fromkeys(removed, "removed") | {k: f"kept: {why}" for k, why in kept.items()}
     text = f"reembed: {len(removed)} runs removed, {size(freed)} freed"
@@ -358,6 +366,7 @@ def _is_only_way_back(manifest: Manifest, newer: Runs) -> bool:
     return not any(
         later.state is State.REPLACED
         and later.scope.mode == Mode.ALL
+        and later.scope.store == manifest.scope.store
         and later.scope.namespace in (None, manifest.scope.namespace)
         and target.differences(later.target)
         for _, later in newer
@@ -380,9 +389,7 @@ def _require_newest(runs: Runs, chosen: RunDirectory, manifest: Manifest) -> Non
     What the older one wrote is no longer there, so undoing it would do nothing, once for all.
     """
     for run, newer in runs:
-        shared = None in (newer.scope.namespace, manifest.scope.namespace) or (
-            newer.scope.namespace == manifest.scope.namespace
-        )
+        shared = newer.scope.shares_rows(manifest.scope)
         if newer.state is State.REPLACED and run.run_id > chosen.run_id and shared:
             raise UsageError(
                 f"run {run.run_id} has replaced vectors since run {chosen.run_id} did; undo the "
@@ -403,12 +410,13 @@ def _choose(runs: Runs, named: str | None, *states: State) -> tuple[RunDirectory
     raise UsageError(f"{what}; reembed status shows what there is")
 
 
-def _job(store: AiMemoryStore, run: RunDirectory, manifest: Manifest) -> ReplaceJob:
+def _job(path: Path, run: RunDirectory, manifest: Manifest) -> ReplaceJob:
     """The replacement of a run, as far as it can be told from its manifest."""
     target = Target.from_json(manifest.target)
     scope = manifest.scope
     keys = None if scope.keys is None else frozenset(scope.keys)
-    selected = replace(store, namespace=scope.namespace).select(
+    store = open_store(path, scope.namespace, scope.store)
+    selected = store.select(
         Mode(scope.mode), model=target.model, dimension=target.dimension, keys=keys
     )
     return ReplaceJob(selected, run, manifest.ranges, target, Rules(), manifest.attempt)

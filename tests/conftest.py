@@ -34,6 +34,7 @@ from transforms.replacing import replace_vectors
 from transforms.rows import Summary
 from transforms.staging import Manifest, make_run, staging_root
 from transforms.stores.demo import Memory, create_store
+from transforms.stores.sqlite import quoted
 
 # The same examples every time; HYPOTHESIS_PROFILE=wide looks for others.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -409,10 +410,10 @@ def all_columns(path: Path) -> dict[str, list[tuple[Any, ...]]]:
         contents = {}
         for table in tables:
             info = connection.execute("SELECT name FROM pragma_table_xinfo(?)", (table,))
-            columns = [f'"{name.decode()}"' for (name,) in info]
+            columns = [quoted(name.decode()) for (name,) in info]
             wanted = ", ".join(f"typeof({column}), {column}" for column in columns)
             contents[table] = sorted(
-                connection.execute(f'SELECT {wanted} FROM "{table}"').fetchall(), key=repr
+                connection.execute(f"SELECT {wanted} FROM {quoted(table)}").fetchall(), key=repr
             )
         return contents
     finally:

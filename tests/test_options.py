@@ -19,8 +19,8 @@ PRICE = "--price-per-million must be 0 or more: {}"
 NO_TEXT = "--{} holds bytes that are no text: '{}'"
 DIM = "--dim must be a positive number of floats: {}"
 RUNNER = (
-    "--runner {} is not one of DirectRunner, BundleBasedDirectRunner, FlinkRunner, FnApiRunner, "
-    "PortableRunner; others were not tried"
+    "--runner {} is not one of DirectRunner, BundleBasedDirectRunner, DataflowRunner, FlinkRunner, "
+    "FnApiRunner, PortableRunner; others were not tried"
 )
 
 
@@ -58,6 +58,18 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         "insecure_key": False,
         "device": None,
         "precision": "float32",
+        "key_secret": None,
+        "store": None,
+        "config": None,
+        "table": None,
+        "key": (),
+        "text": (),
+        "vector": None,
+        "dim_column": None,
+        "space_column": None,
+        "namespace_column": None,
+        "where": None,
+        "format": None,
         "beam_options": (),
     }
 
@@ -118,7 +130,7 @@ def test_a_sound_value_is_kept_as_it_was_given(given: Mapping[str, Any]) -> None
         ({"batch": 10_001}, BATCH.format(10_001)),
         ({"dim": 0}, DIM.format(0)),
         ({"dim": -384}, DIM.format(-384)),
-        ({"runner": "DataflowRunner"}, RUNNER.format("DataflowRunner")),
+        ({"runner": "SparkRunner"}, RUNNER.format("SparkRunner")),
         ({"runner": "directrunner"}, RUNNER.format("directrunner")),
         ({"runner": ""}, RUNNER.format("")),
         ({"run_dir": ""}, "--run-dir is empty; give a value, or leave it out"),

@@ -16,7 +16,7 @@ from tests.conftest import change, files, make_store, memory, other_contents, se
 from transforms.errors import StampError, StoreError
 from transforms.modes import Mode
 from transforms.rows import Cause, KeyRange, Row, Stored, text_digest
-from transforms.stores import AiMemoryStore, open_store, take_survey
+from transforms.stores import Store, open_store, take_survey
 from transforms.stores import sqlite as sqlite_files
 from transforms.stores.ai_memory import TEXT_CAP_BYTES, space_stamp
 from transforms.stores.codec import decode, encode
@@ -26,7 +26,7 @@ RAW = VECTOR.tobytes()
 EVERYTHING = KeyRange(0, None, None)
 
 
-def new(store: AiMemoryStore, model: str = "m") -> Stored:
+def new(store: Store, model: str = "m") -> Stored:
     """What a row holds once it has the vector."""
     return store.describe(RAW, model=model, dimension=2)
 

@@ -15,8 +15,8 @@ from transforms.embedders.fake import FakeEmbedder
 from transforms.replacing import replace_vectors
 from transforms.rows import RangeVectors, StagedRow
 from transforms.staging import RunDirectory
-from transforms.stores import AiMemoryStore
-from transforms.stores.codec import encode
+from transforms.stores import Store
+from transforms.stores.codec import decode, encode
 from transforms.verify import (
     UNIT_TOLERANCE,
     WRONG,
@@ -50,7 +50,7 @@ UNIT = FakeEmbedder(4).embed(["a text"])[0]
     ],
 )
 def test_each_fault_of_a_vector_has_its_name(vector: bytes | None, fault: str | None) -> None:
-    assert find_fault(vector, dimension=4, normalized=True) == fault
+    assert find_fault(vector, decode=decode, dimension=4, normalized=True) == fault
     assert fault is None or fault in WRONG
 
 
@@ -59,9 +59,9 @@ def test_the_length_may_differ_from_1_by_rounding_only(difference: float) -> Non
     vector = encode((UNIT * (1 + difference)).astype(np.float32))
     sound = abs(difference) <= UNIT_TOLERANCE
     if abs(abs(difference) - UNIT_TOLERANCE) > 1e-5:
-        fault = find_fault(vector, dimension=4, normalized=True)
+        fault = find_fault(vector, decode=decode, dimension=4, normalized=True)
         assert fault == (None if sound else "not of length 1")
-    assert find_fault(vector, dimension=4, normalized=False) is None
+    assert find_fault(vector, decode=decode, dimension=4, normalized=False) is None
 
 
 @given(
@@ -72,7 +72,7 @@ def test_the_length_may_differ_from_1_by_rounding_only(difference: float) -> Non
 def test_a_vector_is_sound_only_if_it_can_be_compared(
     vector: np.ndarray[tuple[int], np.dtype[np.float32]], dimension: int, normalized: bool
 ) -> None:
-    fault = find_fault(encode(vector), dimension=dimension, normalized=normalized)
+    fault = find_fault(encode(vector), decode=decode, dimension=dimension, normalized=normalized)
 
     if fault is None:
         assert len(vector) == dimension
@@ -92,7 +92,7 @@ def test_findings_count_all_and_name_a_thousand() -> None:
     assert findings.keys == {"stale": [f"{i}" for i in range(1_000)], "zeros": ["x"]}
 
 
-def replaced(path: Path, rows: int, range_rows: int) -> tuple[AiMemoryStore, RunDirectory]:
+def replaced(path: Path, rows: int, range_rows: int) -> tuple[Store, RunDirectory]:
     """A store and the run that has replaced its vectors."""
     keys = [f"{i:03}" for i in range(rows)]
     make_store(path, [memory(key) for key in keys])

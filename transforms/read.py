@@ -9,7 +9,7 @@ from apache_beam.pvalue import PCollection
 from transforms.match import concerns
 from transforms.rows import KeyRange, RangeRows, Row
 from transforms.staging import RunDirectory, read_ledger, read_shards
-from transforms.stores import AiMemoryStore
+from transforms.stores import Store
 from transforms.workdir import WorkDirectory
 
 PART_TEXT_BYTES = 262_144
@@ -17,7 +17,7 @@ PART_TEXT_BYTES = 262_144
 
 
 def read_rows(
-    store: AiMemoryStore,
+    store: Store,
     keys: KeyRange,
     run: RunDirectory,
     *,
@@ -85,7 +85,7 @@ def split_rows(
 class ReadRows(beam.PTransform[PCollection[KeyRange], PCollection[RangeRows]]):
     """Read each key range over a connection of its own, closed before anything is embedded."""
 
-    store: AiMemoryStore
+    store: Store
     run: RunDirectory
     pass_number: int
     late: bool = False

@@ -27,7 +27,7 @@ from transforms.staging import (
     require_room,
     write_backup,
 )
-from transforms.stores import AiMemoryStore, Replacement
+from transforms.stores import Replacement, Store
 
 ROW_BYTES = 128
 """What a row takes in a shard or in the backup besides its vector: a key and digests."""
@@ -75,7 +75,7 @@ class ReplaceJob:
     `ranges` are those of the whole table, in which vectors take `vector_bytes` now.
     """
 
-    store: AiMemoryStore
+    store: Store
     run: RunDirectory
     ranges: tuple[KeyRange, ...]
     target: Target
@@ -361,8 +361,8 @@ def _load(job: ReplaceJob, portion: Portion, *, undisturbed: bool) -> _Loaded:
 
 def _vector_only(job: ReplaceJob) -> Describe:
     """What a row holds of which nothing but the vector is to be written."""
-    describe = job.describe
-    return lambda vector: describe(vector)._replace(others="")
+    describe, others = job.describe, job.store.only_vector
+    return lambda vector: describe(vector)._replace(others=others)
 
 
 def _write(

@@ -10,7 +10,7 @@ from transforms.match import is_ours
 from transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS
 from transforms.rows import KeyRange, Row, Stored, vector_digest
 from transforms.staging import Ledger, RunDirectory, State, read_ledger, saved_ranges
-from transforms.stores import AiMemoryStore
+from transforms.stores import Store
 
 EDITED = "its text was edited since"
 OVERWRITTEN = "its vector was changed by another program since"
@@ -33,7 +33,7 @@ class RolledBack:
 
 
 def roll_back(
-    store: AiMemoryStore, run: RunDirectory, ranges: Sequence[KeyRange], *, attempt: str
+    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, attempt: str
 ) -> RolledBack:
     """Put back what rows held before a run, where they still hold what the run wrote.
 
@@ -45,6 +45,8 @@ def roll_back(
     saved = saved_ranges(run.backup)
     wanted = [keys for keys in ranges if keys.index in saved]
     at_once = run.read_manifest().rows <= MOST_ROWS_AT_ONCE
+    if not store.stable and rows_have_moved(store, run, wanted):
+        return _roll_back_moved(store, run, wanted, attempt=attempt)
     total = RolledBack()
     while wanted:
         started = time.monotonic()
@@ -63,6 +65,37 @@ def roll_back(
         if wanted:
             time.sleep(0.12)  # SQLite's own waiting looks every 0.1 s whether the lock is free.
     return total
+
+
+def rows_have_moved(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> bool:
+    """Whether rows that a run has written are in other ranges now than they were then.
+
+    VACUUM does that to a table whose rowid no column has.
+    """
+    missing: set[str] = set()
+    others: set[str] = set()
+    for keys in ranges:
+        known = set(read_ledger(run.backup, keys.index, with_vectors=False).keys)
+        present = {row.key for row in store.read_range(keys, with_stored=True)}
+        missing |= known - present
+        others |= present - known
+    return bool(missing & others)
+
+
+def _roll_back_moved(
+    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, attempt: str
+) -> RolledBack:
+    """The same for rows that are in any range now: all at once, and held in memory."""
+    everything = Ledger()
+    for keys in ranges:
+        ledger = read_ledger(run.backup, keys.index, with_vectors=True)
+        for key in ledger.keys:
+            everything.add(reversed(ledger.of(key)))
+    with store.replacing() as table, table.transaction():
+        run.advance(attempt)
+        changes, outcome = restore_rows(table.read_range(KeyRange(0, None, None)), everything)
+        table.put(changes)
+    return outcome
 
 
 def restore_rows(

@@ -12,20 +12,20 @@ from transforms.errors import StampError
 from transforms.match import concerns
 from transforms.rows import Cause, KeyRange, RangeVectors, Row, Skipped, StagedRow
 from transforms.staging import RunDirectory, read_ledger, read_shards
-from transforms.stores import AiMemoryStore, decode
+from transforms.stores import Store
 
 WITNESSES = 64
 """Rows that are embedded to see whether the stored vectors are the target's."""
 
 
-def check_witnesses(store: AiMemoryStore, ranges: Sequence[KeyRange], embedder: Embedder) -> None:
+def check_witnesses(store: Store, ranges: Sequence[KeyRange], embedder: Embedder) -> None:
     """Embed a sample of rows; raise StampError if their stored vectors are not the target's."""
     dimension = store.selection.dimension
     rows = _sample(store, ranges)
     if not rows:
         return
     made = embed_each(embedder, [row.text for row in rows], dimension)
-    stored = np.vstack([decode((row.stored and row.stored.vector) or b"") for row in rows])
+    stored = np.vstack([store.decode((row.stored and row.stored.vector) or b"") for row in rows])
     taken = made.any(axis=1)  # A text that the model will not take says nothing.
     found = cosines(made, stored)[taken]
     other = int(np.sum(~(found >= WITNESS_COSINE)))
@@ -39,7 +39,7 @@ def check_witnesses(store: AiMemoryStore, ranges: Sequence[KeyRange], embedder: 
 
 
 def stage_stored(
-    store: AiMemoryStore,
+    store: Store,
     run: RunDirectory,
     keys: KeyRange,
     *,
@@ -57,7 +57,7 @@ def stage_stored(
     ledger = read_ledger(run.backup, keys.index, with_vectors=False)
     rows: list[StagedRow] = []
     for row in store.read_range(keys, with_stored=True):
-        known, now = staged.get((row.key, row.digest)), _staged(row, dimension)
+        known, now = staged.get((row.key, row.digest)), _staged(store, row, dimension)
         settled = known is not None and (
             not row.meant or known.vector == now.vector or (late and known.skipped is not None)
         )
@@ -70,13 +70,13 @@ def stage_stored(
         run.write_shard(RangeVectors(keys, 0, dimension, tuple(rows)), pass_number=pass_number)
 
 
-def _sample(store: AiMemoryStore, ranges: Sequence[KeyRange]) -> list[Row]:
+def _sample(store: Store, ranges: Sequence[KeyRange]) -> list[Row]:
     """At most `WITNESSES` of the rows that are to be stamped, evenly from all over the table."""
     rows: list[Row] = []
     seen, step = 0, 1
     for keys in ranges:
         for row in store.read_range(keys, with_stored=True):
-            if not row.meant or _staged(row, store.selection.dimension).vector is None:
+            if not row.meant or _staged(store, row, store.selection.dimension).vector is None:
                 continue
             rows += [row] if seen % step == 0 else []
             seen += 1
@@ -85,11 +85,11 @@ def _sample(store: AiMemoryStore, ranges: Sequence[KeyRange]) -> list[Row]:
     return rows[:: -(-len(rows) // WITNESSES) or 1]
 
 
-def _staged(row: Row, dimension: int) -> StagedRow:
+def _staged(store: Store, row: Row, dimension: int) -> StagedRow:
     if row.skipped is not None:
         return StagedRow(row.key, row.digest, None, row.skipped)
     try:
-        vector = decode((row.stored and row.stored.vector) or b"")
+        vector = store.decode((row.stored and row.stored.vector) or b"")
         problem = find_problems(vector.reshape(1, -1), 1, dimension)[0]
     except ValueError as error:
         problem = str(error)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from transforms.match import holds_written, is_ours
 from transforms.rows import KeyRange, Row
 from transforms.staging import Ledger, RunDirectory, read_ledger, saved_ranges
-from transforms.stores import AiMemoryStore, decode
+from transforms.stores import Store
+
+Decode = Callable[[bytes], NDArray[np.float32]]
+"""Turns what is stored into a vector; raises ValueError for what is none."""
 
 UNIT_TOLERANCE = 1e-3
 """How far from 1 the length of a vector may be that its model normalises."""
@@ -55,7 +60,7 @@ class Findings:
 
 
 def verify_rows(
-    store: AiMemoryStore,
+    store: Store,
     run: RunDirectory,
     ranges: Iterable[KeyRange],
     *,
@@ -64,15 +69,16 @@ def verify_rows(
 ) -> Findings:
     """Check every row that a run wrote: its vector's length, finiteness, norm and digest."""
     findings = Findings()
+    fault = partial(find_fault, decode=store.decode, dimension=dimension, normalized=normalized)
     for keys in ranges:
         ledger = read_ledger(run.backup, keys.index, with_vectors=False)
         for row in store.read_range(keys, with_stored=True):
-            _verify_row(row, ledger, findings, dimension=dimension, normalized=normalized)
+            _verify_row(row, ledger, findings, fault)
     return findings
 
 
 def _verify_row(
-    row: Row, ledger: Ledger, findings: Findings, *, dimension: int, normalized: bool
+    row: Row, ledger: Ledger, findings: Findings, fault: Callable[[bytes | None], str | None]
 ) -> None:
     saved = ledger.of(row.key)
     if not saved:
@@ -90,15 +96,18 @@ def _verify_row(
     findings.checked += 1
     if not holds_written(row, ledger):
         findings.fault("overwritten", row.key)
-    kind = find_fault(row.stored.vector, dimension=dimension, normalized=normalized)
+    kind = fault(row.stored.vector)
     if kind:
         findings.fault(kind, row.key)
 
 
-def find_fault(vector: bytes | None, *, dimension: int, normalized: bool) -> str | None:
+def find_fault(
+    vector: bytes | None, *, decode: Decode, dimension: int, normalized: bool
+) -> str | None:
     """What is wrong with a stored vector, as a key of `WRONG`.
 
-    >>> find_fault(b"\\x01" + np.float32([3, 4]).tobytes(), dimension=2, normalized=True)
+    >>> vector, decode = np.float32([3, 4]).tobytes(), lambda raw: np.frombuffer(raw, "<f4")
+    >>> find_fault(vector, decode=decode, dimension=2, normalized=True)
     'not of length 1'
     """
     try:
@@ -118,7 +127,7 @@ def find_fault(vector: bytes | None, *, dimension: int, normalized: bool) -> str
 
 
 def sample_rows(
-    store: AiMemoryStore, run: RunDirectory, ranges: Sequence[KeyRange], *, count: int
+    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, count: int
 ) -> list[Row]:
     """Some rows that hold the vector that the run wrote for their text, from all over the table."""
     saved = saved_ranges(run.backup)

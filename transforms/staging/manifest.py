@@ -41,12 +41,21 @@ class State(StrEnum):
 class Scope:
     """Which rows a run is about: of one namespace or all, all of them or by a rule.
 
-    `mode` is "all" or the name of a rule; `keys` are those of a rule that names rows.
+    `mode` is "all" or the name of a rule; `keys` are those of a rule that names rows. `store` is
+    what the store needs to be opened again.
     """
 
     namespace: str | None = None
     mode: str = "all"
     keys: tuple[str, ...] | None = None
+    store: Mapping[str, Any] = field(default_factory=lambda: {"kind": "ai-memory"})
+
+    def shares_rows(self, other: Scope) -> bool:
+        """Whether there may be rows that both are about."""
+        names = ("kind", "table")
+        return [self.store.get(name) for name in names] == [
+            other.store.get(name) for name in names
+        ] and (None in (self.namespace, other.namespace) or self.namespace == other.namespace)
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Manifest:
                 "namespace": self.scope.namespace,
                 "mode": self.scope.mode,
                 "keys": self.scope.keys,
+                "store": dict(self.scope.store),
             },
             "target": dict(self.target),
             "probe": self.probe,
@@ -109,7 +119,12 @@ class Manifest:
             run_id=values["run_id"],
             database=values["database"],
             started=values["started"],
-            scope=Scope(scope["namespace"], scope["mode"], None if keys is None else tuple(keys)),
+            scope=Scope(
+                scope["namespace"],
+                scope["mode"],
+                None if keys is None else tuple(keys),
+                scope["store"],
+            ),
             target=values["target"],
             probe=values["probe"],
             ranges=tuple(KeyRange(index, *keys) for index, keys in enumerate(values["ranges"])),

@@ -1,21 +1,20 @@
 """Stores: where rows are read and vectors replaced. All SQL is in this package."""
 
-from transforms.stores.ai_memory import (
-    AiMemoryStore,
-    Replacement,
-    open_store,
-    recover_store,
-    space_stamp,
-)
+from transforms.stores.ai_memory import AiMemoryStore, space_stamp
+from transforms.stores.base import Replacement, Store
 from transforms.stores.codec import decode
+from transforms.stores.opening import KINDS, open_store, real_path, recover_store
 from transforms.stores.survey import Survey, take_survey
 
 __all__ = [
+    "KINDS",
     "AiMemoryStore",
     "Replacement",
+    "Store",
     "Survey",
     "decode",
     "open_store",
+    "real_path",
     "recover_store",
     "space_stamp",
     "take_survey",

@@ -184,6 +184,15 @@ def check_access(path: Path) -> None:
             raise StoreError(_SENTENCES["SQLITE_READONLY"].format(path=path))
 
 
+def quoted(name: str) -> str:
+    """A name as SQL takes it, whatever is in it.
+
+    >>> quoted("a b")
+    '"a b"'
+    """
+    return '"' + name.replace('"', '""') + '"'
+
+
 def find_damage(connection: sqlite3.Connection) -> list[str]:
     """What SQLite's integrity check finds damaged in the file; nothing for a sound one.
 

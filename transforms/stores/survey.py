@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from transforms.rows import Cause
-from transforms.stores import sqlite
-from transforms.stores.ai_memory import TEXT_BYTES, TEXT_CAP_BYTES, AiMemoryStore
-
-# 4n bytes are n floats; one byte more is the header. Any other length can't be decoded.
-_BLOB_DIMENSION = (
-    "CASE WHEN length(embedding) % 4 <= 1 AND length(embedding) >= 4 "
-    "THEN length(embedding) / 4 ELSE 0 END"
-)
+from transforms.stores.base import Store
 
 
 @dataclass(frozen=True)
@@ -44,20 +36,16 @@ class Survey:
         return self.meant - sum(self.by_rule.values())
 
 
-def take_survey(store: AiMemoryStore) -> Survey:
+def take_survey(store: Store) -> Survey:
     """Count a store's rows by namespace, stored dimension and rule, in one pass."""
-    return sqlite.read_only(store.path, wal=store.wal, query=lambda db: _survey(db, store))
+    return store.read_only(lambda db: _survey(db, store))
 
 
-def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
-    dimension = _BLOB_DIMENSION
-    if "embedding_dim" in store.columns:
-        sound = "typeof(embedding_dim) = 'integer' AND embedding_dim > 0"
-        dimension = f"CASE WHEN {sound} THEN embedding_dim ELSE {dimension} END"
-    groups = Counter(_rows(db, store, dimension))
+def _survey(db: sqlite3.Connection, store: Store) -> Survey:
+    groups = Counter(store.survey(db))
     namespaces: Counter[str] = Counter()
     dimensions: Counter[int] = Counter()
-    rules: Counter[int] = Counter()
+    rules: Counter[Cause] = Counter()
     meant = vector_bytes = 0
     for (raw_namespace, stored_dimension, rule, is_meant, size), rows in groups.items():
         namespaces[(raw_namespace or b"").decode(errors="replace")] += rows
@@ -66,11 +54,11 @@ def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
         vector_bytes += rows * size
         if is_meant:
             meant += rows
-            rules[rule] += rows
+            if rule is not None:
+                rules[Cause(rule)] += rows
     named = store.selection.keys
     if named is not None:
         meant, rules = len(named), Counter()
-    causes = {1: Cause.ENCRYPTED, 2: Cause.OVER_CAP, 3: Cause.NOT_TEXT}
     return Survey(
         rows=namespaces.total(),
         meant=meant,
@@ -78,28 +66,6 @@ def _survey(db: sqlite3.Connection, store: AiMemoryStore) -> Survey:
         vector_bytes=vector_bytes,
         namespaces=dict(namespaces.most_common()),
         dimensions=dict(sorted(dimensions.items())),
-        by_rule={cause: rules[rule] for rule, cause in causes.items() if rules[rule]},
-        existing=() if namespaces else _all_namespaces(db),
+        by_rule={cause: rules[cause] for cause in Cause if rules[cause]},
+        existing=() if namespaces else store.namespaces(db),
     )
-
-
-def _rows(db: sqlite3.Connection, store: AiMemoryStore, dimension: str) -> Iterator[Any]:
-    """Each row's namespace, dimension, rule, whether it is meant, and its vector's bytes.
-
-    Counting them takes half the time of SQLite's GROUP BY, which sorts the whole table.
-    """
-    return db.execute(
-        f"SELECT CAST(namespace AS BLOB), CASE WHEN embedding IS NOT NULL THEN {dimension} END, "
-        f"CASE WHEN {store.encrypted} THEN 1 WHEN {TEXT_BYTES} > {TEXT_CAP_BYTES} THEN 2 "
-        f"WHEN typeof(id) <> 'text' THEN 3 ELSE 0 END, {store.meant}, "
-        # Of a BLOB, SQLite says the length without reading it.
-        "CASE typeof(embedding) WHEN 'blob' THEN length(embedding) "
-        "ELSE ifnull(length(CAST(embedding AS BLOB)), 0) END "
-        "FROM memories WHERE :namespace IS NULL OR namespace = :namespace",
-        store.values,
-    )
-
-
-def _all_namespaces(db: sqlite3.Connection) -> tuple[str, ...]:
-    names = db.execute("SELECT DISTINCT CAST(namespace AS BLOB) FROM memories ORDER BY 1")
-    return tuple((raw or b"").decode(errors="replace") for (raw,) in names)

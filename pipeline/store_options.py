@@ -1,0 +1,57 @@
+"""Which store, and which of its columns: as the flags say, or a file of them."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pipeline.options import Options
+from transforms.errors import UsageError
+
+_LISTS = ("key", "text")
+_NAMES = (
+    *_LISTS,
+    "store",
+    "table",
+    "vector",
+    "dim_column",
+    "space_column",
+    "namespace_column",
+    "where",
+    "format",
+)
+
+
+def store_config(options: Options) -> dict[str, Any]:
+    """What is said of the store: by the file that --config names, and by flags, which go first.
+
+    Raises UsageError for a file that can't be used.
+    """
+    config = {} if options.config is None else _read(Path(options.config).expanduser())
+    flags = {name: getattr(options, name) for name in _NAMES if getattr(options, name)}
+    config |= {name: list(value) if name in _LISTS else value for name, value in flags.items()}
+    if "store" in config:
+        config["kind"] = config.pop("store")
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"--config {path} can't be read as TOML ({why}); correct it") from None
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        known = name.replace("-", "_")
+        if known not in _NAMES:
+            known_names = ", ".join(_NAMES)
+            raise UsageError(f"--config {path} sets {name}, which is not one of {known_names}")
+        if known in _LISTS and isinstance(value, str):
+            value = [value]
+        listed = value if known in _LISTS and isinstance(value, list) else [value]
+        if not all(isinstance(one, str) and one for one in listed):
+            raise UsageError(f"--config {path} sets {name} to {value!r}, which is no text")
+        found[known] = value
+    return found

@@ -1,0 +1,153 @@
+"""What every store must be able to do: the same tests for each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Call, all_columns, change, clean_environment, files
+from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind
+from transforms.embedders.fake import POISON
+from transforms.staging import State, find_runs
+
+TEXTS: list[str | None] = [f"text {at}" for at in range(30)]
+
+
+@pytest.fixture(params=KINDS, ids=[kind.name for kind in KINDS])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    return found
+
+
+@pytest.fixture
+def path(kind: Kind, tmp_path: Path) -> Path:
+    (tmp_path / "store").mkdir()
+    return kind.make(tmp_path / "store" / "m.db", TEXTS)
+
+
+def flags(kind: Kind, path: Path) -> tuple[str, ...]:
+    return ("--db", str(path), "--model", "m", "--dim", str(NEW_DIMENSION), *kind.flags)
+
+
+def test_a_plan_says_what_is_there_and_changes_no_byte(
+    kind: Kind, path: Path, reembed: Call
+) -> None:
+    before = files(path.parent)
+
+    planned = reembed(*flags(kind, path), "--dry-run", "--json")
+
+    assert planned.values["total_rows"] == planned.values["rows_with_embeddings"] == len(TEXTS)
+    assert planned.values["rows_by_stored_dim"] == {str(OLD_DIMENSION): len(TEXTS)}
+    assert planned.values["store"]["kind"] == kind.name.split()[0]
+    assert files(path.parent) == before
+
+
+def test_every_row_gets_the_vector_of_its_text_and_the_run_is_verified(
+    kind: Kind, path: Path, reembed: Call
+) -> None:
+    ran = reembed(*flags(kind, path), "--json", through_beam=True, range_rows=8)
+
+    assert (ran.code, ran.values["reembedded"], ran.values["skipped"]) == (0, len(TEXTS), 0)
+    assert kind.held(path) == [kind.new(str(text)) for text in TEXTS]
+    assert reembed("verify", "--db", path).code == 0
+
+
+def test_a_rollback_puts_back_all_columns_of_all_tables_byte_for_byte(
+    kind: Kind, path: Path, reembed: Call
+) -> None:
+    before = all_columns(path)
+    reembed(*flags(kind, path), range_rows=8)
+    assert all_columns(path) != before
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["restored"]) == (0, len(TEXTS))
+    assert all_columns(path) == before
+
+
+def test_a_row_that_the_model_will_not_take_keeps_its_vector_and_is_named(
+    kind: Kind, tmp_path: Path, reembed: Call
+) -> None:
+    path = kind.make(tmp_path / "m.db", [*TEXTS[:4], POISON, *TEXTS[5:]])
+
+    ran = reembed(*flags(kind, path), "--json")
+
+    assert (ran.code, ran.values["skipped"]) == (0, 1)
+    assert f"skipped row {kind.key(4)}: " in ran.err
+    assert kind.held(path)[4] == kind.old(4)
+    assert kind.held(path)[5] == kind.new("text 5")
+    retried = reembed(*flags(kind, path), "--retry-skipped", "--json", lenient=1)
+    assert (retried.code, retried.values["reembedded"]) == (0, 1)
+    assert kind.held(path)[4][1] == NEW_DIMENSION
+
+
+def test_a_run_that_goes_on_embeds_nothing_twice_but_what_was_edited(
+    kind: Kind, path: Path, reembed: Call
+) -> None:
+    first = reembed(*flags(kind, path), "--max-rows", "16", range_rows=8)
+    change(path, kind.edit(3, "edited"))
+    second = reembed(*flags(kind, path), range_rows=8)
+
+    texts = [kind.text(str(text)) for text in TEXTS]
+    assert (first.code, first.texts) == (0, set(texts[:16]))
+    assert (second.code, second.texts) == (0, {*texts[16:], kind.text("edited")})
+    assert kind.held(path)[3] == kind.new("edited")
+    assert kind.held(path)[4:] == [kind.new(str(text)) for text in TEXTS[4:]]
+
+
+def test_a_rollback_leaves_and_names_what_was_edited_since(
+    kind: Kind, path: Path, reembed: Call
+) -> None:
+    reembed(*flags(kind, path))
+    change(path, kind.edit(7, "edited"))
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.values["restored"], undone.values["left"]) == (len(TEXTS) - 1, 1)
+    assert f"row {kind.key(7)} is left as it is: its text was edited since" in undone.err
+    assert kind.held(path)[7] == kind.new("text 7")
+    assert kind.held(path)[8] == kind.old(8)
+
+
+def test_killed_while_it_replaces_it_is_finished_or_undone(
+    kind: Kind, path: Path, reembed: Call, tmp_path: Path
+) -> None:
+    before = all_columns(path)
+    variables = {"RANGE_ROWS": "2", "ROWS_AT_ONCE": "1", "FIRST_ROWS": "2"}
+    environment = clean_environment(tmp_path) | {f"FAKE_{n}": v for n, v in variables.items()}
+    program = [sys.executable, "-m", "tests.fake_program", *flags(kind, path)]
+    with subprocess.Popen(program, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        ends = time.monotonic() + 60
+        while not _has_begun_to_replace(path):
+            assert process.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    other = path.with_name("other")
+    states = {"old": [kind.old(at) for at in range(30)], "new": [kind.new(str(t)) for t in TEXTS]}
+    seen = kind.held(path)
+    assert all(one in (old, new) for one, old, new in zip(seen, *states.values(), strict=True))
+    assert reembed("status", "--db", path).code == 6
+
+    finished = reembed(*flags(kind, path), range_rows=2)
+
+    assert (finished.code, finished.texts) == (0, set())
+    assert kind.held(path) == states["new"]
+    assert reembed("rollback", "--db", path).code == 0
+    assert all_columns(path) == before
+    assert not other.exists()
+
+
+def _has_begun_to_replace(path: Path) -> bool:
+    try:
+        return any(
+            manifest.state is State.REPLACING and manifest.done for _, manifest in find_runs(path)
+        )
+    except OSError:
+        return False

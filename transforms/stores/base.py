@@ -1,0 +1,429 @@
+"""What every store has in common: a table of a SQLite file, whose rows are read and replaced.
+
+A store says what its rows are; how files are opened, locked and written is the same for all.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transforms.errors import StampError, StoreError
+from transforms.modes import Mode
+from transforms.rows import KeyRange, Row, Stored
+from transforms.stores import sqlite
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows that are meant, beyond their namespace.
+
+    `stamp` and `dimension` are those of the target, for the modes that look at what a row has;
+    `keys` are the rows of the mode that names them.
+    """
+
+    mode: Mode = Mode.ALL
+    stamp: str = ""
+    dimension: int = 0
+    keys: frozenset[str] | None = None
+
+
+Surveyed = tuple[bytes | None, int | None, str | None, bool, int]
+"""What counts of a row: its namespace; its vector's dimension (0: it can't be decoded, None: there
+is none); the cause for which it will be skipped without being offered to the model; whether it
+is meant; the bytes that its vector takes. A plain tuple: SQLite makes it, and there are many.
+"""
+
+
+@dataclass(frozen=True)
+class Store(ABC):
+    """A table of a SQLite database, and the one namespace of it that is meant (None: all of them).
+
+    A value: it is sent to workers, and each of its methods opens a connection of its own.
+    """
+
+    path: Path
+    namespace: str | None
+    wal: bool
+
+    kind: ClassVar[str]
+    """What --store calls it."""
+
+    ordered_by_key: ClassVar[bool]
+    """Whether a row's key says which range it is in; else its place in the table does."""
+
+    no_stamps: ClassVar[str]
+    """Why it keeps no stamps, if it keeps none."""
+
+    selection: Selection = Selection()
+
+    @property
+    @abstractmethod
+    def described(self) -> str:
+        """What it is, for a person."""
+
+    @property
+    @abstractmethod
+    def config(self) -> Mapping[str, Any]:
+        """What is needed besides the path to open it again, in types that JSON has."""
+
+    @property
+    @abstractmethod
+    def table(self) -> str:
+        """The table as SQL names it."""
+
+    @property
+    @abstractmethod
+    def replaced_columns(self) -> Mapping[str, str]:
+        """The columns that a replacement sets besides the vector, as SQL names them, by name."""
+
+    @property
+    @abstractmethod
+    def vector_column(self) -> str:
+        """The vector's column as SQL names it."""
+
+    @property
+    @abstractmethod
+    def rowid(self) -> str:
+        """A row's number as SQL names it."""
+
+    @abstractmethod
+    def space(self, model: str) -> str | None:
+        """The stamp of a model's vectors; None for a store that keeps none."""
+
+    @abstractmethod
+    def rows_in(self, db: sqlite3.Connection, keys: KeyRange, *, with_stored: bool) -> list[Row]:
+        """Read the rows of a range over a connection; see `read_range`."""
+
+    @abstractmethod
+    def read_texts(self, places: Sequence[str]) -> list[str]:
+        """Read the texts of a few rows that `cut_ranges` has sampled, but of those skipped by rule.
+
+        Where a place is in a range, so is its row.
+        """
+
+    @abstractmethod
+    def describe(self, vector: bytes | None, *, model: str, dimension: int) -> Stored:
+        """What a row holds once it has a vector of a model (little-endian float32), or none."""
+
+    @abstractmethod
+    def decode(self, vector: bytes) -> NDArray[np.float32]:
+        """Turn what is stored into a vector of shape (dimension,).
+
+        Raises ValueError for what is none.
+        """
+
+    @abstractmethod
+    def survey(self, db: sqlite3.Connection) -> Iterator[Surveyed]:
+        """Look at each row of the namespace."""
+
+    @abstractmethod
+    def namespaces(self, db: sqlite3.Connection) -> tuple[str, ...]:
+        """All namespaces that there are."""
+
+    @abstractmethod
+    def places(self, db: sqlite3.Connection) -> tuple[int, Iterator[str | None]]:
+        """The number of rows, and the place of each in order; None for one that has no name."""
+
+    @property
+    def stable(self) -> bool:
+        """Whether a row stays in its range as long as it is there."""
+        return True
+
+    @property
+    def clearable(self) -> bool:
+        """Whether a row may be without a vector."""
+        return True
+
+    def check_recording(self, db: sqlite3.Connection) -> None:  # noqa: B027 - most have no such rule
+        """Raise StoreError if the store says that nothing may be written now."""
+
+    def select(
+        self, mode: Mode, *, model: str, dimension: int, keys: frozenset[str] | None = None
+    ) -> Self:
+        """The same store, with only the rows meant that a mode is about.
+
+        Raises StampError if the mode looks at stamps and the store has none.
+        """
+        stamp = self.space(model)
+        if mode in (Mode.SKIP_CURRENT_SPACE, Mode.STAMP_ONLY) and stamp is None:
+            raise StampError(
+                f"{self.path} keeps no stamps ({self.no_stamps}), so it can't be told which model "
+                f"made a vector; run without --{mode.replace(' ', '-')}"
+            )
+        return replace(self, selection=Selection(mode, stamp or "", dimension, keys))
+
+    def cut_ranges(self, rows: int, samples: int) -> tuple[tuple[KeyRange, ...], tuple[str, ...]]:
+        """Cut the table, in its order, into ranges of `rows` rows; also sample some places.
+
+        The first and the last range are open, so that every row there is or will be falls
+        in exactly one. No ranges for no rows. `samples` is about how many places are sampled.
+        """
+        return self.read_only(lambda db: _cut(*self.places(db), rows, samples))
+
+    def read_range(self, keys: KeyRange, *, with_stored: bool = False) -> list[Row]:
+        """Read the rows of a range that are meant, in its order.
+
+        With what is stored: all rows of the namespace, and whether they are meant.
+        """
+        return sqlite.read_only(
+            self.path,
+            wal=self.wal,
+            query=lambda db: self.rows_in(db, keys, with_stored=with_stored),
+            busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
+        )
+
+    def read_only(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Do something over a connection that only reads; it may be done twice."""
+        return sqlite.read_only(self.path, wal=self.wal, query=query)
+
+    def check_access(self) -> None:
+        """Raise StoreError if this user may not write the database."""
+        sqlite.check_access(self.path)
+
+    def check_writable(self) -> None:
+        """Raise StoreError if the database is read-only, stopped, or locked for over 5 s."""
+        self.read_only(self.check_recording)
+        sqlite.check_writable(self.path)
+
+    def check_sound(self) -> None:
+        """Raise StoreError if SQLite finds damage in the file."""
+        found = self.read_only(sqlite.find_damage)
+        if found:
+            raise StoreError(
+                f"{self.path} is damaged ({found[0]}); its vectors are not replaced, lest the "
+                "damage spread: restore or repair it, and run again (PRAGMA integrity_check says "
+                "more)"
+            )
+
+    @property
+    def vector_type(self) -> str:
+        """The type, in SQLite, of a vector that is stored: blob or text."""
+        return "blob"
+
+    @property
+    def stored_columns(self) -> str:
+        """What a replacement touches, for `stored_values`: the vector, the rest, the floats.
+
+        hex() shows a text's or a BLOB's bytes and an integer's digits, but not all of a float.
+        """
+        columns, vector = self.replaced_columns, self.vector_column
+        others = [
+            f"'{name}=' || typeof({sql}) || ':' || hex({sql})" for name, sql in columns.items()
+        ]
+        odd = f"' {VECTOR}=' || typeof({vector}) || ':' || hex({vector})"
+        if self.vector_type == "text":
+            kinds = f"WHEN 'text' THEN '{self.only_vector}' WHEN 'blob' THEN ''"
+            content = (
+                f"CASE WHEN typeof({vector}) IN ('text', 'blob') THEN CAST({vector} AS BLOB) END"
+            )
+        else:
+            kinds = "WHEN 'blob' THEN ''"
+            content = f"CASE typeof({vector}) WHEN 'blob' THEN {vector} END"
+        kinds = f"CASE typeof({vector}) WHEN 'null' THEN '' {kinds} ELSE {odd} END"
+        described = " || ' ' || ".join(others) or "''"
+        floats = [
+            f", CASE typeof({column}) WHEN 'real' THEN {column} END"
+            for column in (*columns.values(), vector)
+        ]
+        return f"{content}, {described} || {kinds}{''.join(floats)}"
+
+    @property
+    def only_vector(self) -> str:
+        """How a vector alone is described, of which nothing but its bytes is not known."""
+        return "" if self.vector_type == "blob" else f" {VECTOR}={self.vector_type}:"
+
+    def stored(self, vector: bytes | None, others: str) -> Stored:
+        """What a row holds with a vector, as it is stored, or none; `others` are described."""
+        return Stored(vector, others if vector is None else others + self.only_vector)
+
+    @contextmanager
+    def replacing(self) -> Iterator[Replacement]:
+        """A connection over which rows are read and their vectors replaced."""
+        with sqlite.write_connection(self.path) as connection:
+            yield Replacement(self, connection)
+
+    def named_only(self, rows: list[Row], *, with_stored: bool) -> list[Row]:
+        """Of rows that were read, those that the run names, if it names any."""
+        named = self.selection.keys
+        if named is None:
+            return rows
+        if with_stored:
+            return [row._replace(meant=row.key in named) for row in rows]
+        return [row for row in rows if row.key in named]
+
+
+class Replacement:
+    """A connection that replaces vectors, in one transaction or several."""
+
+    def __init__(self, store: Store, db: sqlite3.Connection) -> None:
+        self._store = store
+        self._db = db
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One transaction, which keeps other writers off from its start."""
+        with sqlite.write_transaction(self._db, busy_seconds=sqlite.COMMIT_BUSY_SECONDS):
+            self._store.check_recording(self._db)
+            yield
+
+    @property
+    def version(self) -> int:
+        """A number that stays while nothing but this connection changes the database."""
+        return sqlite.data_version(self._db)
+
+    @property
+    def fires_triggers(self) -> bool:
+        """Whether a trigger of the database runs when a vector is replaced."""
+        store = self._store
+        columns = [store.vector_column, *store.replaced_columns.values()]
+        settings = ", ".join(f"{column} = NULL" for column in columns)
+        statement = f"UPDATE {store.table} SET {settings} WHERE {store.rowid} = 1"
+        return sqlite.fires_triggers(self._db, statement)
+
+    def read_range(self, keys: KeyRange) -> list[Row]:
+        """Read the rows of a range as this transaction sees them, with what they hold."""
+        return self._store.rows_in(self._db, keys, with_stored=True)
+
+    def put(self, changes: Sequence[tuple[int, Stored]]) -> None:
+        """Store what rows (by rowid) are to hold; nothing else of a row changes.
+
+        Written in the order of rowids, the file's own: twice as fast as in that of keys.
+        """
+        store, written = self._store, 0
+        names = {VECTOR: store.vector_column, **store.replaced_columns}
+        ordered = sorted(changes, key=lambda change: change[0])
+        for others, group in groupby(ordered, key=lambda change: change[1].others):
+            described = _parsed(others)
+            # The vector is bytes unless it is described; then it is of another type, or is odd.
+            kind = next((one for one in described if one[0] == VECTOR), (VECTOR, "?", None))
+            columns = [kind, *(one for one in described if one[0] != VECTOR)]
+            settings = ", ".join(f"{names[name]} = {place}" for name, place, _ in columns)
+            values = [value for _, _, value in columns[1:]]
+            written += self._db.executemany(
+                f"UPDATE {store.table} SET {settings} WHERE {store.rowid} = ?",
+                (
+                    (kind[2] if row.vector is None else row.vector, *values, rowid)
+                    for rowid, row in group
+                ),
+            ).rowcount
+        if written != len(changes):
+            raise StoreError(
+                f"SQLite wrote {written} of {len(changes)} rows of {self._store.path}; "
+                "the transaction was undone and the store is as it was"
+            )
+
+
+VECTOR = "embedding"
+"""What the vector's own column is called among those that are described."""
+
+
+def describe_value(column: str, value: int | str | None) -> str:
+    """Describe what a column holds: its name, its type in SQLite and its bytes.
+
+    >>> describe_value("embedding_dim", 384), describe_value("embedding_space", None)
+    ('embedding_dim=integer:333834', 'embedding_space=null:')
+    """
+    kind = {int: "integer", str: "text", type(None): "null"}[type(value)]
+    content = "" if value is None else str(value)
+    return f"{column}={kind}:{content.encode().hex().upper()}"
+
+
+@lru_cache(maxsize=64)
+def _parsed(others: str) -> tuple[tuple[str, str, Any], ...]:
+    """Read what `describe_value` gave: (column, placeholder, value) for each.
+
+    >>> _parsed("embedding_dim=integer:333834 embedding_space=text:61")
+    (('embedding_dim', '?', 384), ('embedding_space', 'CAST(? AS TEXT)', b'a'))
+    """
+    return tuple(_parsed_column(described) for described in others.split())
+
+
+def _parsed_column(described: str) -> tuple[str, str, Any]:
+    column, _, value = described.partition("=")
+    kind, _, digits = value.partition(":")
+    content = bytes.fromhex(digits)
+    match kind:
+        case "null":
+            return column, "?", None
+        case "integer":
+            return column, "?", int(content)
+        case "real":
+            return column, "?", float.fromhex(content.decode())
+        case "text":  # As bytes, which need not be UTF-8.
+            return column, "CAST(? AS TEXT)", content
+        case _:
+            return column, "?", content
+
+
+def stored_values(vector: bytes | None, others: str, *floats: float | None) -> Stored:
+    """What a row holds; floats are described to their last bit.
+
+    >>> stored_values(None, "embedding_dim=real:302E33", 0.1 + 0.2, None).others
+    'embedding_dim=real:3078312E33333333333333333333333334702D32'
+    """
+    if "=real:" not in others:
+        return Stored(vector, others)
+    exact = (value.hex().encode().hex().upper() for value in floats if value is not None)
+    # They stand in the order of the columns.
+    return Stored(vector, re.sub(r"(?<==real:)[0-9A-F]+", lambda _: next(exact), others))
+
+
+def utf8(raw: bytes | None) -> str | None:
+    """The text that bytes are in UTF-8; None if they are not, or there are none."""
+    try:
+        return None if raw is None else raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _cut(
+    total: int, places: Iterable[str | None], rows: int, samples: int
+) -> tuple[tuple[KeyRange, ...], tuple[str, ...]]:
+    borders: list[str] = []
+    sampled: list[str] = []
+    every = max(1, -(-total // samples))
+    since_border = 0
+    for position, place in enumerate(places):
+        since_border += 1
+        if place is None:
+            continue
+        if position % every == 0:
+            sampled.append(place)
+        if since_border >= rows:
+            borders.append(place)
+            since_border = 0
+    return _ranges(borders, total, rows), tuple(sampled)
+
+
+def _ranges(borders: Sequence[str], total: int, rows: int) -> tuple[KeyRange, ...]:
+    """Make ranges that end at the borders, the last one open.
+
+    >>> [(r.after, r.until, r.rows) for r in _ranges(["b", "d"], total=5, rows=2)]
+    [(None, 'b', 2), ('b', 'd', 2), ('d', None, 1)]
+    """
+    if total == 0:
+        return ()
+    if total == rows * len(borders):
+        borders = borders[:-1]  # The last range takes its rows and stays open.
+    starts = [None, *borders]
+    ends = [*borders, None]
+    left = total - rows * len(borders)
+    counts = [rows] * len(borders) + [left]
+    return tuple(
+        KeyRange(index, after, until, count)
+        for index, (after, until, count) in enumerate(zip(starts, ends, counts, strict=True))
+    )

@@ -1,0 +1,183 @@
+"""Whether a table is as its settings say, and what else must be known of it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from transforms.errors import StoreError, UsageError
+from transforms.stores import sqlite
+from transforms.stores.formats import NUMBERS, fitting_formats
+from transforms.stores.sqlite import quoted
+from transforms.stores.table import TableConfig, TableStore
+
+SAMPLED_VECTORS = 256
+
+_ROWID_NAMES = ("rowid", "_rowid_", "oid")
+_WRITTEN = ("--vector", "--dim-column", "--space-column")
+_FICKLE = ("random", "randomblob", "changes", "last_insert_rowid", "total_changes")
+_READS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
+_TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"
+_PRIMARY_INDEX = "SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'"
+_COLUMNS = 'SELECT name, type, "notnull", pk, hidden FROM pragma_table_xinfo(?)'
+
+
+def open_table(
+    path: Path, namespace: str | None, settings: TableConfig, *, wal: bool
+) -> TableStore:
+    """Look at a table and describe it.
+
+    Raises StoreError if it, one of its columns, or its vectors are not as the settings say.
+    """
+    if namespace is not None and settings.namespace_column is None:
+        raise UsageError("--namespace needs --namespace-column, which says where a row's is")
+    store = TableStore(path, namespace, wal, settings=settings)
+    return sqlite.read_only(path, wal=wal, query=lambda db: _checked(db, store))
+
+
+def _checked(db: sqlite3.Connection, store: TableStore) -> TableStore:
+    settings, path = store.settings, store.path
+    found = db.execute(
+        "SELECT type, wr FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE",
+        (settings.table,),
+    ).fetchone()
+    if found is None:
+        names = [name for (name,) in db.execute(_TABLES)]
+        raise StoreError(
+            f"{path} has no table {settings.table} (it has {', '.join(names) or 'none'}); correct "
+            "--table"
+        )
+    kind, without_rowid = found
+    if kind != "table" or without_rowid:
+        what = {"view": "a view", "virtual": "a virtual table"}.get(kind, "a WITHOUT ROWID table")
+        raise StoreError(
+            f"{settings.table} is {what}, whose rows have no number of their own to be found by; "
+            "only ordinary tables can be re-embedded"
+        )
+    columns = db.execute(_COLUMNS, (settings.table,)).fetchall()
+    by_name = {name.casefold(): rest for name, *rest in columns}
+    generated = {name for name, rest in by_name.items() if rest[3] in (2, 3)}
+    for flag, wanted in _named_columns(settings):
+        if flag == "--key" and wanted.casefold() in _ROWID_NAMES:
+            continue
+        if wanted.casefold() not in by_name:
+            raise StoreError(
+                f"the table {settings.table} has no column {wanted} (it has "
+                f"{', '.join(name for name, *_ in columns)}); correct {flag}"
+            )
+        if wanted.casefold() in generated and flag in _WRITTEN:
+            raise StoreError(
+                f"the column {wanted} is generated, so nothing can be stored in it; correct {flag}"
+            )
+    free = [name for name in _ROWID_NAMES if name not in by_name]
+    primary = [name for name, rest in by_name.items() if rest[2]]
+    # Such a column is the rowid, and VACUUM keeps it (https://sqlite.org/lang_createtable.html).
+    indexed = db.execute(_PRIMARY_INDEX, [settings.table])
+    stable = len(primary) == 1 and by_name[primary[0]][0].upper() == "INTEGER"
+    stable = stable and indexed.fetchone() is None
+    if not free and not stable:
+        raise StoreError(
+            f"the table {settings.table} has columns named rowid, oid and _rowid_, which hide the "
+            "number of a row; rename one of them"
+        )
+    if db.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
+        raise StoreError(
+            f"{path} stores its texts as UTF-16; copy it into a UTF-8 database first (VACUUM INTO "
+            "keeps the encoding, so dump and read it)"
+        )
+    key = settings.key or tuple(
+        name for name, *rest in sorted(columns, key=lambda column: column[3]) if rest[2]
+    )
+    if stable and [name.casefold() for name in key] == primary:
+        key = ()  # The rowid by its own name.
+    store = replace(
+        store,
+        settings=replace(settings, key=key),
+        rowid_name=free[0] if free else quoted(primary[0]),
+        moves=not stable,
+        nullable=not any(
+            by_name[name.casefold()][1]
+            for name in (settings.vector, settings.dim_column, settings.space_column)
+            if name is not None
+        ),
+    )
+    _check_where(db, store)
+    _check_keys(db, store)
+    _check_format(db, store)
+    return store
+
+
+def _named_columns(settings: TableConfig) -> Iterator[tuple[str, str]]:
+    """Each column that is named, and by which flag."""
+    yield "--vector", settings.vector
+    yield from (("--key", name) for name in settings.key)
+    yield from (("--text", name) for name in settings.text_columns)
+    for flag in ("dim_column", "space_column", "namespace_column"):
+        name = getattr(settings, flag)
+        if name is not None:
+            yield f"--{flag.replace('_', '-')}", name
+
+
+def _check_where(db: sqlite3.Connection, store: TableStore) -> None:
+    """Raise UsageError for a condition that is none, or does more than read."""
+    where = store.settings.where
+    if where is None:
+        return
+
+    def allow(action: int, one: str | None, other: str | None, *_: str | None) -> int:
+        fickle = action == sqlite3.SQLITE_FUNCTION and other in _FICKLE
+        return sqlite3.SQLITE_OK if action in _READS and not fickle else sqlite3.SQLITE_DENY
+
+    db.set_authorizer(allow)
+    try:
+        db.execute(f"SELECT 1 FROM {store.table} WHERE ({where}\n) LIMIT 0").fetchall()
+    except (sqlite3.Error, sqlite3.Warning) as error:
+        raise UsageError(
+            f"--where {where!r} is no condition on the table {store.settings.table}: {error}"
+        ) from None
+    finally:
+        db.set_authorizer(None)
+
+
+def _check_keys(db: sqlite3.Connection, store: TableStore) -> None:
+    """Raise StoreError if two rows have one key."""
+    if not store.settings.key:
+        return
+    columns = ", ".join(map(quoted, store.settings.key))
+    known = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in store.settings.key)
+    twice = db.execute(
+        f"SELECT {', '.join(f'quote({quoted(n)})' for n in store.settings.key)} FROM {store.table} "
+        f"WHERE {store.where} AND {known} GROUP BY {columns} HAVING count(*) > 1 LIMIT 1",
+        store.values,
+    ).fetchone()
+    if twice:
+        raise StoreError(
+            f"two rows of the table {store.settings.table} have the key {', '.join(twice)}, so "
+            f"{', '.join(store.settings.key)} does not name a row; name columns that do with --key"
+        )
+
+
+def _check_format(db: sqlite3.Connection, store: TableStore) -> None:
+    """Raise StoreError if vectors that are there are not in the format that was named."""
+    vector = store.vector_column
+    found = db.execute(
+        f"SELECT {store.rowid}, typeof({vector}), CAST({vector} AS BLOB) FROM {store.table} "
+        f"WHERE {store.where} AND {vector} IS NOT NULL LIMIT {SAMPLED_VECTORS}",
+        store.values,
+    ).fetchall()
+    named, column = store.settings.format, store.settings.vector
+    fitting = [
+        name
+        for kind, names in (("text", ["json"]), ("blob", [*NUMBERS, "npy"]))
+        for name in fitting_formats([raw for _, one, raw in found if one == kind], names)
+    ]
+    if found and named not in fitting:
+        rowid, kind, raw = found[0]
+        hint = "they look like " + " or ".join(fitting) if fitting else "they are like no vectors"
+        raise StoreError(
+            f"the vectors in column {column} of the table {store.settings.table} are not {named} "
+            f"(row {rowid} holds a {kind} of {len(raw)} bytes that begins with {raw[:8].hex()}); "
+            f"{hint}: correct --format or --vector"
+        )
