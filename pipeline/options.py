@@ -83,6 +83,7 @@ class Options:
     namespace_column: str | None = None
     where: str | None = None
     format: str | None = None
+    space: str | None = None
     beam_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -105,6 +106,7 @@ class Options:
             "namespace_column",
             "where",
             "format",
+            "space",
         ):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")

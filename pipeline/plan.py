@@ -168,10 +168,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     """
     store = open_store(database, options.namespace, store_config(options))
     target, counter = _find_target(settings, options)
-    if options.skipped == "clear" and not store.clearable:
-        raise UsageError(
-            f"--skipped clear can't be done in {store.path}: a column of its vectors is NOT NULL"
-        )
+    _check_store(store, options)
     runs = list_runs(store.path, options.run_dir)
     scope = find_scope(runs, namespace=options.namespace, mode=options.mode, store=store.config)
     earlier = find_earlier(runs, scope, target, fresh=options.fresh)
@@ -211,9 +208,9 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         former=tuple(target.differences(former)) if (former := former_target(runs, scope)) else (),
         discarded=tuple(discarded),
         rules=Rules(
-            most_skipped=options.max_skipped,
+            most_skipped=0.0 if store.whole else options.max_skipped,
             clear_skipped=options.skipped == "clear",
-            one_transaction=options.one_transaction,
+            one_transaction=options.one_transaction or store.whole,
         ),
         pause=options.sleep_ms / 1000,
         workdir=options.workdir and _work_directory(options.workdir, settings),
@@ -223,6 +220,18 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         pass_number=earlier.run.last_pass() + 1 if earlier else 1,
         late=earlier is not None and earlier.manifest.state is State.REPLACING,
     )
+
+
+def _check_store(store: Store, options: Options) -> None:
+    """Raise UsageError for what is asked of a store and can't be done there."""
+    if options.skipped == "clear" and store.not_clearable:
+        raise UsageError(f"--skipped clear can't be done in {store.path}: {store.not_clearable}")
+    parts = options.mode is not Mode.ALL or options.partial
+    if store.whole and parts:
+        raise UsageError(
+            f"{store.described} are moved as wholes, so only --namespace chooses some of "
+            f"{store.path}; leave out what chooses rows"
+        )
 
 
 def _find_target(settings: Settings, options: Options) -> tuple[Target, TokenCounter]:

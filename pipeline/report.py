@@ -68,6 +68,7 @@ def preflight_lines(plan: Plan) -> list[str]:
             f"compared with the target's {target.dimension}; those of rows that this run is not "
             "about stay in the store beside the new ones"
         )
+    lines += [f"reembed: NOTE — {note}" for note in plan.store.notes]
     whole = plan.mode in (Mode.ALL, Mode.SKIP_CURRENT_SPACE) and plan.store.namespace is None
     if plan.former and (plan.partial or not whole):
         lines.append(

@@ -20,6 +20,7 @@ _NAMES = (
     "namespace_column",
     "where",
     "format",
+    "space",
 )
 
 

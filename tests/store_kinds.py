@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from llm.embeddings import Collection
+from llm.models import EmbeddingModel
+from sqlite_utils import Database
 
 from tests.conftest import make_store, memory
 from transforms.embedders.fake import FakeEmbedder
@@ -31,6 +34,7 @@ class Kind:
     name: str
     flags: tuple[str, ...] = ()
     space: str | None = "old"
+    whole: bool = False
 
     def make(self, path: Path, texts: Sequence[str | None]) -> Path:
         """Make a store of such rows, with vectors of another model."""
@@ -144,6 +148,44 @@ class Table(Kind):
         ]
 
 
+class Old(EmbeddingModel):
+    """A model of llm's, which gives the vectors of rows as they come."""
+
+    model_id = "old"
+
+    def embed_batch(
+        self, items: Iterable[str | bytes], *, key: str | None = None
+    ) -> Iterator[list[float]]:
+        for at, _ in enumerate(items):
+            yield old_vector(at).tolist()
+
+
+class Llm(Kind):
+    """A database that llm itself has made, of one collection."""
+
+    def make(self, path: Path, texts: Sequence[str | None]) -> Path:
+        with closing(sqlite3.connect(path)) as db:
+            collection = Collection("notes", Database(db), model=Old())
+            collection.embed_multi(
+                ((f"item {at}", str(text)) for at, text in enumerate(texts)), store=True
+            )
+        return path
+
+    def key(self, at: int) -> str:
+        return f'[1, "item {at}"]'
+
+    def edit(self, at: int, text: str) -> str:
+        return f"UPDATE embeddings SET content = '{text}' WHERE id = 'item {at}'"
+
+    def text(self, text: str) -> str:
+        return text
+
+    def held(self, path: Path) -> list[Held]:
+        ((model,),) = rows_of(path, "SELECT model FROM collections")
+        vectors = rows_of(path, "SELECT embedding FROM embeddings ORDER BY rowid")
+        return [(decode("f32le", raw).tolist(), len(raw) // 4, model) for (raw,) in vectors]
+
+
 def rows_of(path: Path, query: str) -> list[Any]:
     """The rows of a query over a connection of its own."""
     with closing(sqlite3.connect(path)) as db:
@@ -157,5 +199,9 @@ def table(format: str) -> Table:
     return Table(f"table {format}", tuple(flags), format=format)
 
 
-KINDS = [AiMemory("ai-memory", space=None), *(table(name) for name in FORMATS if name != "f16le")]
+KINDS = [
+    AiMemory("ai-memory", space=None),
+    Llm("llm", whole=True),
+    *(table(name) for name in FORMATS if name != "f16le"),
+]
 """One store of each kind; f16le alone does not keep a vector to its last bit."""

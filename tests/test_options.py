@@ -70,6 +70,7 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         "namespace_column": None,
         "where": None,
         "format": None,
+        "space": None,
         "beam_options": (),
     }
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from transforms.errors import StoreError
 from transforms.match import is_ours
 from transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS
 from transforms.rows import KeyRange, Row, Stored, vector_digest
@@ -44,7 +45,7 @@ def roll_back(
     run.advance(attempt, state=State.ROLLING_BACK)
     saved = saved_ranges(run.backup)
     wanted = [keys for keys in ranges if keys.index in saved]
-    at_once = run.read_manifest().rows <= MOST_ROWS_AT_ONCE
+    at_once = store.whole or run.read_manifest().rows <= MOST_ROWS_AT_ONCE
     if not store.stable and rows_have_moved(store, run, wanted):
         return _roll_back_moved(store, run, wanted, attempt=attempt)
     total = RolledBack()
@@ -61,6 +62,7 @@ def roll_back(
                 done += 1
                 if not at_once and time.monotonic() - started > TRANSACTION_SECONDS:
                     break
+            _check_whole(store, total)
         del wanted[:done]
         if wanted:
             time.sleep(0.12)  # SQLite's own waiting looks every 0.1 s whether the lock is free.
@@ -95,7 +97,18 @@ def _roll_back_moved(
         run.advance(attempt)
         changes, outcome = restore_rows(table.read_range(KeyRange(0, None, None)), everything)
         table.put(changes)
+        _check_whole(store, outcome)
     return outcome
+
+
+def _check_whole(store: Store, outcome: RolledBack) -> None:
+    """Refuse to put back a part of what has one model."""
+    if store.whole and outcome.left:
+        key, why = next(iter(outcome.left.items()))
+        raise StoreError(
+            f"{len(outcome.left)} rows of {store.path} can't be put back (the first, {key}: "
+            f"{why}), and the others would be of another model than they; nothing was put back"
+        )
 
 
 def restore_rows(

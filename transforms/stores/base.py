@@ -144,9 +144,27 @@ class Store(ABC):
         return True
 
     @property
-    def clearable(self) -> bool:
-        """Whether a row may be without a vector."""
-        return True
+    def not_clearable(self) -> str:
+        """Why a row may not be without a vector; nothing if it may."""
+        return ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of it before it is moved."""
+        return ()
+
+    whole: ClassVar[bool] = False
+    """Whether all of it is replaced in one transaction, and every row that is meant or none."""
+
+    @property
+    def shared_columns(self) -> frozenset[str]:
+        """Those of the replaced columns that are written once for many rows."""
+        return frozenset()
+
+    def write_shared(  # noqa: B027 - most have none
+        self, db: sqlite3.Connection, shared: Mapping[tuple[str, Any], Sequence[int]]
+    ) -> None:
+        """Write these, by name and value, for the rows (by rowid) that are to have it."""
 
     def check_recording(self, db: sqlite3.Connection) -> None:  # noqa: B027 - most have no such rule
         """Raise StoreError if the store says that nothing may be written now."""
@@ -272,13 +290,17 @@ class Replacement:
     def __init__(self, store: Store, db: sqlite3.Connection) -> None:
         self._store = store
         self._db = db
+        self._shared: dict[tuple[str, Any], list[int]] = {}
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """One transaction, which keeps other writers off from its start."""
         with sqlite.write_transaction(self._db, busy_seconds=sqlite.COMMIT_BUSY_SECONDS):
             self._store.check_recording(self._db)
+            self._shared.clear()
             yield
+            # Last, so that whoever reads rows in this transaction reads what they had before it.
+            self._store.write_shared(self._db, self._shared)
 
     @property
     def version(self) -> int:
@@ -289,7 +311,8 @@ class Replacement:
     def fires_triggers(self) -> bool:
         """Whether a trigger of the database runs when a vector is replaced."""
         store = self._store
-        columns = [store.vector_column, *store.replaced_columns.values()]
+        own = store.replaced_columns.keys() - store.shared_columns
+        columns = [store.vector_column, *(store.replaced_columns[name] for name in own)]
         settings = ", ".join(f"{column} = NULL" for column in columns)
         statement = f"UPDATE {store.table} SET {settings} WHERE {store.rowid} = 1"
         return sqlite.fires_triggers(self._db, statement)
@@ -308,6 +331,12 @@ class Replacement:
         ordered = sorted(changes, key=lambda change: change[0])
         for others, group in groupby(ordered, key=lambda change: change[1].others):
             described = _parsed(others)
+            changed = list(group)
+            for name, _, value in described:
+                if name in store.shared_columns:
+                    rowids = self._shared.setdefault((name, value), [])
+                    rowids += [rowid for rowid, _ in changed]
+            described = tuple(one for one in described if one[0] not in store.shared_columns)
             # The vector is bytes unless it is described; then it is of another type, or is odd.
             kind = next((one for one in described if one[0] == VECTOR), (VECTOR, "?", None))
             columns = [kind, *(one for one in described if one[0] != VECTOR)]
@@ -317,7 +346,7 @@ class Replacement:
                 f"UPDATE {store.table} SET {settings} WHERE {store.rowid} = ?",
                 (
                     (kind[2] if row.vector is None else row.vector, *values, rowid)
-                    for rowid, row in group
+                    for rowid, row in changed
                 ),
             ).rowcount
         if written != len(changes):

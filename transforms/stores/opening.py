@@ -13,11 +13,12 @@ from transforms.stores import sqlite
 from transforms.stores.ai_memory import AiMemoryStore, open_ai_memory
 from transforms.stores.base import Store
 from transforms.stores.formats import NUMBERS, fitting_formats
+from transforms.stores.llm import LlmStore, is_llm, open_llm
 from transforms.stores.sqlite import quoted
 from transforms.stores.table import TableConfig, TableStore
 from transforms.stores.table_checks import open_table
 
-KINDS = (AiMemoryStore.kind, TableStore.kind)
+KINDS = (AiMemoryStore.kind, LlmStore.kind, TableStore.kind)
 """What --store may say."""
 
 _SAMPLED_VALUES = 8
@@ -35,7 +36,7 @@ def open_store(
     path = real_path(path)  # SQLite's side files lie beside the real file, not beside a link.
     wal = sqlite.check_file(path)
     settings = dict(config or {})
-    kind = settings.pop("kind", None) or (TableStore.kind if settings else None)
+    kind = settings.pop("kind", None) or _kind(path, settings, wal=wal)
     if kind not in (None, *KINDS):
         raise UsageError(f"--store {kind} is not one of {', '.join(KINDS)}")
     if kind == TableStore.kind:
@@ -48,6 +49,8 @@ def open_store(
                 f"{_hint(found)}"
             )
         return open_table(path, namespace, TableConfig.from_json(settings), wal=wal)
+    if kind == LlmStore.kind and not settings.keys() - {"space"}:
+        return open_llm(path, namespace, space=settings.get("space"), wal=wal)
     if settings:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in settings)
         raise UsageError(f"{flags} does not go with --store {kind}; it is for --store table")
@@ -71,6 +74,13 @@ def recover_store(path: Path) -> None:
     if Path(f"{path}-journal").exists():
         sqlite.check_file(path)
         sqlite.check_writable(path)
+
+
+def _kind(path: Path, settings: Mapping[str, Any], *, wal: bool) -> str | None:
+    """The kind that is meant; None for what may be the default one."""
+    if settings.keys() - {"space"}:
+        return TableStore.kind
+    return LlmStore.kind if sqlite.read_only(path, wal=wal, query=is_llm) else None
 
 
 def real_path(path: Path) -> Path:

@@ -43,7 +43,8 @@ class TableConfig:
     """Which columns of which table are meant.
 
     `key` are the columns that name a row, none for its rowid. `text` are columns that are joined
-    by a space, or one template such as "{title}: {body}". `where` is a condition in SQL.
+    by a space, or one template such as "{title}: {body}". `where` is a condition in SQL, `space`
+    what the store calls the target's model.
     """
 
     table: str
@@ -55,6 +56,7 @@ class TableConfig:
     namespace_column: str | None = None
     where: str | None = None
     format: str = "f32le"
+    space: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -154,9 +156,9 @@ class TableStore(Store):
         return not self.moves
 
     @property
-    def clearable(self) -> bool:
-        """Whether the columns of a vector may be NULL."""
-        return self.nullable
+    def not_clearable(self) -> str:
+        """Why a row may not be without a vector."""
+        return "" if self.nullable else "a column of its vectors is NOT NULL"
 
     @property
     def vector_type(self) -> str:
@@ -171,7 +173,9 @@ class TableStore(Store):
 
     def space(self, model: str) -> str | None:
         """The stamp of a model's vectors, its name; None without a column for it."""
-        return None if self.settings.space_column is None else model.partition(" (")[0].strip()
+        if self.settings.space_column is None:
+            return None
+        return self.settings.space or model.partition(" (")[0].strip()
 
     def describe(self, vector: bytes | None, *, model: str, dimension: int) -> Stored:
         """What a row holds once it has a vector of a model (little-endian float32), or none."""
@@ -262,8 +266,8 @@ class TableStore(Store):
         conditions = ["TRUE"]
         if self.settings.where is not None:
             conditions.append(f"({self.settings.where}\n)")
-        if self.namespace is not None and self.settings.namespace_column is not None:
-            conditions.append(f"+{quoted(self.settings.namespace_column)} = :namespace")
+        if self.namespace is not None:
+            conditions.append(self._in_namespace)
         return " AND ".join(conditions)
 
     @property
@@ -300,6 +304,11 @@ class TableStore(Store):
     def _namespace(self) -> str:
         column = self.settings.namespace_column
         return "x''" if column is None else f"CAST({quoted(column)} AS BLOB)"
+
+    @property
+    def _in_namespace(self) -> str:
+        # The plus keeps SQLite on the rowid; another index would cost a scan a range.
+        return f"+{quoted(self.settings.namespace_column or '')} = :namespace"
 
     @property
     def _text_bytes(self) -> str:

@@ -1,0 +1,164 @@
+"""The `embeddings.db` of llm (https://llm.datasette.io/en/stable/embeddings/storage.html).
+
+Table `embeddings` has the items of all collections, a vector as little-endian float32; table
+`collections` has the one model of each. A collection is moved as a whole: its model changes
+with its vectors, in one transaction, since llm embeds a query with that model.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transforms.errors import StoreError
+from transforms.rows import Stored
+from transforms.stores import sqlite
+from transforms.stores.base import describe_value
+from transforms.stores.table import TableConfig, TableStore
+
+COLUMNS = {
+    "collections": {"id", "name", "model"},
+    "embeddings": {"collection_id", "id", "embedding", "content"},
+}
+"""What tells such a database."""
+
+_NAMES = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+"""Models that llm's plugins call otherwise."""
+
+_MODEL = "(SELECT model FROM collections WHERE collections.id = collection_id)"
+_WITHOUT_CONTENT = (
+    "SELECT 1 FROM embeddings WHERE collection_id = ? AND content IS NULL AND embedding IS NOT NULL"
+)
+_HELD = (
+    "SELECT collection_id, (SELECT name FROM collections WHERE collections.id = collection_id), "
+    "count(*) FROM embeddings WHERE content IS NULL GROUP BY 1"
+)
+_NAME = "(SELECT CAST(name AS BLOB) FROM collections WHERE collections.id = collection_id)"
+
+
+@dataclass(frozen=True)
+class LlmStore(TableStore):
+    """A database of llm's, and the one collection of it that is meant (None: all of them).
+
+    `held` are the collections that stay as they are, since items of theirs have no content.
+    """
+
+    held: tuple[int, ...] = ()
+    held_notes: tuple[str, ...] = ()
+
+    kind = "llm"
+    no_stamps = "llm keeps one model for a collection"
+    whole = True
+
+    @property
+    def described(self) -> str:
+        """What it is, for a person."""
+        return "the collections of llm"
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What is needed besides the path to open it again."""
+        space = {} if self.settings.space is None else {"space": self.settings.space}
+        return {"kind": self.kind, **space}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Which collections stay as they are."""
+        return self.held_notes
+
+    @property
+    def not_clearable(self) -> str:
+        """Why a row may not be without a vector."""
+        return "llm can't search a collection with an item that has no vector"
+
+    @property
+    def replaced_columns(self) -> dict[str, str]:
+        """The collection's model, by name; each of its items has it."""
+        return {"model": _MODEL}
+
+    @property
+    def shared_columns(self) -> frozenset[str]:
+        """Those that are written once for many rows."""
+        return frozenset(["model"])
+
+    def space(self, model: str) -> str:
+        """What llm calls a model: by its name, unless --space says otherwise."""
+        name = model.partition(" (")[0].strip()
+        return self.settings.space or _NAMES.get(name, name)
+
+    def describe(self, vector: bytes | None, *, model: str, dimension: int) -> Stored:
+        """What an item holds once it has a vector of a model (little-endian float32)."""
+        return self.stored(vector, describe_value("model", self.space(model)))
+
+    def write_shared(
+        self, db: sqlite3.Connection, shared: Mapping[tuple[str, Any], Sequence[int]]
+    ) -> None:
+        """Give the collections of some items their model.
+
+        Raises StoreError if one then has items with vectors of another model.
+        """
+        for (_, model), rowids in shared.items():
+            for collection in self._collections(db, rowids):
+                db.execute(
+                    "UPDATE collections SET model = CAST(? AS TEXT) WHERE id = ?",
+                    (model, collection),
+                )
+                if db.execute(_WITHOUT_CONTENT, (collection,)).fetchone():
+                    raise StoreError(
+                        f"an item without content was added to a collection of {self.path} "
+                        "meanwhile, which would have a vector of another model; run again"
+                    )
+
+    def _collections(self, db: sqlite3.Connection, rowids: Iterable[int]) -> set[int]:
+        select = f"SELECT collection_id FROM embeddings WHERE {self.rowid} = ?"
+        return {db.execute(select, (rowid,)).fetchone()[0] for rowid in rowids}
+
+    @property
+    def _namespace(self) -> str:
+        return _NAME
+
+    @property
+    def _in_namespace(self) -> str:
+        return f"{_NAME} = CAST(:namespace AS BLOB)"
+
+    @property
+    def _meant(self) -> str:
+        held = ", ".join(map(str, self.held))
+        return f"(content IS NULL OR collection_id NOT IN ({held}))"
+
+
+def is_llm(db: sqlite3.Connection) -> bool:
+    """Whether a database is llm's, by its tables and columns."""
+    found = {
+        table: {name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", [table])}
+        for table in COLUMNS
+    }
+    return all(wanted <= found[table] for table, wanted in COLUMNS.items())
+
+
+def open_llm(path: Path, namespace: str | None, *, space: str | None, wal: bool) -> LlmStore:
+    """Look at a database of llm's and describe it; raise StoreError if it is none."""
+    settings = TableConfig(
+        "embeddings", ("content",), "embedding", ("collection_id", "id"), space=space
+    )
+    store = LlmStore(path, namespace, wal, settings=settings, moves=True)
+
+    def query(db: sqlite3.Connection) -> LlmStore:
+        if not is_llm(db):
+            raise StoreError(
+                f"{path} is no database of llm's: it has no tables collections and embeddings with "
+                "the columns of llm 0.12 or later; name the right file with --db"
+            )
+        held = db.execute(_HELD).fetchall()
+        notes = [
+            f"the collection {name!r} keeps its model and its vectors: {count} of its items have "
+            "no stored content to embed"
+            for _, name, count in held
+            if namespace in (None, name)
+        ]
+        return replace(store, held=tuple(number for number, *_ in held), held_notes=tuple(notes))
+
+    return sqlite.read_only(path, wal=wal, query=query)
