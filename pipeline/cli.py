@@ -274,7 +274,11 @@ def _parser() -> _Parser:
     add("--max-rows", type=int, metavar="N", help="stage N rows now, the rest the next time")
     add("--partial", action="store_true", help="with --max-rows: replace those rows at once")
     add = parser.add_argument_group("which store, if not an ai-memory database").add_argument
-    add("--store", metavar="KIND", help="ai-memory, llm or table (found out from the file)")
+    add(
+        "--store",
+        metavar="KIND",
+        help="ai-memory, llm, sqlite-vec or table (found out from the file)",
+    )
     add("--table", metavar="NAME", help="the table that has the rows")
     add(
         "--key", action="append", default=[], metavar="COLUMN", help="names a row (its primary key)"
@@ -287,6 +291,8 @@ def _parser() -> _Parser:
         help="what is embedded; several are joined by a space; or a template, '{title}: {body}'",
     )
     add("--vector", metavar="COLUMN", help="where the vector is")
+    add("--text-table", metavar="NAME", help="the table that has the texts of a vec0 table")
+    add("--text-key", metavar="COLUMN", help="its column with the vec0 table's key (rowid)")
     add("--format", metavar="NAME", help="f32le (if not given), f32be, f64le, f16le, json, npy")
     add("--dim-column", metavar="COLUMN", help="where a vector's length is")
     add("--space-column", metavar="COLUMN", help="where the name of its model is")

@@ -78,6 +78,8 @@ class Options:
     key: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     vector: str | None = None
+    text_table: str | None = None
+    text_key: str | None = None
     dim_column: str | None = None
     space_column: str | None = None
     namespace_column: str | None = None
@@ -101,6 +103,8 @@ class Options:
             "config",
             "table",
             "vector",
+            "text_table",
+            "text_key",
             "dim_column",
             "space_column",
             "namespace_column",

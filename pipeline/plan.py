@@ -178,6 +178,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         Mode(scope.mode), model=target.model, dimension=target.dimension, keys=keys
     )
     survey = take_survey(store)
+    store.check_skipped(sum(survey.by_rule.values()), target.dimension)
     rows = _range_rows(target, settings, options, survey)
     ranges, sampled = store.cut_ranges(rows, SAMPLED_ROWS)
     texts = store.read_texts(sampled)

@@ -15,6 +15,8 @@ _NAMES = (
     "store",
     "table",
     "vector",
+    "text_table",
+    "text_key",
     "dim_column",
     "space_column",
     "namespace_column",

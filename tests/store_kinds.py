@@ -14,11 +14,12 @@ from llm.embeddings import Collection
 from llm.models import EmbeddingModel
 from sqlite_utils import Database
 
-from tests.conftest import make_store, memory
+from tests.conftest import all_columns, make_store, memory
 from transforms.embedders.fake import FakeEmbedder
 from transforms.stores.codec import decode as decode_ai_memory
 from transforms.stores.codec import encode as encode_ai_memory
 from transforms.stores.formats import FORMATS, decode, encode
+from transforms.stores.vec import connect
 
 OLD_DIMENSION = 5
 NEW_DIMENSION = 8
@@ -51,6 +52,10 @@ class Kind:
     def held(self, path: Path) -> list[Held]:
         """What the rows hold, in their order."""
         raise NotImplementedError
+
+    def contents(self, path: Path) -> object:
+        """All that is in the database, as far as it is the user's."""
+        return all_columns(path)
 
     def text(self, text: str) -> str:
         """What is embedded of a row with such a text."""
@@ -186,6 +191,51 @@ class Llm(Kind):
         return [(decode("f32le", raw).tolist(), len(raw) // 4, model) for (raw,) in vectors]
 
 
+@dataclass(frozen=True)
+class Vec(Kind):
+    """A vec0 table with all that one can have; the texts are its own, or another table's."""
+
+    texts_apart: bool = False
+
+    def make(self, path: Path, texts: Sequence[str | None]) -> Path:
+        with closing(connect(path)) as db, db:
+            db.execute(
+                "CREATE VIRTUAL TABLE items USING vec0(item_id INTEGER PRIMARY KEY, "
+                f"genre TEXT partition key, embedding float[{OLD_DIMENSION}] "
+                "distance_metric=cosine, year INTEGER, +body TEXT, +extra BLOB)"
+            )
+            db.execute("CREATE TABLE notes (title TEXT, item INTEGER UNIQUE)")
+            for at, text in enumerate(texts):
+                vector = old_vector(at).tobytes()
+                body = None if self.texts_apart else text
+                row = (2 * at, "ab"[at % 2], vector, 2000 + at, body, b"\xff")
+                db.execute("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?)", row)
+                db.execute("INSERT INTO notes VALUES (?, ?)", (text, 2 * at))
+        return path
+
+    def key(self, at: int) -> str:
+        return str(2 * at)
+
+    def edit(self, at: int, text: str) -> str:
+        if self.texts_apart:
+            return f"UPDATE notes SET title = '{text}' WHERE item = {2 * at}"
+        return f"UPDATE items_auxiliary SET value00 = '{text}' WHERE rowid = {2 * at}"
+
+    def text(self, text: str) -> str:
+        return text
+
+    def held(self, path: Path) -> list[Held]:
+        with closing(connect(path)) as db:
+            rows = db.execute("SELECT embedding FROM items ORDER BY item_id").fetchall()
+        return [(decode("f32le", raw).tolist(), len(raw) // 4, None) for (raw,) in rows]
+
+    def contents(self, path: Path) -> object:
+        schema = "SELECT type, name, sql FROM sqlite_schema ORDER BY type, name"
+        queries = (schema, "SELECT * FROM items ORDER BY item_id", "SELECT * FROM notes")
+        with closing(connect(path)) as db:
+            return [db.execute(query).fetchall() for query in queries]
+
+
 def rows_of(path: Path, query: str) -> list[Any]:
     """The rows of a query over a connection of its own."""
     with closing(sqlite3.connect(path)) as db:
@@ -199,8 +249,11 @@ def table(format: str) -> Table:
     return Table(f"table {format}", tuple(flags), format=format)
 
 
+APART = ("--text", "title", "--text-table", "notes", "--text-key", "item")
 KINDS = [
     AiMemory("ai-memory", space=None),
+    Vec("sqlite-vec", ("--text", "body"), None, whole=True),
+    Vec("sqlite-vec with texts apart", APART, None, whole=True, texts_apart=True),
     Llm("llm", whole=True),
     *(table(name) for name in FORMATS if name != "f16le"),
 ]

@@ -232,6 +232,7 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "backend": "ollama",
         "schema_version": 1,
         "database": str(path),
+        "store": {"kind": "ai-memory"},
         "namespace": None,
         "rows_by_namespace": {"global": 5, "notes": 2},
         "rows_by_stored_dim": {"4": 5},
@@ -286,6 +287,7 @@ def test_a_dry_run_counts_in_words_what_it_counts_in_json(tmp_path: Path, progra
     tokens, staged = values.pop("tokens"), values.pop("staged in")
     assert values == {
         "database": str(path),
+        "store": "an ai-memory database",
         "rows": "7 (4 to embed)",
         "namespaces": "global 5, notes 2",
         "stored vectors": "4-dim 5, no vector 2",

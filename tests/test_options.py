@@ -65,6 +65,8 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         "key": (),
         "text": (),
         "vector": None,
+        "text_table": None,
+        "text_key": None,
         "dim_column": None,
         "space_column": None,
         "namespace_column": None,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Call, all_columns, change, clean_environment, files
+from tests.conftest import ROOT, Call, change, clean_environment, files
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind
 from transforms.embedders.fake import POISON
 from transforms.staging import State, find_runs
@@ -61,14 +61,14 @@ def test_every_row_gets_the_vector_of_its_text_and_the_run_is_verified(
 def test_a_rollback_puts_back_all_columns_of_all_tables_byte_for_byte(
     kind: Kind, path: Path, reembed: Call
 ) -> None:
-    before = all_columns(path)
+    before = kind.contents(path)
     reembed(*flags(kind, path), range_rows=8)
-    assert all_columns(path) != before
+    assert kind.contents(path) != before
 
     undone = reembed("rollback", "--db", path, "--json")
 
     assert (undone.code, undone.values["restored"]) == (0, len(TEXTS))
-    assert all_columns(path) == before
+    assert kind.contents(path) == before
 
 
 def test_a_row_that_the_model_will_not_take_keeps_its_vector_and_is_named(
@@ -125,7 +125,7 @@ def test_a_rollback_leaves_and_names_what_was_edited_since(
 def test_killed_while_it_replaces_it_is_finished_or_undone(
     kind: Kind, path: Path, reembed: Call, tmp_path: Path
 ) -> None:
-    before = all_columns(path)
+    before = kind.contents(path)
     variables = {"RANGE_ROWS": "2", "ROWS_AT_ONCE": "1", "FIRST_ROWS": "2"}
     environment = clean_environment(tmp_path) | {f"FAKE_{n}": v for n, v in variables.items()}
     program = [sys.executable, "-m", "tests.fake_program", *flags(kind, path)]
@@ -149,7 +149,7 @@ def test_killed_while_it_replaces_it_is_finished_or_undone(
     assert (finished.code, finished.texts) == (0, set())
     assert kind.held(path) == states["new"]
     assert reembed("rollback", "--db", path).code == 0
-    assert all_columns(path) == before
+    assert kind.contents(path) == before
 
 
 def _has_begun_to_replace(path: Path, kind: Kind) -> bool:

@@ -153,6 +153,25 @@ class Store(ABC):
         """What the user should know of it before it is moved."""
         return ()
 
+    @property
+    def connect(self) -> sqlite.Connect:
+        """What opens a connection to it."""
+        return sqlite3.connect
+
+    def check_skipped(self, rows: int, dimension: int) -> None:  # noqa: B027 - most take any
+        """Raise StoreError if rows can't be skipped where the others get such vectors."""
+
+    def update(
+        self, db: sqlite3.Connection, settings: str, changes: Iterable[tuple[Any, ...]]
+    ) -> int:
+        """Write rows: what is set, and for each its values and its rowid; return how many."""
+        return db.executemany(
+            f"UPDATE {self.table} SET {settings} WHERE {self.rowid} = ?", changes
+        ).rowcount
+
+    fires: ClassVar[bool] = True
+    """Whether triggers may fire when a row is written."""
+
     whole: ClassVar[bool] = False
     """Whether all of it is replaced in one transaction, and every row that is meant or none."""
 
@@ -202,11 +221,12 @@ class Store(ABC):
             wal=self.wal,
             query=lambda db: self.rows_in(db, keys, with_stored=with_stored),
             busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
+            connect=self.connect,
         )
 
     def read_only(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Do something over a connection that only reads; it may be done twice."""
-        return sqlite.read_only(self.path, wal=self.wal, query=query)
+        return sqlite.read_only(self.path, wal=self.wal, query=query, connect=self.connect)
 
     def check_access(self) -> None:
         """Raise StoreError if this user may not write the database."""
@@ -271,7 +291,7 @@ class Store(ABC):
     @contextmanager
     def replacing(self) -> Iterator[Replacement]:
         """A connection over which rows are read and their vectors replaced."""
-        with sqlite.write_connection(self.path) as connection:
+        with sqlite.write_connection(self.path, connect=self.connect) as connection:
             yield Replacement(self, connection)
 
     def named_only(self, rows: list[Row], *, with_stored: bool) -> list[Row]:
@@ -311,6 +331,8 @@ class Replacement:
     def fires_triggers(self) -> bool:
         """Whether a trigger of the database runs when a vector is replaced."""
         store = self._store
+        if not store.fires:
+            return False
         own = store.replaced_columns.keys() - store.shared_columns
         columns = [store.vector_column, *(store.replaced_columns[name] for name in own)]
         settings = ", ".join(f"{column} = NULL" for column in columns)
@@ -342,13 +364,14 @@ class Replacement:
             columns = [kind, *(one for one in described if one[0] != VECTOR)]
             settings = ", ".join(f"{names[name]} = {place}" for name, place, _ in columns)
             values = [value for _, _, value in columns[1:]]
-            written += self._db.executemany(
-                f"UPDATE {store.table} SET {settings} WHERE {store.rowid} = ?",
+            written += store.update(
+                self._db,
+                settings,
                 (
                     (kind[2] if row.vector is None else row.vector, *values, rowid)
                     for rowid, row in changed
                 ),
-            ).rowcount
+            )
         if written != len(changes):
             raise StoreError(
                 f"SQLite wrote {written} of {len(changes)} rows of {self._store.path}; "

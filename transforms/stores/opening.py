@@ -17,10 +17,12 @@ from transforms.stores.llm import LlmStore, is_llm, open_llm
 from transforms.stores.sqlite import quoted
 from transforms.stores.table import TableConfig, TableStore
 from transforms.stores.table_checks import open_table
+from transforms.stores.vec import VecStore, open_vec, vec_tables
 
-KINDS = (AiMemoryStore.kind, LlmStore.kind, TableStore.kind)
+KINDS = (AiMemoryStore.kind, LlmStore.kind, VecStore.kind, TableStore.kind)
 """What --store may say."""
 
+_OF_VEC = {"table", "text", "vector", "text_table", "text_key"}
 _SAMPLED_VALUES = 8
 _LEAST_DIMENSION = 2
 
@@ -39,6 +41,13 @@ def open_store(
     kind = settings.pop("kind", None) or _kind(path, settings, wal=wal)
     if kind not in (None, *KINDS):
         raise UsageError(f"--store {kind} is not one of {', '.join(KINDS)}")
+    if kind == VecStore.kind:
+        if namespace is not None or settings.keys() - _OF_VEC:
+            flags = ", ".join(f"--{name}" for name in sorted(settings.keys() - _OF_VEC))
+            raise UsageError(
+                f"{flags or '--namespace'} does not go with a vec0 table, which is moved as a whole"
+            )
+        return open_vec(path, settings, wal=wal)
     if kind == TableStore.kind:
         missing = [name for name in ("table", "text", "vector") if not settings.get(name)]
         if missing:
@@ -78,6 +87,9 @@ def recover_store(path: Path) -> None:
 
 def _kind(path: Path, settings: Mapping[str, Any], *, wal: bool) -> str | None:
     """The kind that is meant; None for what may be the default one."""
+    tables = sqlite.read_only(path, wal=wal, query=vec_tables)
+    if settings.get("table", next(iter(tables), None)) in tables:
+        return VecStore.kind
     if settings.keys() - {"space"}:
         return TableStore.kind
     return LlmStore.kind if sqlite.read_only(path, wal=wal, query=is_llm) else None

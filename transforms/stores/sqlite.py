@@ -10,6 +10,7 @@ import os
 import re
 import sqlite3
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -20,6 +21,9 @@ from urllib.parse import quote
 from transforms.errors import StoreError
 
 T = TypeVar("T")
+
+Connect = Callable[..., sqlite3.Connection]
+"""What opens a connection, as `sqlite3.connect` does."""
 
 BUSY_SECONDS = 5.0
 """How long a lock is waited for; ai-memory's own writers wait as long."""
@@ -70,6 +74,7 @@ def read_only(
     wal: bool,
     query: Callable[[sqlite3.Connection], T],
     busy_seconds: float | None = None,
+    connect: Connect = sqlite3.connect,
 ) -> T:
     """Run `query` on a read-only connection that leaves no file behind; it may run twice.
 
@@ -82,7 +87,7 @@ def read_only(
         if before[f"{path}-shm"] is not None:
             break
         try:
-            with translated(path), closing(_open_unlocked(path, before)) as connection:
+            with translated(path), closing(_open_unlocked(path, before, connect)) as connection:
                 result = query(connection)
         except StoreError:
             if _traces(path) == before:
@@ -90,15 +95,17 @@ def read_only(
         else:
             if _traces(path) == before:
                 return result
-    with translated(path), closing(_open(path, "mode=ro")) as connection:
+    with translated(path), closing(_open(path, "mode=ro", connect)) as connection:
         return _patiently(lambda: query(connection), busy_seconds or BUSY_SECONDS)
 
 
-def _open_unlocked(path: Path, traces: dict[str, tuple[int, int] | None]) -> sqlite3.Connection:
+def _open_unlocked(
+    path: Path, traces: dict[str, tuple[int, int] | None], connect: Connect
+) -> sqlite3.Connection:
     if traces[f"{path}-wal"] is None:
-        return _open(path, "mode=ro&immutable=1")
+        return _open(path, "mode=ro&immutable=1", connect)
     # The log of a process that died: its index is built in memory instead of in a -shm.
-    connection = _open(path, "mode=ro&vfs=unix-none")
+    connection = _open(path, "mode=ro&vfs=unix-none", connect)
     connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     return connection
 
@@ -117,14 +124,17 @@ def _traces(path: Path) -> dict[str, tuple[int, int] | None]:
 
 @contextmanager
 def write_connection(
-    path: Path, *, busy_seconds: float = COMMIT_BUSY_SECONDS
+    path: Path,
+    *,
+    busy_seconds: float = COMMIT_BUSY_SECONDS,
+    connect: Connect = sqlite3.connect,
 ) -> Iterator[sqlite3.Connection]:
     """A connection that may write.
 
     It never creates a file nor changes the journal mode, and a commit is on the disk when
     it returns (`synchronous=FULL`).
     """
-    with translated(path), closing(_open(path, "mode=rw")) as connection:
+    with translated(path), closing(_open(path, "mode=rw", connect)) as connection:
         _patiently(lambda: connection.execute("PRAGMA synchronous=FULL"), busy_seconds)
         yield connection
 
@@ -210,8 +220,8 @@ _HARMLESS = re.compile(
 )
 
 
-def _open(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(
+def _open(path: Path, mode: str, connect: Connect) -> sqlite3.Connection:
+    return connect(
         f"file:{quote(os.fsencode(path))}?{mode}",
         uri=True,
         timeout=_TURN_SECONDS,
@@ -228,7 +238,7 @@ def _patiently(act: Callable[[], T], busy_seconds: float) -> T:
     while True:
         try:
             return act()
-        except sqlite3.OperationalError as error:
+        except _errors() as error:
             busy = getattr(error, "sqlite_errorcode", 0) & 0xFF in (
                 sqlite3.SQLITE_BUSY,
                 sqlite3.SQLITE_LOCKED,
@@ -242,7 +252,7 @@ def translated(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into a sentence that says what to do."""
     try:
         yield
-    except sqlite3.Error as error:
+    except _errors() as error:
         raise StoreError(_sentence(path, error)) from error
 
 
@@ -266,7 +276,13 @@ _SENTENCES = {
 }
 
 
-def _sentence(path: Path, error: sqlite3.Error) -> str:
+def _errors() -> tuple[type[Exception], ...]:
+    """The errors of SQLite, those of another build of it, too, where one is at work."""
+    other = sys.modules.get("pysqlite3")
+    return (sqlite3.Error,) if other is None else (sqlite3.Error, other.Error)
+
+
+def _sentence(path: Path, error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
     for prefix, sentence in _SENTENCES.items():
         if name.startswith(prefix):

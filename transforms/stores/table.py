@@ -141,6 +141,11 @@ class TableStore(Store):
         return quoted(self.settings.table)
 
     @property
+    def source(self) -> str:
+        """What rows are read from, as SQL has it."""
+        return self.table
+
+    @property
     def vector_column(self) -> str:
         """The vector's column as SQL names it."""
         return quoted(self.settings.vector)
@@ -204,7 +209,7 @@ class TableStore(Store):
             "until": keys.until and _number(keys.until),
         }
         found = db.execute(
-            f"SELECT {columns} FROM {self.table} WHERE {' AND '.join(conditions)} "
+            f"SELECT {columns} FROM {self.source} WHERE {' AND '.join(conditions)} "
             f"ORDER BY {self.rowid}",
             values,
         )
@@ -212,7 +217,7 @@ class TableStore(Store):
 
     def read_texts(self, places: Sequence[str]) -> list[str]:
         """Read the texts of a few rows, but of those that are skipped by rule."""
-        select = f"SELECT {self._row_columns} FROM {self.table} WHERE {self.rowid} = :place"
+        select = f"SELECT {self._row_columns} FROM {self.source} WHERE {self.rowid} = :place"
 
         def query(db: sqlite3.Connection) -> list[str]:
             rows = [
@@ -241,21 +246,21 @@ class TableStore(Store):
             f"CASE WHEN {keyless} OR {no_text or 'FALSE'} THEN '{Cause.NOT_TEXT}' "
             f"WHEN {self._text_bytes} > {MOST_TEXT_BYTES} THEN '{Cause.OVER_CAP}' END, "
             f"{self._meant}, ifnull(length(CAST({vector} AS BLOB)), 0) "
-            f"FROM {self.table} WHERE {self.where}",
+            f"FROM {self.source} WHERE {self.where}",
             self.values,
         )
 
     def namespaces(self, db: sqlite3.Connection) -> tuple[str, ...]:
         """All namespaces that there are."""
-        names = db.execute(f"SELECT DISTINCT {self._namespace} FROM {self.table} ORDER BY 1")
+        names = db.execute(f"SELECT DISTINCT {self._namespace} FROM {self.source} ORDER BY 1")
         return tuple((raw or b"").decode(errors="replace") for (raw,) in names)
 
     def places(self, db: sqlite3.Connection) -> tuple[int, Iterator[str | None]]:
         """The number of rows, and the place of each in order."""
         values = self.values
-        count = db.execute(f"SELECT count(*) FROM {self.table} WHERE {self.where}", values)
+        count = db.execute(f"SELECT count(*) FROM {self.source} WHERE {self.where}", values)
         places = db.execute(
-            f"SELECT {self.rowid} FROM {self.table} WHERE {self.where} ORDER BY {self.rowid}",
+            f"SELECT {self.rowid} FROM {self.source} WHERE {self.where} ORDER BY {self.rowid}",
             values,
         )
         return count.fetchone()[0], (_place(rowid) for (rowid,) in places)

@@ -1,0 +1,211 @@
+"""vec0 tables of sqlite-vec, queried by MATCH."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import Call, Program, files
+from transforms.embedders.fake import FakeEmbedder
+from transforms.stores.vec import connect, with_dimension
+
+TEXTS = [f"note {at}" for at in range(40)]
+FLAGS = ("--text", "body")
+
+
+def make(path: Path, *, dimension: int = 384, columns: str = "", metric: str = "cosine") -> Path:
+    with closing(connect(path)) as db, db:
+        db.execute(
+            f"CREATE VIRTUAL TABLE docs USING vec0(embedding float[{dimension}] "
+            f"distance_metric={metric}{columns}, +body TEXT)"
+        )
+        vectors = FakeEmbedder(dimension).embed([f"old {text}" for text in TEXTS])
+        db.executemany(
+            "INSERT INTO docs (rowid, embedding, body) VALUES (?, ?, ?)",
+            [(at + 1, vectors[at].tobytes(), text) for at, text in enumerate(TEXTS)],
+        )
+    return path
+
+
+def query(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    with closing(connect(path)) as db, db:
+        found: list[tuple[Any, ...]] = db.execute(sql, values).fetchall()
+        return found
+
+
+def nearest(path: Path, text: str, dimension: int) -> list[tuple[Any, ...]]:
+    vector = FakeEmbedder(dimension).embed([text])[0].tobytes()
+    match = "SELECT rowid, body FROM docs WHERE embedding MATCH ? AND k = 3 ORDER BY distance"
+    return query(path, match, vector)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "L2", "L1"])
+def test_a_table_is_moved_to_another_length_and_back_and_is_searched_after_each(
+    metric: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "m.db", metric=metric)
+    schema = "SELECT sql FROM sqlite_schema WHERE name = 'docs'"
+    ((before,),) = query(path, schema)
+
+    for model, dimension in (("m", 256), ("n", 384)):
+        ran = reembed("--db", path, *FLAGS, "--model", model, "--dim", str(dimension), "--json")
+
+        assert (ran.code, ran.values["reembedded"]) == (0, len(TEXTS))
+        assert nearest(path, "note 7", dimension)[0] == (8, "note 7")
+        assert query(path, schema) == [(before.replace("384", str(dimension)),)]
+        assert reembed("verify", "--db", path).code == 0
+    assert query(path, "SELECT count(*) FROM docs") == [(len(TEXTS),)]
+    assert query(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_partitions_metadata_and_other_vectors_stay(reembed: Call, tmp_path: Path) -> None:
+    more = ", genre TEXT partition key, other float[3], year INTEGER, good BOOLEAN"
+    path = tmp_path / "m.db"
+    rows = [
+        (at + 1, f"g{at % 3}", np.full(3, at, "<f4").tobytes(), 1990 + at, at % 2, text)
+        for at, text in enumerate(TEXTS)
+    ]
+    with closing(connect(path)) as db, db:
+        db.execute(f"CREATE VIRTUAL TABLE docs USING vec0(embedding float[4]{more}, +body TEXT)")
+        for rowid, genre, other, year, good, body in rows:
+            db.execute(
+                "INSERT INTO docs (rowid, embedding, genre, other, year, good, body) "
+                "VALUES (?, zeroblob(16), ?, ?, ?, ?, ?)",
+                (rowid, genre, other, year, good, body),
+            )
+
+    ran = reembed("--db", path, *FLAGS, "--vector", "embedding", "--dim", "8")
+
+    assert ran.code == 0
+    held = "SELECT rowid, genre, other, year, good, body FROM docs ORDER BY rowid"
+    assert query(path, held) == rows
+    vector = FakeEmbedder(8).embed(["note 7"])[0].tobytes()
+    found = query(
+        path,
+        "SELECT rowid FROM docs WHERE embedding MATCH ? AND k = 1 AND genre = 'g1' AND year > 1990",
+        vector,
+    )
+    assert found == [(8,)]
+
+
+def test_rows_without_a_text_are_refused_before_anything_is_embedded(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "m.db", dimension=6)
+    query(path, "INSERT INTO docs (rowid, embedding) VALUES (99, zeroblob(24))")
+    before = files(tmp_path)
+
+    refused = reembed("--db", path, *FLAGS, "--dim", "8")
+
+    assert refused.code == 1
+    assert "1 rows of the vec0 table docs have no text that could be embedded" in refused.error
+    assert files(tmp_path) == before
+    same = reembed("--db", path, *FLAGS, "--dim", "6", "--json")
+    assert (same.code, same.values["skipped"]) == (0, 1)
+    assert query(path, "SELECT hex(embedding) FROM docs WHERE rowid = 99") == [("00" * 24,)]
+
+
+def test_a_row_that_is_added_in_the_middle_is_embedded_too(reembed: Call, tmp_path: Path) -> None:
+    path = make(tmp_path / "m.db", dimension=6)
+
+    assert reembed("--db", path, *FLAGS, "--max-rows", "20", range_rows=8).code == 0
+    query(path, "INSERT INTO docs (rowid, embedding, body) VALUES (99, zeroblob(24), 'new')")
+    ran = reembed("--db", path, *FLAGS, range_rows=8)
+
+    assert (ran.code, ran.texts) == (0, {*TEXTS[20:], "new"})
+    assert nearest(path, "new", 8)[0] == (99, "new")
+
+
+@pytest.mark.parametrize(
+    ("schema", "flags", "says"),
+    [
+        ("embedding int8[4], +body TEXT", FLAGS, "are int8[4]; only float ones"),
+        ("embedding bit[8], +body TEXT", FLAGS, "are bit[8]; only float ones"),
+        (
+            "id TEXT PRIMARY KEY, embedding float[4], +body TEXT",
+            FLAGS,
+            "id of the vec0 table docs is",
+        ),
+        (
+            "a float[4], b float[4], +body TEXT",
+            FLAGS,
+            "has the vectors a, b; choose one with --vec",
+        ),
+        ("embedding float[4]", (), "are found by --text, which names auxiliary columns"),
+        ("embedding float[4], +body TEXT", ("--text", "x"), "no column x (it has rowid, embedding"),
+        (
+            "embedding float[4], +body TEXT",
+            ("--text", "x", "--text-table", "nope"),
+            "has no table nope; correct --text-table",
+        ),
+        ("embedding float[4], +body TEXT", (*FLAGS, "--where", "1"), "--where does not go with a"),
+        ("embedding float[4], +body TEXT", (*FLAGS, "--namespace", "1"), "--namespace does not go"),
+        ("embedding float[4], +body TEXT", (*FLAGS, "--missing-only"), "moved as wholes"),
+        ("embedding float[4], +body TEXT", (*FLAGS, "--skipped", "clear"), "always has one"),
+    ],
+)
+def test_what_can_not_be_done_is_refused_by_name(
+    schema: str, flags: tuple[str, ...], says: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.db"
+    query(path, f"CREATE VIRTUAL TABLE docs USING vec0({schema})")
+    before = files(tmp_path)
+
+    ran = reembed("--db", path, *flags)
+
+    assert ran.code in (1, 2)
+    assert says in ran.error
+    assert files(tmp_path) == before
+
+
+def test_several_tables_are_chosen_from(reembed: Call, tmp_path: Path) -> None:
+    path = make(tmp_path / "m.db", dimension=6)
+    query(path, "CREATE VIRTUAL TABLE more USING vec0(embedding float[4], +body TEXT)")
+
+    assert "the vec0 tables docs, more; choose one of them" in reembed("--db", path, *FLAGS).error
+    assert reembed("--db", path, *FLAGS, "--table", "docs").code == 0
+
+
+def test_texts_of_another_table_must_be_told_by_its_key(reembed: Call, tmp_path: Path) -> None:
+    path = make(tmp_path / "m.db", dimension=6)
+    query(path, "CREATE TABLE texts (body TEXT, doc INTEGER)")
+    query(path, "INSERT INTO texts VALUES ('a', 1), ('b', 1)")
+
+    ran = reembed("--db", path, *FLAGS, "--text-table", "texts", "--text-key", "doc")
+
+    assert "two rows of texts have the doc 1" in ran.error
+
+
+def test_without_the_packages_it_says_which_to_install(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(tmp_path / "m.db", dimension=6)
+    monkeypatch.setitem(sys.modules, "sqlite_vec", None)
+
+    ran = reembed("--db", path, *FLAGS)
+
+    assert ran.code == 1
+    assert "are not installed: pip install 'beam-reembed[sqlite-vec]'" in ran.error
+
+
+def test_the_real_program_moves_a_table_with_the_real_model(
+    program: Program, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "m.db", dimension=6)
+
+    assert program("--db", path, *FLAGS).returncode == 0
+    assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(4 * 384,)]
+    assert program("rollback", "--db", path).returncode == 0
+    assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(4 * 6,)]
+
+
+def test_only_the_length_of_the_named_vector_changes() -> None:
+    sql = "CREATE VIRTUAL TABLE v USING vec0(a float[4], ab FLOAT [ 4 ] distance_metric=L1)"
+
+    assert with_dimension(sql, "a", 8) == sql.replace("a float[4]", "a float[8]")
+    assert with_dimension(sql, "ab", 8) == sql.replace("[ 4 ]", "[ 8 ]")
