@@ -352,7 +352,7 @@ def test_a_file_that_is_no_known_store_is_told_with_the_flags_that_would_choose_
     assert refused.error.endswith(hint)
     assert half.error.endswith(f"give --text, --vector; {hint}")
     assert "does not go with --store ai-memory" in wrong.error
-    assert unknown.error == "--store nope is not one of ai-memory, table"
+    assert unknown.error == "--store nope is not one of ai-memory, llm, sqlite-vec, table"
 
 
 def test_a_file_of_settings_says_the_same_as_flags_and_these_go_first(

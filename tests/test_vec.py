@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import Call, Program, files
+from tests.conftest import Call, Program, files, make_store, memory
 from transforms.embedders.fake import FakeEmbedder
 from transforms.stores.vec import connect, with_dimension
 
@@ -169,6 +169,15 @@ def test_several_tables_are_chosen_from(reembed: Call, tmp_path: Path) -> None:
 
     assert "the vec0 tables docs, more; choose one of them" in reembed("--db", path, *FLAGS).error
     assert reembed("--db", path, *FLAGS, "--table", "docs").code == 0
+
+
+def test_an_ai_memory_database_is_one_whatever_else_is_in_it(reembed: Call, tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    query(path, "CREATE VIRTUAL TABLE docs USING vec0(embedding float[4], +body TEXT)")
+
+    assert reembed("--db", path, "--dry-run", "--json").values["store"] == {"kind": "ai-memory"}
+    chosen = reembed("--db", path, *FLAGS, "--dry-run", "--json").values["store"]
+    assert chosen["kind"] == "sqlite-vec"
 
 
 def test_texts_of_another_table_must_be_told_by_its_key(reembed: Call, tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ from transforms.stores.base import (
 )
 from transforms.stores.codec import decode, with_header
 
+COLUMNS = frozenset(["id", "namespace", "title", "content"])
+"""What tells the table `memories`."""
+
 TEXT_CAP_BYTES = 65_536
 """The longest text that is embedded, in bytes of UTF-8; exactly this many pass."""
 
@@ -217,10 +220,16 @@ class AiMemoryStore(Store):
         return counted.fetchone()[0], (utf8(raw) for (raw,) in keys)
 
 
+def is_ai_memory(db: sqlite3.Connection) -> bool:
+    """Whether a database is ai-memory's, by its table and the columns of it."""
+    names = db.execute("SELECT name FROM pragma_table_info('memories')")
+    return {name for (name,) in names} >= COLUMNS
+
+
 def open_ai_memory(path: Path, namespace: str | None, *, wal: bool) -> AiMemoryStore:
     """Look at a database and describe it; raise StoreError if it is no ai-memory store."""
     kind, tables, columns, encoding = sqlite.read_only(path, wal=wal, query=_schema)
-    if kind != "table" or not {"id", "namespace", "title", "content"} <= columns:
+    if kind != "table" or not columns >= COLUMNS:
         found = f"its tables are {', '.join(tables)}" if tables else "it has no tables"
         raise StoreError(
             f"{path} is not an ai-memory database: it has no table 'memories' with id, namespace, "

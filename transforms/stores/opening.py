@@ -10,7 +10,7 @@ from typing import Any
 
 from transforms.errors import StoreError, UsageError
 from transforms.stores import sqlite
-from transforms.stores.ai_memory import AiMemoryStore, open_ai_memory
+from transforms.stores.ai_memory import AiMemoryStore, is_ai_memory, open_ai_memory
 from transforms.stores.base import Store
 from transforms.stores.formats import NUMBERS, fitting_formats
 from transforms.stores.llm import LlmStore, is_llm, open_llm
@@ -38,7 +38,9 @@ def open_store(
     path = real_path(path)  # SQLite's side files lie beside the real file, not beside a link.
     wal = sqlite.check_file(path)
     settings = dict(config or {})
-    kind = settings.pop("kind", None) or _kind(path, settings, wal=wal)
+    kind = settings.pop("kind", None) or sqlite.read_only(
+        path, wal=wal, query=lambda db: _kind(db, settings)
+    )
     if kind not in (None, *KINDS):
         raise UsageError(f"--store {kind} is not one of {', '.join(KINDS)}")
     if kind == VecStore.kind:
@@ -85,14 +87,16 @@ def recover_store(path: Path) -> None:
         sqlite.check_writable(path)
 
 
-def _kind(path: Path, settings: Mapping[str, Any], *, wal: bool) -> str | None:
-    """The kind that is meant; None for what may be the default one."""
-    tables = sqlite.read_only(path, wal=wal, query=vec_tables)
+def _kind(db: sqlite3.Connection, settings: Mapping[str, Any]) -> str | None:
+    """The kind that is meant; None for what may be the default one, which goes first."""
+    if not settings and is_ai_memory(db):
+        return None
+    tables = vec_tables(db)
     if settings.get("table", next(iter(tables), None)) in tables:
         return VecStore.kind
     if settings.keys() - {"space"}:
         return TableStore.kind
-    return LlmStore.kind if sqlite.read_only(path, wal=wal, query=is_llm) else None
+    return LlmStore.kind if is_llm(db) else None
 
 
 def real_path(path: Path) -> Path:
