@@ -79,6 +79,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "schema_version": 1,
         "run_id": plan.run.run_id,
         "database": str(plan.store.path),
+        "store": {"kind": "ai-memory"},
         "namespace": None,
         "rows_by_namespace": {"global": 3, "notes": 2},
         "rows_by_stored_dim": {"3": 2, "8": 1},
@@ -111,6 +112,7 @@ def test_the_plan_as_text(plan: Plan) -> None:
         f"target_model='{MODEL}' target_dim=8 backend=local (dry-run: nothing written)",
         "",
         f"database         {plan.store.path}",
+        "store            an ai-memory database",
         "rows             5 (4 to embed)",
         "namespaces       global 3, notes 2",
         "stored vectors   3-dim 2, 8-dim 1, no vector 2",
@@ -337,7 +339,7 @@ def test_a_plan_for_a_server_says_what_it_costs_and_where_settings_are_from(serv
     assert values["settings"]["key"][0] == "in OPENAI_API_KEY"
     assert "sk-secret" not in line + report.plan_text(served)
     lines = report.plan_text(served).splitlines()
-    assert lines[8:12] == [
+    assert lines[9:13] == [
         "tokens           about 1,234 (from a sample of 4 rows, by their length); about 2 texts "
         "are longer than the model's 256 tokens and are cut",
         "requests         about 2",
