@@ -278,10 +278,8 @@ def undo(path: Path, chosen: tuple[RunDirectory, Manifest]) -> Report:
         for name in run.lost_backup():
             _logger.warning("[%s] the backup file %s is damaged and can't help", run.run_id, name)
         run.write_manifest(replace(manifest, attempt=attempt))
-        # A row may have been moved to another namespace since.
-        everywhere = replace(job.store, namespace=None)
         try:
-            result = roll_back(everywhere, run, manifest.ranges, attempt=attempt)
+            result = roll_back(job.store.everywhere(), run, manifest.ranges, attempt=attempt)
             values = _undo_values(run, result)
             run.write_lines(LEFT, ({"id": key, "reason": why} for key, why in result.left.items()))
             run.write_json(ROLLBACK, values)

@@ -245,6 +245,20 @@ def test_rows_are_chosen_by_a_condition_and_by_namespace(reembed: Call, tmp_path
     )
 
 
+def test_a_rollback_finds_rows_that_the_condition_has_left_since(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "m.db", DOCS, rows=6)
+    reembed("--db", path, *FLAGS, "--where", "body LIKE 'text%'")
+    change(path, "ALTER TABLE docs ADD COLUMN seen INT", "UPDATE docs SET seen = id > 2")
+    reembed("--db", path, *FLAGS, "--model", "n", "--dim", "9", "--where", "seen")
+    change(path, "UPDATE docs SET seen = 0")
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.values["restored"], undone.values["left"]) == (3, 0)
+
+
 def test_the_modes_that_look_at_stamps_do_so_in_the_columns_that_are_named(
     reembed: Call, tmp_path: Path
 ) -> None:

@@ -203,6 +203,10 @@ class Store(ABC):
             )
         return replace(self, selection=Selection(mode, stamp or "", dimension, keys))
 
+    def everywhere(self) -> Self:
+        """The same store with all of its rows, wherever those of a run may have gone since."""
+        return replace(self, namespace=None)
+
     def cut_ranges(self, rows: int, samples: int) -> tuple[tuple[KeyRange, ...], tuple[str, ...]]:
         """Cut the table, in its order, into ranges of `rows` rows; also sample some places.
 

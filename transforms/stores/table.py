@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from string import Formatter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,6 +175,10 @@ class TableStore(Store):
         """The columns that a replacement sets besides the vector, by name."""
         named = {"dim": self.settings.dim_column, "space": self.settings.space_column}
         return {name: quoted(column) for name, column in named.items() if column is not None}
+
+    def everywhere(self) -> Self:
+        """The same table with all of its rows."""
+        return replace(self, namespace=None, settings=replace(self.settings, where=None))
 
     def space(self, model: str) -> str | None:
         """The stamp of a model's vectors, its name; None without a column for it."""
