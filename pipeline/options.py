@@ -22,6 +22,22 @@ RUNNERS = (
 LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner")
 """Runners that do all the work in this process."""
 
+STORE_FLAGS = (
+    "store",
+    "table",
+    "vector",
+    "text_table",
+    "text_key",
+    "dim_column",
+    "space_column",
+    "namespace_column",
+    "where",
+    "format",
+    "space",
+)
+STORE_LISTS = ("key", "text")
+"""What says which store is meant; the latter may be given several times."""
+
 SKIPPED = ("keep", "clear")
 
 PRECISIONS = ("float32", "float16", "bfloat16")
@@ -99,24 +115,15 @@ class Options:
             "base_url",
             "key_secret",
             "device",
-            "store",
             "config",
-            "table",
-            "vector",
-            "text_table",
-            "text_key",
-            "dim_column",
-            "space_column",
-            "namespace_column",
-            "where",
-            "format",
-            "space",
+            *STORE_FLAGS,
         ):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
-        for name in ("namespace", "model", "base_url", "document_prefix"):
+        texts = ("namespace", "model", "base_url", "document_prefix", *STORE_FLAGS, *STORE_LISTS)
+        for name in texts:
             try:
-                (getattr(self, name) or "").encode()
+                " ".join(getattr(self, name) or ()).encode()
             except UnicodeEncodeError:
                 value = getattr(self, name)
                 raise UsageError(f"{_flag(name)} holds bytes that are no text: {value!r}") from None

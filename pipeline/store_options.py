@@ -6,24 +6,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pipeline.options import Options
+from pipeline.options import STORE_FLAGS, STORE_LISTS, Options
 from transforms.errors import UsageError
 
-_LISTS = ("key", "text")
-_NAMES = (
-    *_LISTS,
-    "store",
-    "table",
-    "vector",
-    "text_table",
-    "text_key",
-    "dim_column",
-    "space_column",
-    "namespace_column",
-    "where",
-    "format",
-    "space",
-)
+_NAMES = (*STORE_LISTS, *STORE_FLAGS)
 
 
 def store_config(options: Options) -> dict[str, Any]:
@@ -33,7 +19,7 @@ def store_config(options: Options) -> dict[str, Any]:
     """
     config = {} if options.config is None else _read(Path(options.config).expanduser())
     flags = {name: getattr(options, name) for name in _NAMES if getattr(options, name)}
-    config |= {name: list(value) if name in _LISTS else value for name, value in flags.items()}
+    config |= {name: list(value) if name in STORE_LISTS else value for name, value in flags.items()}
     if "store" in config:
         config["kind"] = config.pop("store")
     return config
@@ -51,9 +37,9 @@ def _read(path: Path) -> dict[str, Any]:
         if known not in _NAMES:
             known_names = ", ".join(_NAMES)
             raise UsageError(f"--config {path} sets {name}, which is not one of {known_names}")
-        if known in _LISTS and isinstance(value, str):
+        if known in STORE_LISTS and isinstance(value, str):
             value = [value]
-        listed = value if known in _LISTS and isinstance(value, list) else [value]
+        listed = value if known in STORE_LISTS and isinstance(value, list) else [value]
         if not all(isinstance(one, str) and one for one in listed):
             raise UsageError(f"--config {path} sets {name} to {value!r}, which is no text")
         found[known] = value

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.errors import StoreError
-from transforms.modes import Mode
 from transforms.rows import (
     Cause,
     KeyRange,
@@ -64,6 +63,7 @@ class AiMemoryStore(Store):
     kind = "ai-memory"
     described = "an ai-memory database"
     ordered_by_key = True
+    space_name = "embedding_space"
     table = "memories"
     vector_column = "embedding"
     rowid = "rowid"
@@ -142,28 +142,9 @@ class AiMemoryStore(Store):
         return self.named_only([_row(row) for row in found], with_stored=with_stored)
 
     @property
-    def meant(self) -> str:
-        """The SQL condition for a row that the run is about."""
-        lengths = "length(embedding) IN (4 * :dimension, 1 + 4 * :dimension)"
-        match self.selection.mode:
-            case Mode.MISSING_ONLY:
-                return "embedding IS NULL"
-            case Mode.SKIP_CURRENT_SPACE:
-                return f"NOT (ifnull(embedding_space, '') = :stamp AND ifnull({lengths}, FALSE))"
-            case Mode.STAMP_ONLY:
-                return f"ifnull(embedding_space, '') <> :stamp AND ifnull({lengths}, FALSE)"
-            case _:
-                return "TRUE"
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """What is bound to the names in the conditions."""
-        selection = self.selection
-        return {
-            "namespace": self.namespace,
-            "stamp": selection.stamp,
-            "dimension": selection.dimension,
-        }
+    def fits(self) -> str:
+        """The SQL condition for a vector of the target's length, with its first byte or without."""
+        return "ifnull(length(embedding) IN (4 * :dimension, 1 + 4 * :dimension), FALSE)"
 
     @property
     def _row_columns(self) -> str:

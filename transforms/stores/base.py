@@ -65,8 +65,17 @@ class Store(ABC):
     ordered_by_key: ClassVar[bool]
     """Whether a row's key says which range it is in; else its place in the table does."""
 
+    space_name: ClassVar[str] = "space"
+    """What `replaced_columns` calls the column of stamps, if there is one."""
+
     no_stamps: ClassVar[str]
     """Why it keeps no stamps, if it keeps none."""
+
+    fires: ClassVar[bool] = True
+    """Whether triggers may fire when a row is written."""
+
+    whole: ClassVar[bool] = False
+    """Whether all of it is replaced in one transaction, and every row that is meant or none."""
 
     selection: Selection = Selection()
 
@@ -99,6 +108,11 @@ class Store(ABC):
     @abstractmethod
     def rowid(self) -> str:
         """A row's number as SQL names it."""
+
+    @property
+    @abstractmethod
+    def fits(self) -> str:
+        """The SQL condition for a vector of the target's length."""
 
     @abstractmethod
     def space(self, model: str) -> str | None:
@@ -169,12 +183,6 @@ class Store(ABC):
             f"UPDATE {self.table} SET {settings} WHERE {self.rowid} = ?", changes
         ).rowcount
 
-    fires: ClassVar[bool] = True
-    """Whether triggers may fire when a row is written."""
-
-    whole: ClassVar[bool] = False
-    """Whether all of it is replaced in one transaction, and every row that is meant or none."""
-
     @property
     def shared_columns(self) -> frozenset[str]:
         """Those of the replaced columns that are written once for many rows."""
@@ -202,6 +210,32 @@ class Store(ABC):
                 f"made a vector; run without --{mode.replace(' ', '-')}"
             )
         return replace(self, selection=Selection(mode, stamp or "", dimension, keys))
+
+    @property
+    def meant(self) -> str:
+        """The SQL condition for a row that the run is about."""
+        vector, stamp = self.vector_column, self.replaced_columns.get(self.space_name)
+        match self.selection.mode:
+            case Mode.MISSING_ONLY:
+                return f"{vector} IS NULL"
+            case Mode.SKIP_CURRENT_SPACE:
+                current = f"ifnull({stamp}, '') = :stamp AND {vector} IS NOT NULL"
+                return f"NOT ({current} AND {self.fits})"
+            case Mode.STAMP_ONLY:
+                other = f"ifnull({stamp}, '') <> :stamp AND {vector} IS NOT NULL"
+                return f"{other} AND {self.fits}"
+            case _:
+                return "TRUE"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What is bound to the names in the conditions."""
+        selection = self.selection
+        return {
+            "namespace": self.namespace,
+            "stamp": selection.stamp,
+            "dimension": selection.dimension,
+        }
 
     def everywhere(self) -> Self:
         """The same store with all of its rows, wherever those of a run may have gone since."""

@@ -125,7 +125,8 @@ class LlmStore(TableStore):
         return f"{_NAME} = CAST(:namespace AS BLOB)"
 
     @property
-    def _meant(self) -> str:
+    def meant(self) -> str:
+        """The SQL condition for an item that can be moved, or must be named."""
         held = ", ".join(map(str, self.held))
         return f"(content IS NULL OR collection_id NOT IN ({held}))"
 

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.errors import UsageError
-from transforms.modes import Mode
 from transforms.rows import (
     Cause,
     KeyRange,
@@ -118,6 +117,7 @@ class TableStore(Store):
 
     kind = "table"
     ordered_by_key = False
+    space_name = "space"
     no_stamps = "no --space-column is named"
 
     @property
@@ -206,7 +206,7 @@ class TableStore(Store):
         if keys.until is not None:
             conditions.append(f"{self.rowid} <= :until")
         if not with_stored:
-            conditions.append(self._meant)
+            conditions.append(self.meant)
         columns = self._row_columns + (f", {self.stored_columns}" if with_stored else "")
         values = self.values | {
             "after": keys.after and _number(keys.after),
@@ -249,7 +249,7 @@ class TableStore(Store):
             f"SELECT {self._namespace}, CASE WHEN {vector} IS NOT NULL THEN {dimension} END, "
             f"CASE WHEN {keyless} OR {no_text or 'FALSE'} THEN '{Cause.NOT_TEXT}' "
             f"WHEN {self._text_bytes} > {MOST_TEXT_BYTES} THEN '{Cause.OVER_CAP}' END, "
-            f"{self._meant}, ifnull(length(CAST({vector} AS BLOB)), 0) "
+            f"{self.meant}, ifnull(length(CAST({vector} AS BLOB)), 0) "
             f"FROM {self.source} WHERE {self.where}",
             self.values,
         )
@@ -280,34 +280,13 @@ class TableStore(Store):
         return " AND ".join(conditions)
 
     @property
-    def _meant(self) -> str:
-        """The SQL condition for a row that the run is about."""
-        vector, space = self.vector_column, self.replaced_columns.get("space")
-        fits = "TRUE"
+    def fits(self) -> str:
+        """The SQL condition for a vector of the target's length, as far as SQL can tell."""
         if self.settings.format in NUMBERS:
             size = np.dtype(NUMBERS[self.settings.format]).itemsize
-            fits = f"ifnull(length({vector}) = {size} * :dimension, FALSE)"
-        elif "dim" in self.replaced_columns:
-            fits = f"ifnull({self.replaced_columns['dim']} = :dimension, FALSE)"
-        match self.selection.mode:
-            case Mode.MISSING_ONLY:
-                return f"{vector} IS NULL"
-            case Mode.SKIP_CURRENT_SPACE:
-                return f"NOT (ifnull({space}, '') = :stamp AND {vector} IS NOT NULL AND {fits})"
-            case Mode.STAMP_ONLY:
-                return f"ifnull({space}, '') <> :stamp AND {vector} IS NOT NULL AND {fits}"
-            case _:
-                return "TRUE"
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """What is bound to the names in the conditions."""
-        selection = self.selection
-        return {
-            "namespace": self.namespace,
-            "stamp": selection.stamp,
-            "dimension": selection.dimension,
-        }
+            return f"ifnull(length({self.vector_column}) = {size} * :dimension, FALSE)"
+        dimension = self.replaced_columns.get("dim")
+        return "TRUE" if dimension is None else f"ifnull({dimension} = :dimension, FALSE)"
 
     @property
     def _namespace(self) -> str:
@@ -339,7 +318,7 @@ class TableStore(Store):
             f"CASE WHEN {fits} THEN CAST({quoted(name)} AS BLOB) END"
             for name in self.settings.text_columns
         ]
-        columns = [self.rowid, self._text_bytes, *keys, *texts, self._namespace, self._meant]
+        columns = [self.rowid, self._text_bytes, *keys, *texts, self._namespace, self.meant]
         return ", ".join(columns)
 
     def _row(self, values: Sequence[Any]) -> Row:
