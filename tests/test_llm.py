@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from sqlite_utils import Database
 
 from tests.conftest import Call, Program, all_columns, change, select
 from transforms.embedders.models import MINILM
-from transforms.stores import open_store
+from transforms.stores import Replacement
 
 
 class Letters(EmbeddingModel):
@@ -175,20 +175,46 @@ def test_another_database_is_no_llm(reembed: Call, tmp_path: Path) -> None:
     assert (ran.code, "is no database of llm's: it has no tables" in ran.error) == (1, True)
 
 
-def test_an_item_without_content_that_comes_in_the_middle_stops_the_replacement(
-    tmp_path: Path,
+def test_an_item_that_comes_in_the_middle_stops_the_replacement_and_the_rerun_has_it(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "embeddings.db"
     collect(path, "notes", NOTES)
-    store = open_store(path)
-    change(path, "UPDATE embeddings SET content = NULL WHERE id = 'i0'")
-    new = store.describe(b"1234" * 5, model="m", dimension=5)
+    put = Replacement.transaction
 
-    with (
-        pytest.raises(Exception, match="an item without content was added"),
-        store.replacing() as table,
-        table.transaction(),
-    ):
-        table.put([(2, new)])
+    @contextmanager
+    def add_and_begin(table: Replacement) -> Iterator[None]:
+        monkeypatch.setattr(Replacement, "transaction", put)
+        collect(path, "notes", [*NOTES, "one more"])
+        with table.transaction():
+            yield
 
+    monkeypatch.setattr(Replacement, "transaction", add_and_begin)
+    stopped = reembed("--db", path, "--model", "m")
+
+    assert stopped.code == 6
+    assert "1 items of the collection 'notes' were added or changed meanwhile" in stopped.error
     assert select(path, "SELECT model FROM collections") == [("letters",)]
+    done = reembed("--db", path, "--model", "m")
+    assert (done.code, done.texts) == (0, {"one more"})
+    assert select(path, "SELECT model FROM collections") == [("m",)]
+    assert select(path, "SELECT DISTINCT length(embedding) FROM embeddings") == [(32,)]
+
+
+def test_a_rollback_is_refused_once_an_item_was_added_since(reembed: Call, tmp_path: Path) -> None:
+    path = tmp_path / "embeddings.db"
+    collect(path, "notes", NOTES)
+    reembed("--db", path, "--model", "m")
+    change(
+        path,
+        "INSERT INTO embeddings (collection_id, id, content, embedding) "
+        "VALUES (1, 'new', 'text', zeroblob(32))",
+    )
+    before = all_columns(path)
+
+    undone = reembed("rollback", "--db", path)
+
+    assert undone.code == 1
+    assert reembed("status", "--db", path).code == 0
+    assert "1 items of the collection 'notes' were added or changed meanwhile" in undone.error
+    assert all_columns(path) == before

@@ -163,6 +163,22 @@ def test_what_can_not_be_done_is_refused_by_name(
     assert files(tmp_path) == before
 
 
+def test_a_rollback_is_refused_once_a_row_was_added_since(reembed: Call, tmp_path: Path) -> None:
+    path = make(tmp_path / "m.db", dimension=6)
+    reembed("--db", path, *FLAGS)
+    query(path, "INSERT INTO docs (rowid, embedding, body) VALUES (99, zeroblob(32), 'new')")
+
+    undone = reembed("rollback", "--db", path)
+
+    assert undone.code == 1
+    assert reembed("status", "--db", path).code == 0
+    assert "1 rows of the vec0 table docs have no vector of the new length" in undone.error
+    assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(32,)]
+    query(path, "DELETE FROM docs WHERE rowid = 99")
+    assert reembed("rollback", "--db", path).code == 0
+    assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(24,)]
+
+
 def test_several_tables_are_chosen_from(reembed: Call, tmp_path: Path) -> None:
     path = make(tmp_path / "m.db", dimension=6)
     query(path, "CREATE VIRTUAL TABLE more USING vec0(embedding float[4], +body TEXT)")

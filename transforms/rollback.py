@@ -42,7 +42,19 @@ def roll_back(
     50,000 rows are put back in one transaction, more in several short ones; the manifest says
     `rolling back` meanwhile. Safe to run twice: what was put back is found unchanged.
     """
+    before = run.read_manifest().state
     run.advance(attempt, state=State.ROLLING_BACK)
+    try:
+        return _roll_back(store, run, ranges, attempt=attempt)
+    except StoreError:
+        if store.whole:  # In one transaction, so the store is as it was.
+            run.advance(attempt, state=before)
+        raise
+
+
+def _roll_back(
+    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, attempt: str
+) -> RolledBack:
     saved = saved_ranges(run.backup)
     wanted = [keys for keys in ranges if keys.index in saved]
     at_once = store.whole or run.read_manifest().rows <= MOST_ROWS_AT_ONCE

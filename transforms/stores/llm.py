@@ -8,6 +8,7 @@ with its vectors, in one transaction, since llm embeds a query with that model.
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +30,8 @@ _NAMES = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 """Models that llm's plugins call otherwise."""
 
 _MODEL = "(SELECT model FROM collections WHERE collections.id = collection_id)"
-_WITHOUT_CONTENT = (
-    "SELECT 1 FROM embeddings WHERE collection_id = ? AND content IS NULL AND embedding IS NOT NULL"
-)
+_COLLECTION = "SELECT name, model FROM collections WHERE id = ?"
+_WITH_VECTOR = "SELECT count(*) FROM embeddings WHERE collection_id = ? AND embedding IS NOT NULL"
 _HELD = (
     "SELECT collection_id, (SELECT name FROM collections WHERE collections.id = collection_id), "
     "count(*) FROM embeddings WHERE content IS NULL GROUP BY 1"
@@ -98,23 +98,27 @@ class LlmStore(TableStore):
     ) -> None:
         """Give the collections of some items their model.
 
-        Raises StoreError if one then has items with vectors of another model.
+        Raises StoreError if a collection would get another one without all of its vectors.
         """
-        for (_, model), rowids in shared.items():
-            for collection in self._collections(db, rowids):
-                db.execute(
-                    "UPDATE collections SET model = CAST(? AS TEXT) WHERE id = ?",
-                    (model, collection),
-                )
-                if db.execute(_WITHOUT_CONTENT, (collection,)).fetchone():
+        for (_, raw), rowids in shared.items():
+            model = raw.decode()
+            for collection, written in self._collections(db, rowids).items():
+                name, former = db.execute(_COLLECTION, (collection,)).fetchone()
+                if former == model:
+                    continue
+                others = db.execute(_WITH_VECTOR, (collection,)).fetchone()[0] - written
+                if others:
                     raise StoreError(
-                        f"an item without content was added to a collection of {self.path} "
-                        "meanwhile, which would have a vector of another model; run again"
+                        f"{others} items of the collection {name!r} were added or changed "
+                        f"meanwhile and have vectors of another model than {model}; nothing was "
+                        "written"
                     )
+                db.execute("UPDATE collections SET model = ? WHERE id = ?", (model, collection))
 
-    def _collections(self, db: sqlite3.Connection, rowids: Iterable[int]) -> set[int]:
+    def _collections(self, db: sqlite3.Connection, rowids: Iterable[int]) -> Counter[int]:
+        """How many of some items each collection has."""
         select = f"SELECT collection_id FROM embeddings WHERE {self.rowid} = ?"
-        return {db.execute(select, (rowid,)).fetchone()[0] for rowid in rowids}
+        return Counter(db.execute(select, (rowid,)).fetchone()[0] for rowid in rowids)
 
     @property
     def _namespace(self) -> str:

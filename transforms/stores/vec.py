@@ -148,6 +148,12 @@ class VecStore(TableStore):
         """
         if not shared:
             return
+        if len(shared) > 1:
+            raise StoreError(
+                f"rows of the vec0 table {self.settings.table} were added when its vectors had "
+                "another length already, and can't be put back beside the others; nothing was "
+                "written"
+            )
         ((_, raw),) = shared
         sql, table = raw.decode(), self.table
         now = db.execute(f"SELECT {self.replaced_columns['schema']}").fetchone()[0]
