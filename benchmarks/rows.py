@@ -3,6 +3,7 @@
 The real schema, texts of 340 bytes, vectors of 384 floats before and after. The new vectors come
 from a table, picked by the text, so that what is measured is reading, staging, saving, replacing
 and looking once more. Each size has a process of its own, and a table that is in the file cache.
+With `--table` the same for an ordinary table, with a key of two columns and a template.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import argparse
 import json
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -43,6 +45,14 @@ from transforms.stores.demo import Memory, create_store
 DIMENSION = 384
 TEXT_BYTES = 340
 
+TRACKS = {
+    "table": "tracks",
+    "text": ("{title}: {notes}",),
+    "vector": "embedding",
+    "dim_column": "dim",
+}
+"""How the program is told of the ordinary table."""
+
 _table = np.random.default_rng(1).standard_normal((4096, DIMENSION)).astype(np.float32)
 
 
@@ -67,18 +77,23 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--json", type=Path, metavar="FILE", help="save all figures")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them")
+    parser.add_argument("--table", action="store_true", help="an ordinary table")
     parser.add_argument("--store", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.store:
-        print(json.dumps(measure(options.store, *options.rows)))
+        print(json.dumps(measure(options.store, *options.rows, table=options.table)))
         return
     figures = []
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "m.db"
-            create_store(str(path), _memories(rows), journal_mode="wal")
-            os.sync()
             command = [sys.executable, "-m", "benchmarks.rows", "--store", str(path)]
+            if options.table:
+                _make_tracks(path, rows)
+                command.append("--table")
+            else:
+                create_store(str(path), _memories(rows), journal_mode="wal")
+            os.sync()
             done = subprocess.run([*command, "--rows", str(rows)], stdout=subprocess.PIPE)
         if done.returncode:
             sys.exit(done.returncode)
@@ -92,7 +107,7 @@ def main() -> None:
         draw_rows(figures, options.plot)
 
 
-def measure(path: Path, rows: int) -> dict[str, float]:
+def measure(path: Path, rows: int, *, table: bool = False) -> dict[str, float]:
     """Move a store in this process; seconds, bytes and rows."""
     logging.basicConfig(level=logging.CRITICAL)
     settings = read_settings(Options(backend="local"), {}, path.parent)
@@ -128,7 +143,8 @@ def measure(path: Path, rows: int) -> dict[str, float]:
         timed("_write_all"),
     ):
         began = time.monotonic()
-        plan = make_plan(path, settings, Options(db=str(path)))
+        options: dict[str, Any] = TRACKS if table else {}
+        plan = make_plan(path, settings, Options(db=str(path), **options))
         planned = time.monotonic()
         outcome = run_plan(
             plan,
@@ -174,6 +190,22 @@ def _peak_mb() -> float:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     (peak,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(peak) * 1024 / 1e6
+
+
+def _make_tracks(path: Path, rows: int) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(
+            "CREATE TABLE tracks (album INTEGER, number INTEGER, title TEXT, notes TEXT, "
+            "embedding BLOB, dim INTEGER, PRIMARY KEY (album, number))"
+        )
+        db.executemany(
+            "INSERT INTO tracks VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                (at // 12, at % 12, row.title, row.content, bytes(4 * DIMENSION), DIMENSION)
+                for at, row in enumerate(_memories(rows))
+            ),
+        )
 
 
 def _memories(rows: int) -> Iterator[Memory]:
