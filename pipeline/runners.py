@@ -94,7 +94,7 @@ def _check_dataflow(given: Mapping[str, Any], workdir: str | None) -> None:
     if found is None:
         raise UsageError(
             "DataflowRunner needs Google's packages, which are not installed: pip install "
-            "'beam-reembed[gcp]'"
+            "'.[gcp]' in the checkout of reembed"
         )
     missing = [f"--{name}" for name in _DATAFLOW_NEEDS if not given[name]]
     if missing:

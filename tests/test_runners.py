@@ -62,7 +62,7 @@ def test_dataflow_without_googles_packages_says_which_to_install(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    with pytest.raises(UsageError, match=r"not installed: pip install 'beam-reembed\[gcp\]'$"):
+    with pytest.raises(UsageError, match=r"not installed: pip install '.\[gcp\]' in the checkout"):
         check_runner(
             "DataflowRunner", parse_beam_options("DataflowRunner", PACKED), workdir="gs://"
         )

@@ -215,7 +215,7 @@ def test_without_the_packages_it_says_which_to_install(
     ran = reembed("--db", path, *FLAGS)
 
     assert ran.code == 1
-    assert "are not installed: pip install 'beam-reembed[sqlite-vec]'" in ran.error
+    assert "are not installed: pip install '.[sqlite-vec]' in the checkout" in ran.error
 
 
 def test_the_real_program_moves_a_table_with_the_real_model(

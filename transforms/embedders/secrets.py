@@ -17,7 +17,7 @@ def fetch_secret(name: str) -> str:
     except ImportError:
         raise EmbedderError(
             f"the key is to be read from {name}, but Google's packages are not installed here: "
-            "pip install 'beam-reembed[gcp]'"
+            "pip install '.[gcp]' in the checkout of reembed"
         ) from None
     try:
         client = secretmanager.SecretManagerServiceClient()

@@ -208,7 +208,7 @@ def connect(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
     except ImportError:
         raise StoreError(
             "vec0 tables need the packages of sqlite-vec, which are not installed: pip install "
-            "'beam-reembed[sqlite-vec]'"
+            "'.[sqlite-vec]' in the checkout of reembed"
         ) from None
     db: Any = modules[0].connect(*arguments, **keywords)
     db.enable_load_extension(True)
