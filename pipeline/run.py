@@ -383,7 +383,7 @@ def _note_failure(plan: Plan, error: BaseException) -> None:
             "reembed rollback"
         ) from error
     discard_run_if_empty(plan.run, plan.store.path)
-    if not plan.run.exists:
+    if not plan.run.exists and not isinstance(error, StagingError):  # Else it can't be used.
         _remove_work(plan)
 
 

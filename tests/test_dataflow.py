@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -186,6 +187,23 @@ def test_a_job_says_what_its_workers_get_and_holds_no_key_and_no_text(
     for content in (json.dumps(job.sent).encode(), *job.staged.values()):
         assert KEY.encode() not in content
         assert b"a text of mine" not in content
+
+
+def test_a_bucket_that_is_not_there_is_told_in_one_sentence(
+    service: Dataflow, fake_program: Program, tmp_path: Path
+) -> None:
+    store = make_store(tmp_path / "m.db", [memory("a")])
+    flags = ("--db", store, "--model", "m", "--workdir", "gs://nobucket/work")
+
+    ran = fake_program(*flags, environment=service.environment)
+
+    assert ran.returncode == 1
+    *_, loading, error = ran.stderr.splitlines()
+    assert loading.startswith("reembed: loading")
+    assert re.match(
+        r"reembed: error: the work directory gs://nobucket/work/\S+ can't be used", error
+    )
+    assert not list(tmp_path.glob("m.db.reembed/2*"))
 
 
 def test_one_process_of_a_machine_loads_the_model_unless_another_number_is_wanted(

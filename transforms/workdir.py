@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from transforms.errors import StagingError
@@ -148,7 +147,7 @@ class WorkDirectory:
     def _failing_clearly(self) -> Iterator[None]:
         try:
             yield
-        except (BeamIOError, OSError, ValueError) as error:
+        except Exception as error:  # Each file system has errors of its own.
             first = (str(error).splitlines() or [""])[0]
             raise StagingError(
                 f"the work directory {self.path} can't be used ({type(error).__name__}: {first}); "
