@@ -23,8 +23,9 @@ def warnings(database: Path) -> list[str]:
         )
     for process, name in holders(real):
         found.append(
-            f"process {process} ({name}) has {database} open; if it is the ai-memory daemon, stop "
-            "it or set it to the new model first, since it goes on writing the old model's vectors"
+            f"process {process} ({name}) has {database} open; if it writes vectors, as the "
+            "ai-memory daemon does, stop it or set it to the new model first, since it goes on "
+            "writing the old model's"
         )
     return found
 

@@ -54,8 +54,9 @@ def test_a_process_that_has_the_database_open_is_named_with_its_id(
 
     assert held == [(process.pid, name)]
     assert found == [
-        f"process {process.pid} ({name}) has {path} open; if it is the ai-memory daemon, stop it "
-        "or set it to the new model first, since it goes on writing the old model's vectors"
+        f"process {process.pid} ({name}) has {path} open; if it writes vectors, as the ai-memory "
+        "daemon does, stop it or set it to the new model first, since it goes on writing the old "
+        "model's"
     ]
     assert list(holders(path)) == []
 

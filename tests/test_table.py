@@ -229,9 +229,12 @@ def test_vectors_in_another_format_are_refused_with_what_was_seen(
     assert reembed("--db", path, *FLAGS, "--format", stored).code == 0
 
 
-def test_rows_are_chosen_by_a_condition_and_by_namespace(reembed: Call, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["TEXT", "INTEGER", ""])
+def test_rows_are_chosen_by_a_condition_and_by_namespace(
+    kind: str, reembed: Call, tmp_path: Path
+) -> None:
     path = make(tmp_path / "m.db", DOCS, rows=10)
-    change(path, "ALTER TABLE docs ADD COLUMN kind TEXT", "UPDATE docs SET kind = id % 2")
+    change(path, f"ALTER TABLE docs ADD COLUMN kind {kind}", "UPDATE docs SET kind = id % 2")
     flags = ("--db", path, *FLAGS, "--where", "id < 6 -- not all", "--namespace-column", "kind")
 
     ran = reembed(*flags, "--namespace", "1", "--json")

@@ -295,8 +295,9 @@ class TableStore(Store):
 
     @property
     def _in_namespace(self) -> str:
-        # The plus keeps SQLite on the rowid; another index would cost a scan a range.
-        return f"+{quoted(self.settings.namespace_column or '')} = :namespace"
+        # As it is shown, a number, too. It also keeps SQLite on the rowid: another index would
+        # cost a scan a range.
+        return f"CAST({quoted(self.settings.namespace_column or '')} AS TEXT) = :namespace"
 
     @property
     def _text_bytes(self) -> str:
