@@ -110,8 +110,8 @@ class LlmStore(TableStore):
                 if others:
                     raise StoreError(
                         f"{others} items of the collection {name!r} were added or changed "
-                        f"meanwhile and have vectors of another model than {model}; nothing was "
-                        "written"
+                        f"meanwhile and have vectors of another model than {model}, so nothing was "
+                        "written; stop what adds them if it happens again"
                     )
                 db.execute("UPDATE collections SET model = ? WHERE id = ?", (model, collection))
 
