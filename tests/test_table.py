@@ -142,6 +142,8 @@ def test_a_template_with_more_than_names_of_columns_is_refused(text: str, tmp_pa
         ([DOCS], {"namespace_column": "w"}, r"no column w .*; correct --namespace-column$"),
         ([DOCS], {"vector": "body"}, r"^the column body is named for two things"),
         ([DOCS], {"dim_column": "v"}, r"^the column v is named for two things"),
+        ([DOCS], {"vector": "BODY"}, r"^the column BODY is named for two things"),
+        ([DOCS], {"key": ["V"]}, r"^the column v is named for two things"),
         ([DOCS], {"format": "f8"}, r"^--format f8 is not one of f32le, f32be, f64le, f16le, json"),
         ([DOCS], {"namespace": "a"}, r"^--namespace needs --namespace-column"),
         ([DOCS], {"where": "nope = 1"}, r"^--where 'nope = 1' is no condition .*no such column"),

@@ -10,6 +10,7 @@ import os
 import re
 import sqlite3
 import stat
+import string
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -201,6 +202,18 @@ def quoted(name: str) -> str:
     '"a b"'
     """
     return '"' + name.replace('"', '""') + '"'
+
+
+def folded(name: str) -> str:
+    """A name as SQLite compares it: without the case of ASCII letters.
+
+    >>> folded("Ä A")
+    'Ä a'
+    """
+    return name.translate(_FOLD)
+
+
+_FOLD = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def find_damage(connection: sqlite3.Connection) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -29,7 +30,7 @@ from transforms.rows import (
 )
 from transforms.stores.base import Store, Surveyed, describe_value, stored_values, utf8
 from transforms.stores.formats import FORMATS, NUMBERS, decode, encode
-from transforms.stores.sqlite import quoted
+from transforms.stores.sqlite import folded, quoted
 
 MOST_TEXT_BYTES = 1_000_000
 """The longest text that is embedded, in bytes; the rest is far beyond what a model looks at."""
@@ -60,14 +61,15 @@ class TableConfig:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise UsageError(f"--format {self.format} is not one of {', '.join(FORMATS)}")
-        replaced = [self.vector, self.dim_column, self.space_column]
-        read = {*self.key, *self.text_columns, self.namespace_column} - {None}
-        both = [name for name in replaced if name in read]
-        if both or len({*replaced} - {None}) < len([n for n in replaced if n is not None]):
-            raise UsageError(
-                f"the column {both[0] if both else self.vector} is named for two things, of which "
-                "one is replaced; name another"
-            )
+        replaced = [name for name in (self.vector, self.dim_column, self.space_column) if name]
+        read = [*self.key, *self.text_columns, self.namespace_column or ""]
+        named = Counter(map(folded, replaced)) + Counter(set(map(folded, read)))
+        for name in replaced:
+            if named[folded(name)] > 1:
+                raise UsageError(
+                    f"the column {name} is named for two things, of which one is replaced; name "
+                    "another"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The settings in types that JSON has; `from_json` is its inverse."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from transforms.errors import StoreError, UsageError
 from transforms.stores import sqlite
 from transforms.stores.formats import NUMBERS, fitting_formats
-from transforms.stores.sqlite import quoted
+from transforms.stores.sqlite import folded, quoted
 from transforms.stores.table import TableConfig, TableStore
 
 SAMPLED_VECTORS = 256
@@ -57,17 +57,17 @@ def _checked(db: sqlite3.Connection, store: TableStore) -> TableStore:
             "only ordinary tables can be re-embedded"
         )
     columns = db.execute(_COLUMNS, (settings.table,)).fetchall()
-    by_name = {name.casefold(): rest for name, *rest in columns}
+    by_name = {folded(name): rest for name, *rest in columns}
     generated = {name for name, rest in by_name.items() if rest[3] in (2, 3)}
     for flag, wanted in _named_columns(settings):
-        if flag == "--key" and wanted.casefold() in _ROWID_NAMES:
+        if flag == "--key" and folded(wanted) in _ROWID_NAMES:
             continue
-        if wanted.casefold() not in by_name:
+        if folded(wanted) not in by_name:
             raise StoreError(
                 f"the table {settings.table} has no column {wanted} (it has "
                 f"{', '.join(name for name, *_ in columns)}); correct {flag}"
             )
-        if wanted.casefold() in generated and flag in _WRITTEN:
+        if folded(wanted) in generated and flag in _WRITTEN:
             raise StoreError(
                 f"the column {wanted} is generated, so nothing can be stored in it; correct {flag}"
             )
@@ -90,7 +90,7 @@ def _checked(db: sqlite3.Connection, store: TableStore) -> TableStore:
     key = settings.key or tuple(
         name for name, *rest in sorted(columns, key=lambda column: column[3]) if rest[2]
     )
-    if stable and [name.casefold() for name in key] == primary:
+    if stable and [folded(name) for name in key] == primary:
         key = ()  # The rowid by its own name.
     store = replace(
         store,
@@ -98,7 +98,7 @@ def _checked(db: sqlite3.Connection, store: TableStore) -> TableStore:
         rowid_name=free[0] if free else quoted(primary[0]),
         moves=not stable,
         nullable=not any(
-            by_name[name.casefold()][1]
+            by_name[folded(name)][1]
             for name in (settings.vector, settings.dim_column, settings.space_column)
             if name is not None
         ),
