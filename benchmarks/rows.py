@@ -118,11 +118,12 @@ def measure(path: Path, rows: int, *, table: bool = False) -> dict[str, float]:
     def timed(name: str) -> Any:
         act = getattr(replacing, name)
 
-        def watched(job: ReplaceJob, *arguments: Any, **keywords: Any) -> Any:
+        def watched(*arguments: Any, **keywords: Any) -> Any:
             started = time.monotonic()
-            times.setdefault("staged", started)
-            times.setdefault("bytes", tree_bytes(job.run.path))
-            done = act(job, *arguments, **keywords)
+            if isinstance(arguments[0], ReplaceJob):
+                times.setdefault("staged", started)
+                times.setdefault("bytes", tree_bytes(arguments[0].run.path))
+            done = act(*arguments, **keywords)
             times[name] = time.monotonic() - started
             return done
 
@@ -141,6 +142,7 @@ def measure(path: Path, rows: int, *, table: bool = False) -> dict[str, float]:
         patch.object(Replacement, "transaction", timed_transaction),
         timed("_save_all"),
         timed("_write_all"),
+        timed("_reads_back"),
     ):
         began = time.monotonic()
         options: dict[str, Any] = TRACKS if table else {}
@@ -163,6 +165,7 @@ def measure(path: Path, rows: int, *, table: bool = False) -> dict[str, float]:
         "staging": times["staged"] - planned,
         "saving": times["_save_all"],
         "replacement": times["_write_all"],
+        "read back": times["_reads_back"],
         "run": ended - planned,
         "status": shown - ended,
         "transaction": times["transaction"],
@@ -176,10 +179,11 @@ def show(figures: Mapping[str, float]) -> str:
     rows = figures["rows"]
     rates = ", ".join(
         f"{name} {figures[name]:.1f} s ({rows / figures[name]:,.0f} rows/s)"
-        for name in ("staging", "saving", "replacement", "run")
+        for name in ("staging", "saving", "replacement", "read back", "run")
     )
     return (
         f"{rows:,} rows: plan {figures['plan']:.2f} s, {rates}, status {figures['status']:.2f} s; "
+        f"read back in {figures['read back'] / figures['replacement']:.2f} of the replacement, "
         f"longest transaction {figures['transaction']:.2f} s, resident at most "
         f"{figures['peak_mb']:,.0f} MB, staged {figures['staged_share']:.3f} of the vectors' size"
     )

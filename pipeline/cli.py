@@ -192,11 +192,7 @@ def _run(options: Options) -> int:
     _print_result(show(plan, outcome))
     if not outcome.summary.remaining:
         return 0
-    print(
-        f"reembed: error: {outcome.summary.remaining} rows remain, so the replacement is "
-        "incomplete; run again to finish it, or undo it with reembed rollback",
-        file=sys.stderr,
-    )
+    print(f"reembed: error: {report.incomplete_line(outcome.summary)}", file=sys.stderr)
     return IncompleteError.exit_code
 
 

@@ -211,6 +211,7 @@ def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         **plan.run.stamp,
         "skipped_by_cause": dict(summary.kept),
         "remaining": summary.remaining,
+        "unwritten": summary.unwritten,
         "in_old_space": summary.in_old_space,
         "staged": outcome.staged,
         "forecast": None if outcome.staged is None else forecast(plan, outcome),
@@ -246,7 +247,8 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         "tokens": f"{outcome.tokens:,} by the server's count",
         "cost": _money(cost(plan, outcome.tokens)),
         "remaining": f"{summary.remaining:,} rows are not done "
-        f"(named in {plan.run.path / REMAINING}); run again to finish",
+        f"(named in {plan.run.path / REMAINING})",
+        "not written": f"{summary.unwritten:,} of them hold their previous vectors again",
         "time": f"{duration(seconds)}{rate}",
         "model": str(target),
         "dimension": f"{target.dimension}"
@@ -264,9 +266,25 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         del lines["old vectors"]
     if not summary.remaining:
         del lines["remaining"]
+    if not summary.unwritten:
+        del lines["not written"]
     if not summary.replaced:
         del lines["next"], lines["way back"]
     return head + "\n\n" + table(lines)
+
+
+def incomplete_line(summary: Summary) -> str:
+    """Say what keeps a replacement from being complete, and what helps."""
+    if summary.unwritten:
+        return (
+            f"{summary.unwritten} rows hold their previous vectors again, although the new ones "
+            "were written: a trigger of the database or another program puts them back; drop or "
+            "stop it and run again, or undo the replacement with reembed rollback"
+        )
+    return (
+        f"{summary.remaining} rows remain, so the replacement is incomplete; run again to finish "
+        "it, or undo it with reembed rollback"
+    )
 
 
 def _staged_text(plan: Plan, outcome: Outcome) -> str:

@@ -61,6 +61,10 @@ from transforms.workdir import WorkDirectory
 MOST_STALE_PASSES = 3
 """Passes in a row that leave no fewer new and edited rows than before, until it goes on without."""
 
+ADDED_OR_EDITED = "it was added or edited too late"
+NOT_WRITTEN = "it holds its previous vector again, although the new one was written"
+"""Why a row remains."""
+
 _NAMED_ROWS = 20
 """Remaining rows that are named on stderr; all are in the run directory."""
 
@@ -328,18 +332,17 @@ def _finish(plan: Plan, outcome: Outcome) -> None:
     if outcome.staged is not None:
         return
     values = outcome_values(plan, outcome)
-    remaining = [
-        key
-        for keys in plan.ranges
-        if keys.index in outcome.summary.changed
-        for key in plan.job.match(keys, with_stored=True).remaining
-    ]
-    for key in remaining[:_NAMED_ROWS] if plan.most_rows is None else []:
-        _logger.warning(
-            "[%s] row %s remains: it was added or edited too late", plan.run.run_id, one_line(key)
-        )
+    remaining: dict[str, str] = {}
+    for keys in plan.ranges:
+        if keys.index in outcome.summary.changed:
+            match = plan.job.match(keys, with_stored=True)
+            remaining |= dict.fromkeys(match.remaining, ADDED_OR_EDITED)
+            remaining |= dict.fromkeys(match.unwritten, NOT_WRITTEN)
+    for key, why in list(remaining.items())[:_NAMED_ROWS] if plan.most_rows is None else []:
+        _logger.warning("[%s] row %s remains: %s", plan.run.run_id, one_line(key), why)
     try:
-        plan.run.write_lines(REMAINING, ({"id": key} for key in remaining))
+        lines = ({"id": key, "reason": why} for key, why in remaining.items())
+        plan.run.write_lines(REMAINING, lines)
         if outcome.summary.remaining:
             plan.run.advance(plan.attempt, outcome=values)
             return

@@ -31,8 +31,9 @@ from transforms import embedders
 from transforms.embedders import Target
 from transforms.embedders.models import ModelFiles
 from transforms.replacing import replace_vectors
-from transforms.rows import Summary
+from transforms.rows import Stored, Summary
 from transforms.staging import Manifest, make_run, staging_root
+from transforms.stores import Replacement
 from transforms.stores.demo import Memory, create_store
 from transforms.stores.sqlite import quoted
 
@@ -440,3 +441,20 @@ def half_replace(call: Call, path: Path, *flags: str) -> Ran:
     done = call("--db", path, *flags, range_rows=2, rows_at_once=1, first_rows=2)
     unjam(path)
     return done
+
+
+@contextmanager
+def losing_writes(monkeypatch: pytest.MonkeyPatch, *, times: int) -> Iterator[None]:
+    """Lose the last row of each write, so many times, as a store would whose writing is wrong."""
+    put, left = Replacement.put, [times]
+
+    def lose(table: Replacement, changes: Sequence[tuple[int, Stored]], **how: bool) -> None:
+        if changes and left[0]:
+            left[0] -= 1
+            table.written.add(changes[-1:])
+            changes = changes[:-1]
+        put(table, changes, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Replacement, "put", lose)
+        yield

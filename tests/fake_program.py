@@ -37,6 +37,7 @@ class Slow(fake.FakeEmbedder):
         """Return vectors of shape (len(texts), dimension)."""
         time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
         embedded.extend(texts)
+        texts = [os.environ.get("FAKE_PROMPT", "") + text for text in texts]
         if os.environ.get("FAKE_LENIENT"):
             texts = [text.replace(fake.POISON, "") for text in texts]
         vectors = super().embed(texts)

@@ -61,10 +61,10 @@ class Kind:
         """What is embedded of a row with such a text."""
         raise NotImplementedError
 
-    def new(self, text: str) -> Held:
+    def new(self, text: str, *, dimension: int = NEW_DIMENSION, prompt: str = "") -> Held:
         """What a row holds once it is moved to the fake embedder."""
-        vector = FakeEmbedder(NEW_DIMENSION).embed([self.text(text)])[0].tolist()
-        return vector, NEW_DIMENSION, self.space and "m"
+        vector = FakeEmbedder(dimension).embed([prompt + self.text(text)])[0].tolist()
+        return vector, dimension, self.space and "m"
 
     def old(self, at: int) -> Held:
         """What a row holds to begin with."""

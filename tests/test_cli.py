@@ -364,6 +364,7 @@ def test_each_row_that_is_skipped_is_named_once_and_keeps_its_vector(
         "reembedded": 3,
         "skipped": 4,
         "remaining": 0,
+        "unwritten": 0,
     }
     assert result["skipped_by_cause"] == {
         "encrypted": 1,

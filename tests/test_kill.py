@@ -176,10 +176,10 @@ def _prepare(trial: Trial, tell: Connection) -> None:
     save, begin, put = replacing._save_all, Replacement.transaction, Replacement.put
 
     def saving(
-        job: replacing.ReplaceJob, *, last: bool
+        job: replacing.ReplaceJob, table: Replacement, *, last: bool
     ) -> tuple[Summary, list[replacing.Portion] | None]:
         tell.send(SAVING)
-        return save(job, last=last)
+        return save(job, table, last=last)
 
     @contextmanager
     def locked(table: Replacement) -> Iterator[None]:
@@ -190,9 +190,11 @@ def _prepare(trial: Trial, tell: Connection) -> None:
             yield
         tell.send(WRITTEN)
 
-    def putting(table: Replacement, changes: Sequence[tuple[int, Stored]]) -> None:
+    def putting(
+        table: Replacement, changes: Sequence[tuple[int, Stored]], *, vector_only: bool = False
+    ) -> None:
         tell.send(WRITING)
-        put(table, changes)
+        put(table, changes, vector_only=vector_only)
 
     replacing._save_all = saving
     Replacement.transaction = locked  # type: ignore[method-assign,assignment]

@@ -22,6 +22,7 @@ from tests.conftest import (
     half_replace,
     jam,
     kept_files,
+    losing_writes,
     make_store,
     memory,
     select,
@@ -1025,3 +1026,77 @@ def test_whatever_happens_between_tries_each_row_ends_as_its_mode_has_it(
     after = {key: held for key, *held in select(path, query)}
     for key in before.keys() - others.touched & after.keys():
         assert after[key] == before[key]
+
+
+# ---- What was written is read back ----
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables"),
+    [
+        ([], {}),
+        ([], {"rows_at_once": 2, "first_rows": 2, "range_rows": 2}),
+        (["--one-transaction"], {"rows_at_once": 2, "range_rows": 2}),
+        (["--namespace", "global"], {}),
+        (["--missing-only"], {}),
+        (["--skip-current-space"], {}),
+        (["--stamp-only"], {}),
+        (["--max-rows", "4", "--partial"], {"range_rows": 2}),
+        (["--skipped", "clear"], {}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(len(value)),
+)
+def test_in_each_mode_a_write_that_is_lost_is_named_and_done_by_the_next_run(
+    flags: list[str],
+    variables: dict[str, int],
+    tmp_path: Path,
+    reembed: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dimension = 8 if "--stamp-only" in flags else 3
+    rows = [
+        memory(
+            key,
+            embedding=None
+            if "--missing-only" in flags
+            else encode(FakeEmbedder(8).embed([text(key)])[0])
+            if dimension == 8
+            else former(key, 3),
+            embedding_dim=None if "--missing-only" in flags else dimension,
+        )
+        for key in "012345"
+    ]
+    path = make_store(tmp_path / "m.db", rows)
+    change(path, ADD_STAMPS)
+
+    with losing_writes(monkeypatch, times=1_000):
+        lost = reembed("--db", path, *flags, "--json", **variables)
+
+    held = "SELECT embedding, embedding_space FROM memories WHERE embedding_space IS NULL"
+    count = len(select(path, held))
+    assert (lost.code, lost.values["unwritten"]) == (6, count - (2 if "--partial" in flags else 0))
+    assert "remains: it holds its previous vector again" in lost.err or "--partial" in flags
+    while (found := reembed("--db", path, *flags, "--json", **variables)).code == 6:
+        assert found.values["unwritten"] == 0
+    assert (found.code, found.values["unwritten"], select(path, held)) == (0, 0, [])
+
+
+def test_a_vector_that_a_trigger_puts_back_is_named_until_the_trigger_is_gone(
+    tmp_path: Path, reembed: Call
+) -> None:
+    rows = [memory(key, embedding=former(key), embedding_dim=8) for key in "012345"]
+    path = make_store(tmp_path / "m.db", rows)
+    change(
+        path,
+        "CREATE TRIGGER back AFTER UPDATE OF embedding ON memories WHEN new.id = '4' BEGIN "
+        "UPDATE memories SET embedding = old.embedding WHERE id = old.id; END",
+    )
+
+    refused = reembed("--db", path, "--json")
+
+    assert (refused.code, refused.values["reembedded"], refused.values["unwritten"]) == (6, 5, 1)
+    assert "row 4 remains: it holds its previous vector again" in refused.err
+    assert "a trigger of the database or another program puts them back" in refused.error
+    change(path, "DROP TRIGGER back")
+    assert reembed("--db", path).code == 0
+    assert reembed("verify", "--db", path).code == 0

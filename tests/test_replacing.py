@@ -117,11 +117,11 @@ def seen(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[Manifest]:
             fresh[:] = [True]
             yield
 
-    def look(table: Replacement, changes: Sequence[tuple[int, Stored]]) -> None:
+    def look(table: Replacement, changes: Sequence[tuple[int, Stored]], **how: bool) -> None:
         if changes and fresh:
             manifests.append(plan.run.read_manifest())
             fresh.clear()
-        put(table, changes)
+        put(table, changes, **how)
 
     monkeypatch.setattr(Replacement, "transaction", open_transaction)
     monkeypatch.setattr(Replacement, "put", look)

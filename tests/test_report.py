@@ -147,6 +147,7 @@ def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: P
         "run_id": plan.run.run_id,
         "skipped_by_cause": {"encrypted": 1},
         "remaining": 1,
+        "unwritten": 0,
         "in_old_space": 1,
         "staged": None,
         "forecast": None,
@@ -168,8 +169,7 @@ def test_the_outcome_as_text(plan: Plan) -> None:
         "skipped      encrypted 1 (previous vectors kept)",
         "old vectors  1 rows still hold a vector that this run did not make; searches can't "
         "compare it with the new ones",
-        f"remaining    1 rows are not done (named in {plan.run.path}/remaining.jsonl); run again "
-        "to finish",
+        f"remaining    1 rows are not done (named in {plan.run.path}/remaining.jsonl)",
         "time         1.5 s (3 rows/s)",
         f"model        {MODEL}",
         "dimension    8 (was 3)",

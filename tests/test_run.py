@@ -19,6 +19,7 @@ from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineS
 from pipeline.plan import Plan
 from pipeline.report import Outcome
 from pipeline.run import (
+    ADDED_OR_EDITED,
     MOST_STALE_PASSES,
     limit_rows,
     run_plan,
@@ -108,6 +109,7 @@ def test_a_run_replaces_all_and_keeps_what_it_did_and_what_was_there_before(
         "run_id": plan.run.run_id,
         "skipped_by_cause": {},
         "remaining": 0,
+        "unwritten": 0,
         "in_old_space": 0,
         "staged": None,
         "forecast": None,
@@ -265,7 +267,7 @@ def test_a_row_that_is_edited_in_every_pass_is_left_counted_and_named(
     passes = HELD_PASSES + 1 + MOST_STALE_PASSES
     assert select(path, "SELECT content FROM memories WHERE id = '3'") == [(f"v{passes - 1}",)]
     assert summary.embedded == 5 + passes - 1
-    assert plan.run.read_lines("remaining.jsonl") == [{"id": "3"}]
+    assert plan.run.read_lines("remaining.jsonl") == [{"id": "3", "reason": ADDED_OR_EDITED}]
     assert [record.getMessage() for record in caplog.records if record.name == "reembed"] == [
         f"[{plan.run.run_id}] row 3 remains: it was added or edited too late"
     ]

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Call, change, clean_environment, files
+from tests.conftest import ROOT, Call, Ran, change, clean_environment, files, losing_writes, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind
 from transforms.embedders.fake import POISON
 from transforms.staging import State, find_runs
@@ -31,8 +33,39 @@ def path(kind: Kind, tmp_path: Path) -> Path:
     return kind.make(tmp_path / "store" / "m.db", TEXTS)
 
 
-def flags(kind: Kind, path: Path) -> tuple[str, ...]:
-    return ("--db", str(path), "--model", "m", "--dim", str(NEW_DIMENSION), *kind.flags)
+def flags(kind: Kind, path: Path, dimension: int = NEW_DIMENSION) -> tuple[str, ...]:
+    return ("--db", str(path), "--model", "m", "--dim", str(dimension), *kind.flags)
+
+
+@contextmanager
+def committing(path: Path) -> Iterator[Callable[[], int]]:
+    """Another process that commits to the file all the while; give how often it has."""
+    change(path, "CREATE TABLE busy (n INTEGER)", "INSERT INTO busy VALUES (0)")
+    script = (
+        "import sqlite3, sys, time\n"
+        "db = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)\n"
+        "while True: db.execute('UPDATE busy SET n = n + 1'); time.sleep(0.002)"
+    )
+
+    def commits() -> int:
+        ((count,),) = select(path, "SELECT n FROM busy")
+        return int(count)
+
+    with subprocess.Popen([sys.executable, "-c", script, str(path)]) as process:
+        try:
+            ends = time.monotonic() + 60
+            while not commits():
+                assert time.monotonic() < ends
+            yield commits
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def moved(kind: Kind, path: Path, reembed: Call) -> Callable[[], Ran]:
+    """Move a store to a model; what is given moves it to that model with another prompt."""
+    assert reembed(*flags(kind, path)).code == 0
+    return lambda: reembed(*flags(kind, path), "--json", prompt="doc: ", range_rows=8)
 
 
 def test_a_plan_says_what_is_there_and_changes_no_byte(
@@ -56,6 +89,57 @@ def test_every_row_gets_the_vector_of_its_text_and_the_run_is_verified(
     assert (ran.code, ran.values["reembedded"], ran.values["skipped"]) == (0, len(TEXTS), 0)
     assert kind.held(path) == [kind.new(str(text)) for text in TEXTS]
     assert reembed("verify", "--db", path).code == 0
+
+
+@pytest.mark.parametrize("others", ["alone", "while another process commits"])
+@pytest.mark.parametrize("move", ["another length", "the same length", "another prompt"])
+def test_every_move_is_one_that_the_table_confirms(
+    kind: Kind, path: Path, reembed: Call, move: str, others: str
+) -> None:
+    dimension = NEW_DIMENSION if move == "another length" else OLD_DIMENSION
+    prompt = "doc: " if move == "another prompt" else ""
+    if prompt:
+        assert reembed(*flags(kind, path, dimension)).code == 0
+
+    def moved() -> Ran:
+        return reembed(*flags(kind, path, dimension), "--json", prompt=prompt, range_rows=8)
+
+    if others == "alone":
+        ran = moved()
+    else:
+        with committing(path) as commits:
+            before = commits()
+            ran = moved()
+            assert commits() > before
+
+    assert (ran.code, ran.values["reembedded"]) == (0, len(TEXTS))
+    new = [kind.new(str(text), dimension=dimension, prompt=prompt) for text in TEXTS]
+    assert kind.held(path) == new
+    assert reembed("verify", "--db", path, prompt=prompt).code == 0
+
+
+def test_a_write_that_is_lost_is_noticed_and_done_again(
+    kind: Kind, path: Path, moved: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with losing_writes(monkeypatch, times=1):
+        ran = moved()
+
+    assert (ran.code, ran.values["reembedded"], ran.values["remaining"]) == (0, len(TEXTS), 0)
+    assert kind.held(path) == [kind.new(str(text), prompt="doc: ") for text in TEXTS]
+
+
+def test_rows_whose_writes_are_always_lost_are_named_with_exit_code_6(
+    kind: Kind, path: Path, moved: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with losing_writes(monkeypatch, times=1_000):
+        ran = moved()
+
+    assert (ran.code, ran.values["remaining"], ran.values["unwritten"]) == (6, 1, 1)
+    assert f"row {kind.key(len(TEXTS) - 1)} remains: it holds its previous vector" in ran.err
+    assert "1 rows hold their previous vectors again" in ran.error
+    finished = moved()
+    assert (finished.code, finished.texts) == (0, set())
+    assert kind.held(path) == [kind.new(str(text), prompt="doc: ") for text in TEXTS]
 
 
 def test_a_rollback_puts_back_all_columns_of_all_tables_byte_for_byte(

@@ -27,9 +27,10 @@ class Match:
     """What becomes of the rows of a range.
 
     `done` hold their new vector, of which `equal` held it before the run; `kept` are skipped
-    rows, `changes` are to be written, and `unstaged` are the keys of rows that are new or
-    edited. `foreign` counts the vectors which this run has not made of rows that get none now,
-    and `old` those of rows that are to be written. Of `unknown` rows it can't be told, without
+    rows, `changes` are to be written, of which the rows with keys in `unwritten` hold what was
+    saved of them, and `unstaged` are the keys of rows that are new or edited. `foreign` counts
+    the vectors which this run has not made of rows that get none now, and `old` those of rows
+    that are to be written. Of `unknown` rows it can't be told, without
     the vectors that are staged for them, whether they hold those. `vectors` are the keys and
     digests of all vectors that are staged and were read, in their order.
     """
@@ -39,6 +40,7 @@ class Match:
     equal: list[Change] = field(default_factory=list)
     kept: Counter[Cause] = field(default_factory=Counter)
     changes: list[Change] = field(default_factory=list)
+    unwritten: list[str] = field(default_factory=list)
     unstaged: list[str] = field(default_factory=list)
     foreign: int = 0
     old: int = 0
@@ -65,6 +67,7 @@ class Match:
             replaced=self.done,
             kept=self.kept,
             remaining=left,
+            unwritten=len(self.unwritten),
             in_old_space=self.foreign + self.old,
             changed=frozenset([self.index] if left else []),
         )
@@ -118,6 +121,8 @@ def match_rows(
                 match.equal += [change] if change.new == row.stored else []
                 continue
             match.changes.append(change)
+            if row.stored.digest in [saved.was for saved in ledger.of(row.key)]:
+                match.unwritten.append(row.key)
             match.old += _is_foreign(row, ledger)
     return match
 

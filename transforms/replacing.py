@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from transforms.embedders import Target
 from transforms.errors import TooManySkippedError
-from transforms.match import Describe, Match, match_rows, save_rows
+from transforms.match import Match, match_rows, save_rows
 from transforms.rows import KeyRange, Row, StagedRow, Stored, Summary
 from transforms.staging import (
     Ledger,
@@ -27,7 +27,7 @@ from transforms.staging import (
     require_room,
     write_backup,
 )
-from transforms.stores import Replacement, Store
+from transforms.stores import Replacement, Store, Written
 
 ROW_BYTES = 128
 """What a row takes in a shard or in the backup besides its vector: a key and digests."""
@@ -52,6 +52,9 @@ _FLUSH_BYTES = 64 * 1_048_576
 
 _FLUSH_ROWS = 4_096
 """The same where time is short: the clock is read when so many rows are written."""
+
+_READ_BACK_ROWS = 16_384
+"""Rows that are read back at a time."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
         if manifest.state is State.STAGING:
             require_room(job.room(job.run.staged_rows()))
             version = table.version
-            found, wanted = _save_all(job, last=last)
+            found, wanted = _save_all(job, table, last=last)
             if wanted is None:
                 return Summary(remaining=found.remaining, changed=found.changed)
         else:
@@ -173,9 +176,17 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
     # SQLite's log is gone by now, so there is room for this on a disk that is almost full.
     everything = frozenset(keys.index for keys in job.ranges)
     job.run.advance(job.attempt, state=State.REPLACING, done=everything, writing=frozenset())
-    if undisturbed:
+    if undisturbed and _reads_back(job.store, table.written):
         return found
     return sum((job.look(keys) for keys in job.ranges), Summary())
+
+
+def _reads_back(store: Store, written: Written) -> bool:
+    """Whether all rows hold what was written, over a new connection.
+
+    Read in pieces, so that in DELETE mode no writer waits for the whole of it.
+    """
+    return not any(store.differing(digests) for digests in written.digests(_READ_BACK_ROWS))
 
 
 def check_failures(found: Summary, *, most: float) -> None:
@@ -208,9 +219,12 @@ class Portion(NamedTuple):
     columns: bool = True
 
 
-def _save_all(job: ReplaceJob, *, last: bool) -> tuple[Summary, list[Portion] | None]:
+def _save_all(
+    job: ReplaceJob, table: Replacement, *, last: bool
+) -> tuple[Summary, list[Portion] | None]:
     """Save what all rows hold that get a vector; give what will be and what is to be written.
 
+    Rows that hold their vector already are noted as written, to be read back with the others.
     If rows are new or edited and this is not the `last` pass, nothing is saved, and None given
     for the latter. Raises TooManySkippedError.
     """
@@ -225,6 +239,7 @@ def _save_all(job: ReplaceJob, *, last: bool) -> tuple[Summary, list[Portion] | 
             if found.changed and not last:
                 continue
             saved = save_rows([*matched.equal, *matched.changes], Ledger())
+            table.written.add([(change.row.rowid, change.new) for change in matched.equal])
             if saved:
                 saving.append(pool.submit(write_backup, job.run.backup, keys.index, saved))
             if matched.changes:
@@ -337,11 +352,13 @@ Changes = Sequence[tuple[int, Stored]]
 class _Loaded(NamedTuple):
     """What was read to write a range.
 
-    Either `changes`, which hold while no other process writes, or what they are found by.
+    Either `changes`, which hold while no other process writes, or what they are found by. With
+    `vector_only`, they change nothing but vectors.
     """
 
     keys: KeyRange
     changes: Changes | None = None
+    vector_only: bool = False
     staged: Sequence[StagedRow] = ()
     ledger: Ledger = Ledger()
 
@@ -352,17 +369,11 @@ def _load(job: ReplaceJob, portion: Portion, *, undisturbed: bool) -> _Loaded:
     if undisturbed and portion.rowids is not None:
         vectors = [vector for vector in read_vectors(shards).values() if vector is not None]
         if len(vectors) == len(portion.rowids):  # A worker that should be gone may stage more.
-            new = map(job.describe if portion.columns else _vector_only(job), vectors)
-            return _Loaded(keys, list(zip(portion.rowids, new, strict=True)))
+            changes = list(zip(portion.rowids, map(job.describe, vectors), strict=True))
+            return _Loaded(keys, changes, vector_only=not portion.columns)
     staged = list(read_shards(shards, with_vectors=True))
     ledger = read_ledger(job.run.backup, keys.index, with_vectors=False)
-    return _Loaded(keys, None, staged, ledger)
-
-
-def _vector_only(job: ReplaceJob) -> Describe:
-    """What a row holds of which nothing but the vector is to be written."""
-    describe, others = job.describe, job.store.only_vector
-    return lambda vector: describe(vector)._replace(others=others)
+    return _Loaded(keys, staged=staged, ledger=ledger)
 
 
 def _write(
@@ -386,7 +397,10 @@ def _write(
     for loaded in loads:
         if loaded.changes is not None and not undisturbed:
             loaded = _load(job, Portion(loaded.keys, 0), undisturbed=False)
-        flush.add(_match_again(job, table, loaded) if loaded.changes is None else loaded.changes)
+        if loaded.changes is None:
+            flush.add(_match_again(job, table, loaded))
+        else:
+            flush.add(loaded.changes, vector_only=loaded.vector_only)
         written += 1
         if time.monotonic() > ends:
             break
@@ -396,9 +410,9 @@ def _write(
 
 def _match_again(job: ReplaceJob, table: Replacement, loaded: _Loaded) -> Changes:
     """Match the rows of a range inside the transaction; save what is not in the backup as it is."""
-    keys, _, staged, ledger = loaded
-    match = job.match_with(keys, table.read_range(keys), staged, ledger)
-    saved = save_rows(match.changes, ledger)
+    keys = loaded.keys
+    match = job.match_with(keys, table.read_range(keys), loaded.staged, loaded.ledger)
+    saved = save_rows(match.changes, loaded.ledger)
     if saved:
         write_backup(job.run.backup, keys.index, saved)
     return [(change.row.rowid, change.new) for change in match.changes]
@@ -410,13 +424,17 @@ class _Flush:
     def __init__(self, table: Replacement, most_rows: int) -> None:
         self._table = table
         self._most_rows = most_rows
+        self._vector_only = False
         self._changes: list[tuple[int, Stored]] = []
 
-    def add(self, changes: Changes) -> None:
+    def add(self, changes: Changes, *, vector_only: bool = False) -> None:
+        if vector_only != self._vector_only:
+            self.all()
+        self._vector_only = vector_only
         self._changes += changes
         if len(self._changes) > self._most_rows:
             self.all()
 
     def all(self) -> None:
-        self._table.put(self._changes)
+        self._table.put(self._changes, vector_only=self._vector_only)
         self._changes.clear()

@@ -176,9 +176,10 @@ class Summary:
 
     `embedded` and `skipped` (by cause) count the work of staging. The others say what the
     table holds: `replaced` rows have the new vector, `kept` (by cause) are the skipped ones,
-    `remaining` are new, edited or overwritten since. `in_old_space` counts those of the last
-    two kinds that still have a vector that is not this run's. `changed` names the ranges in
-    which rows are remaining.
+    `remaining` are new, edited or overwritten since; `unwritten` of these hold what they held
+    before the run, so what was written to them did not stay. `in_old_space` counts the kept and
+    the remaining rows that still have a vector that is not this run's. `changed` names the
+    ranges in which rows are remaining.
     """
 
     embedded: int = 0
@@ -186,6 +187,7 @@ class Summary:
     replaced: int = 0
     kept: Mapping[Cause, int] = field(default_factory=dict)
     remaining: int = 0
+    unwritten: int = 0
     in_old_space: int = 0
     changed: frozenset[int] = frozenset()
 
@@ -201,6 +203,7 @@ class Summary:
             replaced=self.replaced + other.replaced,
             kept=_added(self.kept, other.kept),
             remaining=self.remaining + other.remaining,
+            unwritten=self.unwritten + other.unwritten,
             in_old_space=self.in_old_space + other.in_old_space,
             changed=self.changed | other.changed,
         )
@@ -214,6 +217,7 @@ class Summary:
             "replaced": self.replaced,
             "kept": {str(cause): count for cause, count in sorted(self.kept.items())},
             "remaining": self.remaining,
+            "unwritten": self.unwritten,
             "in_old_space": self.in_old_space,
             "changed": sorted(self.changed),
         }
@@ -227,6 +231,7 @@ class Summary:
             replaced=values["replaced"],
             kept={Cause(cause): count for cause, count in values["kept"].items()},
             remaining=values["remaining"],
+            unwritten=values["unwritten"],
             in_old_space=values["in_old_space"],
             changed=frozenset(values["changed"]),
         )

@@ -1,7 +1,7 @@
 """Stores: where rows are read and vectors replaced. All SQL is in this package."""
 
 from transforms.stores.ai_memory import AiMemoryStore, space_stamp
-from transforms.stores.base import Replacement, Store
+from transforms.stores.base import Replacement, Store, Written
 from transforms.stores.codec import decode
 from transforms.stores.opening import KINDS, open_store, real_path, recover_store
 from transforms.stores.survey import Survey, take_survey
@@ -12,6 +12,7 @@ __all__ = [
     "Replacement",
     "Store",
     "Survey",
+    "Written",
     "decode",
     "open_store",
     "real_path",

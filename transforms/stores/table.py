@@ -143,11 +143,6 @@ class TableStore(Store):
         return quoted(self.settings.table)
 
     @property
-    def source(self) -> str:
-        """What rows are read from, as SQL has it."""
-        return self.table
-
-    @property
     def vector_column(self) -> str:
         """The vector's column as SQL names it."""
         return quoted(self.settings.vector)

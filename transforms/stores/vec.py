@@ -158,9 +158,10 @@ class VecStore(TableStore):
         sql, table = raw.decode(), self.table
         now = db.execute(f"SELECT {self.replaced_columns['schema']}").fetchone()[0]
         if sql == now:
-            db.execute(
-                f"UPDATE {table} SET {self.vector_column} = new.vector "
-                f"FROM temp.reembed_new AS new WHERE {self.primary} = new.place"
+            # Row by row: vec0 takes UPDATE ... FROM for a change of its partition keys, and fails.
+            db.executemany(
+                f"UPDATE {table} SET {self.vector_column} = ? WHERE {self.primary} = ?",
+                db.execute("SELECT vector, place FROM temp.reembed_new ORDER BY place"),
             )
         else:
             self._make_anew(db, sql)
