@@ -159,15 +159,22 @@ class VecStore(TableStore):
         now = db.execute(f"SELECT {self.replaced_columns['schema']}").fetchone()[0]
         if sql == now:
             # Row by row: vec0 takes UPDATE ... FROM for a change of its partition keys, and fails.
-            db.executemany(
+            written = db.executemany(
                 f"UPDATE {table} SET {self.vector_column} = ? WHERE {self.primary} = ?",
                 db.execute("SELECT vector, place FROM temp.reembed_new ORDER BY place"),
-            )
+            ).rowcount
         else:
-            self._make_anew(db, sql)
+            written = self._recreate(db, sql)
+        wanted = db.execute("SELECT count(*) FROM temp.reembed_new").fetchone()[0]
+        if written != wanted:
+            raise StoreError(
+                f"SQLite wrote {written} of {wanted} rows of the vec0 table {self.settings.table}; "
+                "the transaction was undone and the store is as it was"
+            )
         db.execute("DROP TABLE temp.reembed_new")
 
-    def _make_anew(self, db: sqlite3.Connection, sql: str) -> None:
+    def _recreate(self, db: sqlite3.Connection, sql: str) -> int:
+        """Make the table by another schema, with the new vectors; return how many rows it has."""
         table, primary = self.table, self.primary
         left = db.execute(
             f"SELECT count(*) FROM {quoted(self.settings.table + '_rowids')} "
@@ -186,13 +193,14 @@ class VecStore(TableStore):
         db.execute(f"CREATE TEMP TABLE reembed_old AS SELECT {', '.join(columns)} FROM {table}")
         db.execute(f"DROP TABLE {table}")
         db.execute(sql)
-        db.execute(
+        written = db.execute(
             f"INSERT INTO {table} ({', '.join(columns)}, {self.vector_column}) "
             f"SELECT {', '.join(f'old.{name}' for name in columns)}, new.vector "
             f"FROM temp.reembed_old AS old JOIN temp.reembed_new AS new "
             f"ON new.place = old.{primary} ORDER BY new.place"
-        )
+        ).rowcount
         db.execute("DROP TABLE temp.reembed_old")
+        return written
 
 
 def connect(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
