@@ -43,7 +43,7 @@ from transforms.modes import Mode
 from transforms.replacing import ReplaceJob, Rules
 from transforms.rows import KeyRange
 from transforms.staging import RunDirectory, Scope, State, new_run, new_token, staging_root
-from transforms.stores import Store, Survey, open_store, take_survey
+from transforms.stores import Store, Survey, check_update, open_store, take_survey
 
 RANGE_ROWS = 2_048
 """Rows of a range for a local model, which are sorted by length before they are embedded in parts.
@@ -187,6 +187,11 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         ranges = earlier.manifest.ranges
     elif keys is not None and store.ordered_by_key:
         ranges = holding(ranges, keys)
+    late = earlier is not None and earlier.manifest.state is State.REPLACING
+    if not late:
+        tried = ranges if survey.to_embed else ()
+        notes = check_update(store, tried, model=target.model, dimension=target.dimension)
+        store = replace(store, trigger_notes=notes)
     parent = Path(options.run_dir).expanduser() if options.run_dir else staging_root(store.path)
     ours = [earlier.run] if earlier else discarded
     return Plan(
@@ -219,7 +224,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         partial=options.partial,
         retry_skipped=options.retry_skipped,
         pass_number=earlier.run.last_pass() + 1 if earlier else 1,
-        late=earlier is not None and earlier.manifest.state is State.REPLACING,
+        late=late,
     )
 
 

@@ -56,6 +56,7 @@ from transforms.staging import (
 )
 from transforms.staging.runs import REMAINING, SKIPPED, SUMMARY
 from transforms.stamp import check_witnesses, stage_stored
+from transforms.stores import try_update
 from transforms.workdir import WorkDirectory
 
 MOST_STALE_PASSES = 3
@@ -99,6 +100,7 @@ def run_plan(
     with lock_database(plan.store.path):
         plan.store.check_writable()
         _confirm(plan)
+        _try_update(plan)
         probe = probe_embedder(load_embedder(plan.target), plan.target.dimension)
         _warn_of_lengths(plan, probe)
         _begin(plan, probe)
@@ -174,6 +176,13 @@ def _confirm(plan: Plan) -> None:
     for run, manifest in find_runs(plan.store.path):
         if manifest.state.incomplete and run != plan.run:
             raise IncompleteError(f"{describe(run, manifest)}; run again")
+
+
+def _try_update(plan: Plan) -> None:
+    """Write one row and roll it back, before anything is embedded for what could not be stored."""
+    if plan.survey.to_embed and not plan.late:
+        model, dimension = plan.target.model, plan.target.dimension
+        try_update(plan.store, plan.ranges, model=model, dimension=dimension)
 
 
 def _begin(plan: Plan, probe: Vectors) -> None:

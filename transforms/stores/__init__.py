@@ -5,6 +5,7 @@ from transforms.stores.base import Replacement, Store, Written
 from transforms.stores.codec import decode
 from transforms.stores.opening import KINDS, open_store, real_path, recover_store
 from transforms.stores.survey import Survey, take_survey
+from transforms.stores.trial import check_update, try_update
 
 __all__ = [
     "KINDS",
@@ -13,10 +14,12 @@ __all__ = [
     "Store",
     "Survey",
     "Written",
+    "check_update",
     "decode",
     "open_store",
     "real_path",
     "recover_store",
     "space_stamp",
     "take_survey",
+    "try_update",
 ]

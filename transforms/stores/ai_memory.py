@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,6 +36,7 @@ from transforms.stores.base import (
     utf8,
 )
 from transforms.stores.codec import decode, with_header
+from transforms.stores.vec0 import needs_vec0
 
 COLUMNS = frozenset(["id", "namespace", "title", "content"])
 """What tells the table `memories`."""
@@ -92,7 +93,7 @@ class AiMemoryStore(Store):
             ]
             return [row.text for row in rows if row.skipped is None]
 
-        return sqlite.read_only(self.path, wal=self.wal, query=query)
+        return self.read_only(query)
 
     def describe(self, vector: bytes | None, *, model: str, dimension: int) -> Stored:
         """What a row holds once it has a vector of a model (little-endian float32), or none."""
@@ -226,7 +227,9 @@ def open_ai_memory(path: Path, namespace: str | None, *, wal: bool) -> AiMemoryS
             f"{path} stores its texts as {encoding}, which ai-memory never does; "
             "copy it into a UTF-8 database first"
         )
-    return AiMemoryStore(path=path, namespace=namespace, wal=wal, columns=columns)
+    store = AiMemoryStore(path=path, namespace=namespace, wal=wal, columns=columns)
+    needs = store.read_only(lambda db: needs_vec0(db, store.update_statement))
+    return replace(store, vec0_triggers=needs)
 
 
 def space_stamp(model: str) -> str:

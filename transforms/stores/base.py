@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from transforms.errors import StampError, StoreError
 from transforms.modes import Mode
 from transforms.rows import KeyRange, Row, Stored
-from transforms.stores import sqlite
+from transforms.stores import sqlite, vec0
 
 T = TypeVar("T")
 
@@ -55,6 +55,8 @@ class Store(ABC):
     """A table of a SQLite database, and the one namespace of it that is meant (None: all of them).
 
     A value: it is sent to workers, and each of its methods opens a connection of its own.
+    `vec0_triggers` says that its triggers need sqlite-vec in each connection, and
+    `trigger_notes` what they write besides.
     """
 
     path: Path
@@ -80,6 +82,8 @@ class Store(ABC):
     """Whether all of it is replaced in one transaction, and every row that is meant or none."""
 
     selection: Selection = Selection()
+    vec0_triggers: bool = field(default=False, kw_only=True)
+    trigger_notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     @abstractmethod
@@ -172,12 +176,20 @@ class Store(ABC):
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of it before it is moved."""
-        return ()
+        return self.trigger_notes
 
     @property
     def connect(self) -> sqlite.Connect:
         """What opens a connection to it."""
-        return sqlite3.connect
+        return vec0.connect if self.vec0_triggers else sqlite3.connect
+
+    @property
+    def update_statement(self) -> str:
+        """The statement that replaces a row's vector, for SQLite to prepare, not to run."""
+        own = [name for name in self.replaced_columns if name not in self.shared_columns]
+        columns = [self.vector_column, *(self.replaced_columns[name] for name in own)]
+        settings = ", ".join(f"{column} = NULL" for column in columns)
+        return f"UPDATE {self.table} SET {settings} WHERE {self.rowid} = 1"
 
     def check_skipped(self, rows: int, dimension: int) -> None:  # noqa: B027 - most take any
         """Raise StoreError if rows can't be skipped where the others get such vectors."""
@@ -199,6 +211,12 @@ class Store(ABC):
         self, db: sqlite3.Connection, shared: Mapping[tuple[str, Any], Sequence[int]]
     ) -> None:
         """Write these, by name and value, for the rows (by rowid) that are to have it."""
+
+    def try_shared(
+        self, db: sqlite3.Connection, shared: Mapping[tuple[str, Any], Sequence[int]]
+    ) -> None:
+        """Write these in a trial of one row, as far as that goes without the others."""
+        self.write_shared(db, shared)
 
     def check_recording(self, db: sqlite3.Connection) -> None:  # noqa: B027 - most have no such rule
         """Raise StoreError if the store says that nothing may be written now."""
@@ -430,14 +448,9 @@ class Replacement:
     @property
     def fires_triggers(self) -> bool:
         """Whether a trigger of the database runs when a vector is replaced."""
-        store = self._store
-        if not store.fires:
+        if not self._store.fires:
             return False
-        own = store.replaced_columns.keys() - store.shared_columns
-        columns = [store.vector_column, *(store.replaced_columns[name] for name in own)]
-        settings = ", ".join(f"{column} = NULL" for column in columns)
-        statement = f"UPDATE {store.table} SET {settings} WHERE {store.rowid} = 1"
-        return sqlite.fires_triggers(self._db, statement)
+        return sqlite.fires_triggers(self._db, self._store.update_statement)
 
     def read_range(self, keys: KeyRange) -> list[Row]:
         """Read the rows of a range as this transaction sees them, with what they hold."""
@@ -484,6 +497,12 @@ class Replacement:
                 f"SQLite wrote {written} of {len(changes)} rows of {self._store.path}; "
                 "the transaction was undone and the store is as it was"
             )
+
+    def try_row(self, rowid: int, new: Stored) -> None:
+        """Store what one row is to hold, in a transaction that is rolled back."""
+        self._shared.clear()
+        self.put([(rowid, new)])
+        self._store.try_shared(self._db, self._shared)
 
 
 VECTOR = "embedding"

@@ -19,6 +19,7 @@ from transforms.rows import Stored
 from transforms.stores import sqlite
 from transforms.stores.base import describe_value
 from transforms.stores.table import TableConfig, TableStore
+from transforms.stores.vec0 import needs_vec0
 
 COLUMNS = {
     "collections": {"id", "name", "model"},
@@ -67,7 +68,7 @@ class LlmStore(TableStore):
     @property
     def notes(self) -> tuple[str, ...]:
         """Which collections stay as they are."""
-        return self.held_notes
+        return self.held_notes + self.trigger_notes
 
     @property
     def not_clearable(self) -> str:
@@ -114,6 +115,15 @@ class LlmStore(TableStore):
                         "written; stop what adds them if it happens again"
                     )
                 db.execute("UPDATE collections SET model = ? WHERE id = ?", (model, collection))
+
+    def try_shared(
+        self, db: sqlite3.Connection, shared: Mapping[tuple[str, Any], Sequence[int]]
+    ) -> None:
+        """Give the collection of one item its model, whatever the others hold."""
+        for (_, raw), rowids in shared.items():
+            for collection in self._collections(db, rowids):
+                update = "UPDATE collections SET model = ? WHERE id = ?"
+                db.execute(update, (raw.decode(), collection))
 
     def _collections(self, db: sqlite3.Connection, rowids: Iterable[int]) -> Counter[int]:
         """How many of some items each collection has."""
@@ -164,6 +174,11 @@ def open_llm(path: Path, namespace: str | None, *, space: str | None, wal: bool)
             for _, name, count in held
             if namespace in (None, name)
         ]
-        return replace(store, held=tuple(number for number, *_ in held), held_notes=tuple(notes))
+        return replace(
+            store,
+            held=tuple(number for number, *_ in held),
+            held_notes=tuple(notes),
+            vec0_triggers=needs_vec0(db, store.update_statement),
+        )
 
     return sqlite.read_only(path, wal=wal, query=query)

@@ -153,6 +153,17 @@ def write_transaction(connection: sqlite3.Connection, *, busy_seconds: float) ->
         raise
 
 
+@contextmanager
+def trial_transaction(connection: sqlite3.Connection, *, busy_seconds: float) -> Iterator[None]:
+    """One transaction that holds the write lock from its start and is always rolled back."""
+    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), busy_seconds)
+    try:
+        yield
+    finally:
+        if connection.in_transaction:  # Not after a trigger's RAISE(ROLLBACK).
+            connection.execute("ROLLBACK")
+
+
 def data_version(connection: sqlite3.Connection) -> int:
     """A number that is another one whenever another connection has committed a change.
 
@@ -251,7 +262,7 @@ def _patiently(act: Callable[[], T], busy_seconds: float) -> T:
     while True:
         try:
             return act()
-        except _errors() as error:
+        except errors() as error:
             busy = getattr(error, "sqlite_errorcode", 0) & 0xFF in (
                 sqlite3.SQLITE_BUSY,
                 sqlite3.SQLITE_LOCKED,
@@ -265,7 +276,7 @@ def translated(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into a sentence that says what to do."""
     try:
         yield
-    except _errors() as error:
+    except errors() as error:
         raise StoreError(_sentence(path, error)) from error
 
 
@@ -289,7 +300,7 @@ _SENTENCES = {
 }
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def errors() -> tuple[type[Exception], ...]:
     """The errors of SQLite, those of another build of it, too, where one is at work."""
     other = sys.modules.get("pysqlite3")
     return (sqlite3.Error,) if other is None else (sqlite3.Error, other.Error)

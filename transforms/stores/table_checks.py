@@ -12,6 +12,7 @@ from transforms.stores import sqlite
 from transforms.stores.formats import NUMBERS, fitting_formats
 from transforms.stores.sqlite import folded, quoted
 from transforms.stores.table import TableConfig, TableStore
+from transforms.stores.vec0 import needs_vec0
 
 SAMPLED_VECTORS = 256
 
@@ -106,7 +107,7 @@ def _checked(db: sqlite3.Connection, store: TableStore) -> TableStore:
     _check_where(db, store)
     _check_keys(db, store)
     _check_format(db, store)
-    return store
+    return replace(store, vec0_triggers=needs_vec0(db, store.update_statement))
 
 
 def _named_columns(settings: TableConfig) -> Iterator[tuple[str, str]]:

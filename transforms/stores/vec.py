@@ -6,7 +6,6 @@ anew under its name, with all else that its schema says, in the replacement's tr
 
 from __future__ import annotations
 
-import importlib
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from transforms.stores import sqlite
 from transforms.stores.base import describe_value
 from transforms.stores.sqlite import quoted
 from transforms.stores.table import TableConfig, TableStore
+from transforms.stores.vec0 import connect as connect
 
 _IS_VEC0 = re.compile(r"^\s*CREATE\s+VIRTUAL\s+TABLE\b.*?\bUSING\s+vec0\s*\(", re.I | re.S)
 _VECTOR = re.compile(r"^\s*(\w+)\s+(float|f32|int8|i8|bit)\s*\[\s*(\d+)\s*\]", re.I)
@@ -201,30 +201,6 @@ class VecStore(TableStore):
         ).rowcount
         db.execute("DROP TABLE temp.reembed_old")
         return written
-
-
-def connect(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
-    """Open a connection with sqlite-vec in it.
-
-    Some builds of Python's own sqlite3 load no extensions; pysqlite3 then does. Raises StoreError
-    if there is none that does.
-    """
-    modules = [sqlite3]
-    try:
-        vec = importlib.import_module("sqlite_vec")
-        if not hasattr(sqlite3.Connection, "enable_load_extension"):
-            modules = [importlib.import_module("pysqlite3")]
-    except ImportError:
-        raise StoreError(
-            "vec0 tables need the packages of sqlite-vec, which are not installed: pip install "
-            "'.[sqlite-vec]' in the checkout of reembed"
-        ) from None
-    db: Any = modules[0].connect(*arguments, **keywords)
-    db.enable_load_extension(True)
-    vec.load(db)
-    db.enable_load_extension(False)
-    opened: sqlite3.Connection = db
-    return opened
 
 
 def with_dimension(sql: str, vector: str, dimension: int) -> str:

@@ -1,0 +1,341 @@
+"""What can't be stored is refused before anything is embedded."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Call, files, kept_files, make_store, memory, select
+from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind, Vec, old_vector
+from transforms.stores.vec import connect
+
+TABLE = "CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT, model TEXT, v BLOB)"
+COLUMNS = ("--table", "t", "--text", "body", "--vector", "v", "--space-column", "model")
+FLAGS = (*COLUMNS, "--model", "m")
+SPACES = "CREATE TABLE models (name TEXT PRIMARY KEY)"
+
+
+def make(path: Path, *statements: str) -> Path:
+    """Write a table of six texts with old vectors, and then what the statements add."""
+    with open_with_functions(path) as db:
+        tables = [statement for statement in statements if statement.startswith("CREATE TABLE")]
+        for statement in tables or [TABLE]:
+            db.execute(statement)
+        for at in range(6):
+            row = (at, f"text {at}", old_vector(at).tobytes())
+            db.execute("INSERT INTO t (id, body, model, v) VALUES (?, ?, 'old', ?)", row)
+        for statement in statements:
+            if statement not in tables:
+                db.execute(statement)
+    return path
+
+
+@contextmanager
+def open_with_functions(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection with sqlite-vec and a function that other programs don't have."""
+    with closing(connect(path)) as db, db:
+        db.create_function("their_function", 1, lambda value: 7, deterministic=True)
+        yield db
+
+
+BEFORE_THE_PLAN = {
+    "a check of the length": (
+        [TABLE.replace("v BLOB", f"v BLOB CHECK (length(v) = {4 * OLD_DIMENSION})")],
+        "CHECK constraint failed: length(v) = 20; change the CHECK of the table",
+    ),
+    "a check of the table": (
+        [TABLE.replace("v BLOB", "v BLOB, CHECK (model <> 'm')")],
+        "CHECK constraint failed: model <> 'm'",
+    ),
+    "a generated column": (
+        [TABLE.replace("v BLOB", "v BLOB, n INTEGER AS (their_function(v)) STORED")],
+        "their_function",
+    ),
+    "an index with their function": (
+        ["CREATE INDEX their_index ON t (their_function(v))"],
+        "(in the index their_index); only the program that made it has this function",
+    ),
+    "a trigger with their function": (
+        ["CREATE TRIGGER theirs AFTER UPDATE ON t BEGIN SELECT their_function(new.v); END"],
+        "(in the trigger theirs)",
+    ),
+    "a trigger for a module that is not there": (
+        [
+            "PRAGMA writable_schema = ON",
+            "INSERT INTO sqlite_schema VALUES ('table', 'theirs', 'theirs', 0, "
+            "'CREATE VIRTUAL TABLE theirs USING their_module(v)')",
+            "INSERT INTO sqlite_schema VALUES ('trigger', 'copies', 't', 0, "
+            "'CREATE TRIGGER copies AFTER UPDATE OF v ON t BEGIN DELETE FROM theirs; END')",
+        ],
+        "no such module: their_module (triggers that fire: copies); drop the trigger",
+    ),
+    "a trigger for a vec0 table of another length": (
+        [
+            "CREATE VIRTUAL TABLE mirror USING vec0(embedding float[5])",
+            "CREATE TRIGGER copies AFTER UPDATE OF v ON t BEGIN "
+            "DELETE FROM mirror WHERE rowid = old.id; "
+            "INSERT INTO mirror (rowid, embedding) VALUES (new.id, new.v); END",
+        ],
+        "(the trigger copies writes to mirror); recreate that table for vectors of the new length",
+    ),
+    "a unique index, and equal texts": (
+        ["UPDATE t SET body = 'text 0' WHERE id = 1", "CREATE UNIQUE INDEX once ON t (v)"],
+        "the index once of the table t of {path} allows no value of v twice, and rows with the "
+        "same text get the same",
+    ),
+}
+BEFORE_THE_RUN = {
+    "a trigger that forbids it": (
+        ["CREATE TRIGGER no BEFORE UPDATE OF v ON t BEGIN SELECT RAISE(ABORT, 'never'); END"],
+        "takes no such vectors: never (triggers that fire: no); drop the trigger that is in the "
+        "way",
+    ),
+    "a trigger that takes the transaction with it": (
+        ["CREATE TRIGGER no BEFORE UPDATE OF v ON t BEGIN SELECT RAISE(ROLLBACK, 'never'); END"],
+        "takes no such vectors: never (triggers that fire: no)",
+    ),
+    "a trigger that ignores it": (
+        ["CREATE TRIGGER no BEFORE UPDATE OF v ON t BEGIN SELECT RAISE(IGNORE); END"],
+        "a vector that is written does not stay in the table t of {path} (triggers that fire: no)",
+    ),
+    "a trigger that puts the former vector back": (
+        [
+            "CREATE TRIGGER back AFTER UPDATE OF v ON t BEGIN "
+            "UPDATE t SET v = old.v WHERE id = old.id; END"
+        ],
+        "a vector that is written does not stay in the table t of {path} (triggers that fire: "
+        "back)",
+    ),
+    "a trigger that deletes the row": (
+        ["CREATE TRIGGER gone AFTER UPDATE OF v ON t BEGIN DELETE FROM t WHERE id = old.id; END"],
+        "a vector that is written does not stay in",
+    ),
+    "a trigger that edits the text": (
+        [
+            "CREATE TRIGGER edits AFTER UPDATE OF v ON t BEGIN "
+            "UPDATE t SET body = body || '!' WHERE id = old.id; END"
+        ],
+        "a row's text does not stay when its vector is written in the table t of {path} (triggers "
+        "that fire: edits)",
+    ),
+    "a foreign key": (
+        [
+            SPACES,
+            TABLE.replace("model TEXT", "model TEXT REFERENCES models(name)"),
+            "INSERT INTO models VALUES ('old')",
+        ],
+        "has a foreign key to the table models, which has no row for the new value; add it there "
+        "first, or choose another name with --space",
+    ),
+    "a foreign key to the primary key": (
+        [
+            SPACES,
+            TABLE.replace("model TEXT", "model TEXT REFERENCES models"),
+            "INSERT INTO models VALUES ('old')",
+        ],
+        "has a foreign key to the table models",
+    ),
+}
+ALLOWED = {
+    "a foreign key that has its row": [
+        SPACES,
+        TABLE.replace("model TEXT", "model TEXT REFERENCES models(name)"),
+        "INSERT INTO models VALUES ('old'), ('m')",
+    ],
+    "a foreign key that never held": [
+        TABLE.replace("model TEXT", "model TEXT REFERENCES models(name)")
+    ],
+    "a unique index, and other texts": ["CREATE UNIQUE INDEX once ON t (v)"],
+    "a check that old rows break": [
+        TABLE,
+        "PRAGMA writable_schema = ON",
+        f"UPDATE sqlite_schema SET sql = '{TABLE[:-1]}, CHECK (length(v) = 32))' WHERE name = 't'",
+    ],
+    "a check of their function on another column": [
+        TABLE.replace("body TEXT", "body TEXT CHECK (their_function(body) = 7)")
+    ],
+    "a trigger that says when": [
+        "CREATE TRIGGER stamps AFTER UPDATE OF v ON t BEGIN "
+        "UPDATE t SET body = body WHERE id = old.id; END"
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_THE_PLAN)
+def test_the_plan_refuses_what_can_t_be_stored(name: str, reembed: Call, tmp_path: Path) -> None:
+    statements, says = BEFORE_THE_PLAN[name]
+    path = make(tmp_path / "t.db", *statements)
+    before = files(tmp_path)
+
+    plan = reembed("--db", path, *FLAGS, "--dry-run")
+    ran = reembed("--db", path, *FLAGS)
+
+    assert (plan.code, ran.code) == (1, 1)
+    assert says.format(path=path) in plan.error
+    assert plan.error == ran.error
+    assert plan.error.endswith("; nothing was embedded or changed")
+    assert not ran.texts
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", BEFORE_THE_RUN)
+def test_a_run_refuses_what_can_t_be_stored(name: str, reembed: Call, tmp_path: Path) -> None:
+    statements, says = BEFORE_THE_RUN[name]
+    path = make(tmp_path / "t.db", *statements)
+    before = kept_files(tmp_path)
+
+    assert reembed("--db", path, *FLAGS, "--dry-run").code == 0
+    ran = reembed("--db", path, *FLAGS)
+
+    assert ran.code == 1
+    assert says.format(path=path) in ran.error
+    assert ran.error.endswith("; nothing was embedded or changed")
+    assert not ran.texts
+    assert kept_files(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_can_be_stored_is_not_refused(name: str, reembed: Call, tmp_path: Path) -> None:
+    path = make(tmp_path / "t.db", *ALLOWED[name])
+
+    ran = reembed("--db", path, *FLAGS)
+
+    assert ran.code == 0
+    assert select(path, "SELECT DISTINCT length(v), model FROM t") == [(32, "m")]
+
+
+def test_a_strict_table_refuses_another_type(reembed: Call, tmp_path: Path) -> None:
+    path = tmp_path / "t.db"
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT, v TEXT) STRICT")
+        db.execute("INSERT INTO t (body) VALUES ('a'), ('b')")
+    before = files(tmp_path)
+    flags = ("--table", "t", "--text", "body", "--vector", "v")
+
+    ran = reembed("--db", path, *flags)
+
+    assert ran.code == 1
+    assert "takes no such vectors: cannot store BLOB value in TEXT column t.v" in ran.error
+    assert files(tmp_path) == before
+    assert reembed("--db", path, *flags, "--format", "json").code == 0
+
+
+def test_the_trial_is_of_a_row_that_gets_a_vector(reembed: Call, tmp_path: Path) -> None:
+    path = make(
+        tmp_path / "t.db",
+        "UPDATE t SET v = NULL WHERE id = 5",
+        "CREATE TRIGGER jam BEFORE UPDATE OF v ON t WHEN old.id < 3 "
+        "BEGIN SELECT RAISE(ABORT, 'no'); END",
+    )
+
+    assert reembed("--db", path, *FLAGS, "--missing-only").code == 0
+    assert reembed("--db", path, *FLAGS, "--where", "id > 3").code == 0
+    assert reembed("--db", path, *FLAGS).code == 1
+
+
+def test_a_copy_that_a_trigger_writes_moves_along_and_back(reembed: Call, tmp_path: Path) -> None:
+    path = make(
+        tmp_path / "t.db",
+        "CREATE VIRTUAL TABLE mirror USING vec0(embedding float[5])",
+        "INSERT INTO mirror (rowid, embedding) SELECT id, v FROM t",
+        "CREATE TRIGGER copies AFTER UPDATE OF v ON t BEGIN "
+        "DELETE FROM mirror WHERE rowid = old.id; "
+        "INSERT INTO mirror (rowid, embedding) VALUES (new.id, new.v); END",
+        "CREATE VIRTUAL TABLE words USING fts5(body, content='t', content_rowid='id')",
+        "CREATE TRIGGER indexes AFTER UPDATE ON t BEGIN "
+        "INSERT INTO words (rowid, body) VALUES (new.id, new.body); END",
+    )
+    note = (
+        "reembed: NOTE — replacing a vector fires the trigger copies, which also writes to mirror; "
+        "a rollback fires it as well"
+    )
+
+    def held() -> list[tuple[bytes, bytes]]:
+        with closing(connect(path)) as db:
+            both = "SELECT v, embedding FROM t JOIN mirror ON mirror.rowid = id ORDER BY id"
+            return db.execute(both).fetchall()
+
+    before = held()
+    plan = reembed("--db", path, *FLAGS, "--dim", "5", "--dry-run")
+    ran = reembed("--db", path, *FLAGS, "--dim", "5")
+    after = held()
+
+    assert (plan.code, ran.code) == (0, 0)
+    for said in (plan.err, ran.err):
+        assert [line for line in said.splitlines() if "trigger" in line] == [note]
+    assert all(vector == copy for vector, copy in after)
+    assert not {vector for vector, _ in before} & {vector for vector, _ in after}
+    assert reembed("verify", "--db", path).code == 0
+    assert reembed("rollback", "--db", path).code == 0
+    assert held() == before
+
+
+def test_a_trigger_for_vec0_says_what_to_install(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(
+        tmp_path / "t.db",
+        "CREATE VIRTUAL TABLE mirror USING vec0(embedding float[5])",
+        "CREATE TRIGGER copies AFTER UPDATE OF v ON t BEGIN DELETE FROM mirror; END",
+    )
+    monkeypatch.setitem(sys.modules, "sqlite_vec", None)
+    before = files(tmp_path)
+
+    ran = reembed("--db", path, *FLAGS, "--dry-run")
+
+    assert ran.code == 1
+    assert "pip install '.[sqlite-vec]'" in ran.error
+    assert files(tmp_path) == before
+
+
+def test_a_trigger_of_ai_memory_may_write_to_vec0(reembed: Call, tmp_path: Path) -> None:
+    path = make_store(tmp_path / "ai-memory.db", [memory("a"), memory("b")])
+    with closing(connect(path)) as db, db:
+        db.execute("CREATE VIRTUAL TABLE mirror USING vec0(memory TEXT PRIMARY KEY, v float[8])")
+        db.execute(
+            "CREATE TRIGGER copies AFTER UPDATE OF embedding ON memories BEGIN "
+            "INSERT INTO mirror VALUES (new.id, substr(new.embedding, 2)); END"
+        )
+
+    assert reembed("--db", path).code == 0
+
+    with closing(connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM mirror").fetchone() == (2,)
+
+
+def test_a_vec0_table_that_can_t_be_as_long_is_refused(reembed: Call, tmp_path: Path) -> None:
+    kind = next(kind for kind in KINDS if isinstance(kind, Vec))
+    path = kind.make(tmp_path / "v.db", ["a", "b"])
+    before = files(tmp_path)
+
+    plan = reembed("--db", path, *kind.flags, "--model", "m", "--dim", "9000", "--dry-run")
+    ran = reembed("--db", path, *kind.flags, "--model", "m", "--dim", "9000")
+
+    assert (plan.code, ran.code, ran.texts) == (1, 1, set())
+    assert "8192" in plan.error
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(("mode", "dimension"), [("delete", OLD_DIMENSION), ("wal", NEW_DIMENSION)])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_trial_leaves_no_trace(
+    kind: Kind, dimension: int, mode: str, reembed: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    path = kind.make(tmp_path / "store" / "store.db", ["a", "b", "c"])
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA journal_mode = {mode}")
+    before = files(path.parent)
+    flags = (*kind.flags, "--model", "m", "--dim", str(dimension), "--max-rows", "1")
+
+    ran = reembed("--db", path, "--run-dir", tmp_path / "runs", *flags, "--json")
+
+    assert (ran.code, ran.values["staged"]) == (0, 1)
+    assert {
+        name: held for name, held in files(path.parent).items() if "reembed" not in name
+    } == before
