@@ -20,6 +20,7 @@ from pipeline.resume import (
 from pipeline.settings import Settings
 from pipeline.store_options import store_config
 from transforms.embedders import Access, Target
+from transforms.embedders.devices import check_device
 from transforms.embedders.endpoint import EGRESS, check_endpoint
 from transforms.embedders.families import (
     DIMENSIONS,
@@ -245,6 +246,7 @@ def _find_target(settings: Settings, options: Options) -> tuple[Target, TokenCou
 
 
 def _local_target(settings: Settings, options: Options) -> tuple[Target, TokenCounter]:
+    device = options.device and check_device(options.device)
     source = absolute_source(settings.model)
     model = canonical_name(source)
     files = describe_model(source)
@@ -263,7 +265,7 @@ def _local_target(settings: Settings, options: Options) -> tuple[Target, TokenCo
         prompt,
         files.window,
         files.normalized,
-        device=options.device,
+        device=device,
         precision=options.precision,
     )
     return target, files

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from transforms.embedders.devices import check_device, require_precision
 from transforms.embedders.models import require_tokenizer
 from transforms.errors import EmbedderError
 
@@ -24,14 +25,19 @@ def load_model(
 ) -> SentenceTransformer:
     """Load a model from its directory; never from the hub.
 
-    Raises EmbedderError, also for a model that would load with some of it made up: without a
-    tokenizer every word is unknown, and weights that are missing are drawn at random.
+    Raises EmbedderError, also for a device or a precision that is not here, and for a model that
+    would load with some of it made up: without a tokenizer every word is unknown, and weights
+    that are missing are drawn at random.
     """
     require_tokenizer(directory)
+    device = device and check_device(device)
     try:
         with _without_sklearn():
             from sentence_transformers import SentenceTransformer
+            from sentence_transformers.util import get_device_name
 
+        if device not in (None, "cpu") or precision != "float32":
+            require_precision(device or get_device_name(), precision)
         with _loading_report() as report:
             model = SentenceTransformer(
                 str(directory),
@@ -39,6 +45,8 @@ def load_model(
                 local_files_only=True,
                 model_kwargs={"dtype": precision},
             ).eval()
+    except EmbedderError:
+        raise
     except Exception as error:
         raise EmbedderError(
             f"the model in {directory} can't be loaded ({type(error).__name__}: "
