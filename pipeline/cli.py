@@ -267,6 +267,11 @@ def _parser() -> _Parser:
     )
     add("--retry-skipped", action="store_true", help="only rows that the last run skipped")
     add("--stamp-only", action="store_true", help="stamp the model's own vectors, embed a sample")
+    add(
+        "--no-hidden",
+        action="store_true",
+        help="leave out rows that ai-memory hides (tombstoned, quarantined)",
+    )
     add("--max-rows", type=int, metavar="N", help="stage N rows now, the rest the next time")
     add("--partial", action="store_true", help="with --max-rows: replace those rows at once")
     add = parser.add_argument_group("which store, if not an ai-memory database").add_argument

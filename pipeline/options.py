@@ -73,6 +73,7 @@ class Options:
     retry_skipped: bool = False
     max_rows: int | None = None
     partial: bool = False
+    no_hidden: bool = False
     sleep_ms: int = 0
     max_skipped: float = 0.5
     skipped: str = "keep"

@@ -17,7 +17,7 @@ from pipeline.resume import (
     fresh_runs,
     list_runs,
 )
-from pipeline.settings import Settings
+from pipeline.settings import Settings, check_is_store
 from pipeline.store_options import store_config
 from transforms.embedders import Access, Target
 from transforms.embedders.devices import check_device
@@ -168,6 +168,8 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     that was begun and must first be finished or undone.
     """
     store = open_store(database, options.namespace, store_config(options))
+    if store.kind == "ai-memory":
+        check_is_store(settings, database, Path.cwd())
     target, counter = _find_target(settings, options)
     _check_store(store, options)
     runs = list_runs(store.path, options.run_dir)

@@ -94,6 +94,8 @@ def preflight_lines(plan: Plan) -> list[str]:
 
 _NEXT = {"ai-memory": "restart the ai-memory daemon with this model; it keeps its index in memory"}
 
+_HIDDEN = {False: "--no-hidden leaves them out", True: "they are left out"}
+
 _AFFECTED = {
     Mode.ALL: "every scanned row's vector will be REPLACED",
     Mode.MISSING_ONLY: "only rows without a vector get one",
@@ -134,6 +136,7 @@ def plan_json(plan: Plan) -> str:
             "rows_by_namespace": survey.namespaces,
             "rows_by_stored_dim": survey.dimensions,
             "rows_skipped_by_rule": survey.by_rule,
+            "rows_hidden": survey.hidden,
             "tokens_estimated": tokens and tokens.tokens,
             "texts_cut_estimated": tokens and tokens.texts_cut,
             "rows_sampled": tokens and tokens.sampled_rows,
@@ -158,6 +161,7 @@ def plan_text(plan: Plan) -> str:
     stored = {
         "can't be decoded" if name == "0-dim" else name: rows for name, rows in stored.items()
     }
+    left_out = plan.store.config.get("no_hidden", False)
     lines = {
         "database": str(plan.store.path),
         "store": plan.store.described,
@@ -166,6 +170,7 @@ def plan_text(plan: Plan) -> str:
         "namespaces": counts(survey.namespaces),
         "stored vectors": counts(stored | ({"no vector": missing} if missing else {})),
         "skipped by rule": counts(survey.by_rule),
+        "hidden": f"{counts(survey.hidden)} (ai-memory does not show them; {_HIDDEN[left_out]})",
         "target": str(target),
         "tokens": _tokens(plan),
         "requests": f"about {plan.requests:,}",
@@ -180,6 +185,8 @@ def plan_text(plan: Plan) -> str:
         del lines["namespaces"]
     if not plan.staged_rows:
         del lines["staged"]
+    if not survey.hidden:
+        del lines["hidden"]
     if target.access is None:
         del lines["requests"], lines["server"]
     if plan.price is None or target.access is None:

@@ -19,6 +19,7 @@ from pipeline.options import Options
 from transforms.embedders.endpoint import EGRESS, is_exposed
 from transforms.embedders.models import MINILM, is_minilm
 from transforms.errors import EmbedderError, NoEmbedderError, UsageError
+from transforms.stores import real_path
 
 DEFAULT_BATCH = 100
 LAST_RESORT_BATCH = 64
@@ -26,6 +27,8 @@ MOST_BATCH = 10_000
 DEFAULT_MODEL = "nomic-embed-text-v1.5"
 DEFAULT_DATABASE = "ai-memory.db"
 DEMO_VARIABLE = "REEMBED_DEMO_STORE"
+STORE_URL = "AI_MEMORY_STORE_URL"
+STORE_URL_FILE = "AI_MEMORY_STORE_URL_FILE"
 
 LOCAL = "local"
 TIERS = ("keyword", "semantic", "smart", "autonomous")
@@ -67,8 +70,9 @@ class Settings:
 
     `backend` is the one configured, which the daemon names even where it embeds by itself;
     `local` says that it does, with sentence-transformers' `model`. A key would be read from
-    the variable `key_variable`, from `key_file` or from `key_secret`. `sources` says of each
-    setting where its value came from.
+    the variable `key_variable`, from `key_file` or from `key_secret`. `store_url` is where
+    ai-memory itself is told that its store is, and may hold a password; it is in `store_url_file`
+    if that is set. `sources` says of each setting where its value came from.
     """
 
     database: Path | None
@@ -85,6 +89,8 @@ class Settings:
     batch: int
     egress: str
     sources: Mapping[str, str] = field(default_factory=dict)
+    store_url: str | None = field(default=None, repr=False)
+    store_url_file: Path | None = None
 
     @property
     def key_source(self) -> str | None:
@@ -157,7 +163,52 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         batch=_batch(options, ladder),
         egress=_egress(ladder),
         sources=ladder.sources,
+        store_url=environment.get(STORE_URL, "").strip() or None,
+        store_url_file=directory / file
+        if (file := environment.get(STORE_URL_FILE, "").strip())
+        else None,
     )
+
+
+def check_is_store(settings: Settings, database: Path, directory: Path) -> None:
+    """Raise UsageError if ai-memory's settings name another store than a database of its kind.
+
+    The original refuses so, too, whatever its --db says: what is written to a file that no
+    daemon reads is lost. The URL is never shown.
+    """
+    if settings.database is None:  # The demo store is nobody's.
+        return
+    file, url, variable = settings.store_url_file, settings.store_url, STORE_URL
+    if file is not None:
+        variable = STORE_URL_FILE
+        try:
+            url = file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise UsageError(
+                f"{variable} names {file}, which can't be read ({why}), so it can't be told where "
+                "ai-memory's store is; correct it, or unset it for this command"
+            ) from None
+    if url is None:
+        return
+    scheme, _, rest = url.partition("://")
+    if scheme.lower() in ("postgres", "postgresql"):
+        raise UsageError(
+            f"{variable} says that ai-memory keeps its memories in PostgreSQL, so {database} is "
+            "not its store, and it would never see the new vectors; reembed moves SQLite files "
+            f"only: unset {variable} for this command if you mean this file"
+        )
+    if scheme.lower() != "sqlite" or not rest.strip("/"):
+        raise UsageError(
+            f"{variable} is no URL such as sqlite:///path or postgres://..., so it can't be told "
+            f"whether {database} is ai-memory's store; correct it, or unset it for this command"
+        )
+    named = directory / (rest[1:] if rest.startswith("//") else rest)
+    if real_path(named) != real_path(database):
+        raise UsageError(
+            f"{variable} says that {named} is ai-memory's store, and not {database}; name that "
+            f"file with --db, or unset {variable} for this command"
+        )
 
 
 def _model(

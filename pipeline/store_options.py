@@ -20,6 +20,8 @@ def store_config(options: Options) -> dict[str, Any]:
     config = {} if options.config is None else _read(Path(options.config).expanduser())
     flags = {name: getattr(options, name) for name in _NAMES if getattr(options, name)}
     config |= {name: list(value) if name in STORE_LISTS else value for name, value in flags.items()}
+    if options.no_hidden:
+        config["no_hidden"] = True
     if "store" in config:
         config["kind"] = config.pop("store")
     return config

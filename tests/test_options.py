@@ -44,6 +44,7 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         "retry_skipped": False,
         "max_rows": None,
         "partial": False,
+        "no_hidden": False,
         "sleep_ms": 0,
         "max_skipped": 0.5,
         "skipped": "keep",

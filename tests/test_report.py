@@ -84,6 +84,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "rows_by_namespace": {"global": 3, "notes": 2},
         "rows_by_stored_dim": {"3": 2, "8": 1},
         "rows_skipped_by_rule": {"encrypted": 1},
+        "rows_hidden": {},
         "tokens_estimated": 1234,
         "texts_cut_estimated": 2,
         "rows_sampled": 4,

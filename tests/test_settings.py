@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from pipeline.options import Options
-from pipeline.settings import Settings, read_settings
+from pipeline.settings import Settings, check_is_store, read_settings
+from tests.conftest import Call, files, make_store, memory
 from transforms.embedders import Access
 from transforms.embedders.endpoint import check_endpoint
 from transforms.errors import EmbedderError, NoEmbedderError, ReembedError, UsageError
@@ -1037,3 +1038,84 @@ def test_a_key_file_that_is_no_file_is_refused(kind: str, tmp_path: Path) -> Non
     assert refused(UsageError, tmp_path, Given(table={"api_key_file": str(path)})) == (
         f"api_key_file names {path}, which is not a file; correct the setting"
     )
+
+
+STORE_URLS = {
+    "postgres://u:{secret}@db.internal/memories": "keeps its memories in PostgreSQL",
+    "PostgreSQL://u@db.internal/memories?password={secret}": "keeps its memories in PostgreSQL",
+    " postgresql:///memories ": "keeps its memories in PostgreSQL",
+    "sqlite://{directory}/other.db": "says that {directory}/other.db is ai-memory's store, and not",
+    "sqlite:///{directory}/other.db": "says that {directory}/other.db is ai-memory's store",
+    "sqlite://other.db": "says that {directory}/other.db is ai-memory's store",
+    "sqlite://": "is no URL such as sqlite:///path or postgres://",
+    "mysql://u:{secret}@db.internal/memories": "is no URL such as sqlite:///path",
+    "{secret}": "is no URL such as sqlite:///path",
+}
+
+
+def check_store(directory: Path, environment: Mapping[str, str], db: str = "m.db") -> None:
+    """Read the settings for a database, and look whether it is ai-memory's store."""
+    settings = read_settings(Options(db=db), {"HOME": str(directory), **environment}, directory)
+    assert SECRET not in repr(settings)
+    check_is_store(settings, settings.database or directory / "demo.db", directory)
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+@pytest.mark.parametrize("url", STORE_URLS)
+def test_a_database_that_is_not_ai_memorys_store_is_refused(
+    url: str, in_a_file: bool, tmp_path: Path
+) -> None:
+    given = url.format(secret=SECRET, directory=tmp_path)
+    environment = {"AI_MEMORY_STORE_URL": given}
+    if in_a_file:  # It goes before the variable.
+        (tmp_path / "url").write_text(f"{given}\n")
+        environment = {"AI_MEMORY_STORE_URL_FILE": "url", "AI_MEMORY_STORE_URL": "sqlite://m.db"}
+
+    with pytest.raises(UsageError) as refused:
+        check_store(tmp_path, environment)
+
+    said = str(refused.value)
+    assert said.startswith("AI_MEMORY_STORE_URL_FILE " if in_a_file else "AI_MEMORY_STORE_URL ")
+    assert STORE_URLS[url].format(directory=tmp_path) in said
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_store_url_that_can_t_be_read_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "url").write_bytes(content)
+
+    with pytest.raises(
+        UsageError, match=r"/url, which can't be read .*, so it can't be told where"
+    ):
+        check_store(tmp_path, {"AI_MEMORY_STORE_URL_FILE": "url"})
+
+
+@pytest.mark.parametrize("url", ["", " ", "sqlite://m.db", "SQLite://./m.db", "sqlite://{}/m.db"])
+def test_a_database_that_is_ai_memorys_store_is_taken(url: str, tmp_path: Path) -> None:
+    (tmp_path / "m.db").touch()
+    (tmp_path / "link.db").symlink_to("m.db")
+    environment = {"AI_MEMORY_STORE_URL": url.format(tmp_path), "AI_MEMORY_STORE_URL_FILE": " "}
+
+    check_store(tmp_path, environment)
+    check_store(tmp_path, environment, db="link.db")
+
+
+def test_the_store_url_matters_for_the_store_of_ai_memory_alone(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    monkeypatch.setenv("AI_MEMORY_STORE_URL", f"postgres://u:{SECRET}@db.internal/memories")
+    before = files(tmp_path)
+    flags = ("--table", "memories", "--text", "content", "--vector", "embedding")
+
+    for refused in (reembed("--db", path, "--dry-run"), reembed("--db", path)):
+        assert refused.code == 2
+        assert f"so {path} is not its store" in refused.error
+        assert SECRET not in refused.err
+    assert files(tmp_path) == before
+    assert reembed("--db", path, *flags, "--dry-run").code == 0
+    monkeypatch.delenv("AI_MEMORY_STORE_URL")
+    assert reembed("--db", path).code == 0
+    monkeypatch.setenv("AI_MEMORY_STORE_URL", "postgres://db.internal/memories")
+    assert reembed("rollback", "--db", path).code == 0  # What was done by mistake is undone.

@@ -1,7 +1,8 @@
 """The store of the public project ai-memory: table `memories` of its SQLite database.
 
 Columns are probed, never assumed from the schema version, since they came one by one:
-`embedding` (v3), `embedding_dim` (v18), `encrypted_envelope` (v44), `embedding_space` (v84).
+`embedding` (v3), `embedding_dim` (v18), `encrypted_envelope` (v44), `lifecycle_state` (v64),
+`embedding_space` (v84).
 A row's text is its title, one space and its content, with nothing trimmed.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,12 @@ COLUMNS = frozenset(["id", "namespace", "title", "content"])
 TEXT_CAP_BYTES = 65_536
 """The longest text that is embedded, in bytes of UTF-8; exactly this many pass."""
 
+VISIBLE_STATES = ("open", "active", "blocked", "done", "abandoned")
+"""The states of a row (`lifecycle_state`) that ai-memory shows; it hides all others.
+
+Those are tombstoned and quarantined ones, of which newer versions may know more.
+"""
+
 # Titles and contents are taken as bytes: `length(text)` stops at a NUL, and one text that is
 # not UTF-8 would fail the fetch of a whole range.
 TEXT_BYTES = "ifnull(length(CAST(title AS BLOB)),0) + 1 + ifnull(length(CAST(content AS BLOB)),0)"
@@ -57,9 +64,13 @@ _BLOB_DIMENSION = (
 
 @dataclass(frozen=True)
 class AiMemoryStore(Store):
-    """An ai-memory database, and the one namespace of it that is meant (None: all of them)."""
+    """An ai-memory database, and the one namespace of it that is meant (None: all of them).
+
+    With `no_hidden`, rows in a state that ai-memory does not show are not selected.
+    """
 
     columns: frozenset[str] = field(kw_only=True)
+    no_hidden: bool = field(default=False, kw_only=True)
 
     kind = "ai-memory"
     described = "an ai-memory database"
@@ -69,7 +80,11 @@ class AiMemoryStore(Store):
     vector_column = "embedding"
     rowid = "rowid"
     no_stamps = "it has no column embedding_space"
-    config: ClassVar[Mapping[str, Any]] = {"kind": "ai-memory"}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What is needed besides the path to open it again."""
+        return {"kind": self.kind} | ({"no_hidden": True} if self.no_hidden else {})
 
     @property
     def replaced_columns(self) -> dict[str, str]:
@@ -143,6 +158,32 @@ class AiMemoryStore(Store):
         return self.named_only([_row(row) for row in found], with_stored=with_stored)
 
     @property
+    def meant(self) -> str:
+        """The SQL condition for a row that the run is about."""
+        selected = super().meant
+        return f"({selected}) AND NOT {self._hidden}" if self.no_hidden else selected
+
+    @property
+    def _hidden(self) -> str:
+        """The SQL condition for a row that ai-memory does not show."""
+        if "lifecycle_state" not in self.columns:
+            return "FALSE"
+        shown = ", ".join(f"'{state}'" for state in VISIBLE_STATES)
+        return f"ifnull(lifecycle_state NOT IN ({shown}), FALSE)"
+
+    def count_hidden(self, db: sqlite3.Connection) -> dict[str, int]:
+        """Count the rows that ai-memory does not show, by state."""
+        if "lifecycle_state" not in self.columns:
+            return {}
+        counted = db.execute(
+            "SELECT CAST(lifecycle_state AS BLOB), count(*) FROM memories "
+            f"WHERE {self._hidden} AND (:namespace IS NULL OR namespace = :namespace) "
+            "GROUP BY 1 ORDER BY 2 DESC, 1",
+            self.values,
+        )
+        return {state.decode(errors="replace"): count for state, count in counted}
+
+    @property
     def fits(self) -> str:
         """The SQL condition for a vector of the target's length, with its first byte or without."""
         return "ifnull(length(embedding) IN (4 * :dimension, 1 + 4 * :dimension), FALSE)"
@@ -208,7 +249,9 @@ def is_ai_memory(db: sqlite3.Connection) -> bool:
     return {name for (name,) in names} >= COLUMNS
 
 
-def open_ai_memory(path: Path, namespace: str | None, *, wal: bool) -> AiMemoryStore:
+def open_ai_memory(
+    path: Path, namespace: str | None, *, wal: bool, no_hidden: bool = False
+) -> AiMemoryStore:
     """Look at a database and describe it; raise StoreError if it is no ai-memory store."""
     kind, tables, columns, encoding = sqlite.read_only(path, wal=wal, query=_schema)
     if kind != "table" or not columns >= COLUMNS:
@@ -227,7 +270,9 @@ def open_ai_memory(path: Path, namespace: str | None, *, wal: bool) -> AiMemoryS
             f"{path} stores its texts as {encoding}, which ai-memory never does; "
             "copy it into a UTF-8 database first"
         )
-    store = AiMemoryStore(path=path, namespace=namespace, wal=wal, columns=columns)
+    store = AiMemoryStore(
+        path=path, namespace=namespace, wal=wal, columns=columns, no_hidden=no_hidden
+    )
     needs = store.read_only(lambda db: needs_vec0(db, store.update_statement))
     return replace(store, vec0_triggers=needs)
 

@@ -159,6 +159,10 @@ class Store(ABC):
     def namespaces(self, db: sqlite3.Connection) -> tuple[str, ...]:
         """All namespaces that there are."""
 
+    def count_hidden(self, db: sqlite3.Connection) -> dict[str, int]:
+        """Count the rows that the store's own program does not show, by why."""
+        return {}
+
     @abstractmethod
     def places(self, db: sqlite3.Connection) -> tuple[int, Iterator[str | None]]:
         """The number of rows, and the place of each in order; None for one that has no name."""

@@ -38,11 +38,17 @@ def open_store(
     path = real_path(path)  # SQLite's side files lie beside the real file, not beside a link.
     wal = sqlite.check_file(path)
     settings = dict(config or {})
+    no_hidden = settings.pop("no_hidden", False)
     kind = settings.pop("kind", None) or sqlite.read_only(
         path, wal=wal, query=lambda db: _kind(db, settings)
     )
     if kind not in (None, *KINDS):
         raise UsageError(f"--store {kind} is not one of {', '.join(KINDS)}")
+    if no_hidden and kind not in (None, AiMemoryStore.kind):
+        raise UsageError(
+            "--no-hidden is for an ai-memory database, which has rows that are not shown; leave "
+            "rows of this store out with --where"
+        )
     if kind == VecStore.kind:
         if namespace is not None or settings.keys() - _OF_VEC:
             flags = ", ".join(f"--{name}" for name in sorted(settings.keys() - _OF_VEC))
@@ -66,7 +72,7 @@ def open_store(
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in settings)
         raise UsageError(f"{flags} does not go with --store {kind}; it is for --store table")
     try:
-        return open_ai_memory(path, namespace, wal=wal)
+        return open_ai_memory(path, namespace, wal=wal, no_hidden=no_hidden)
     except StoreError as error:
         if kind is not None:
             raise

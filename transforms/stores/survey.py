@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transforms.rows import Cause
 from transforms.stores.base import Store
@@ -19,6 +19,7 @@ class Survey:
     length; 0 stands for one that can't be decoded. `vector_bytes` is the size of all of them.
     `by_rule` counts the rows, of those that are meant, that will be skipped without being
     offered to the model. Where there is no row, `existing` names the namespaces that there are.
+    `hidden` counts, by why, the rows that the store's own program does not show.
     """
 
     rows: int
@@ -29,6 +30,7 @@ class Survey:
     dimensions: Mapping[int, int]
     by_rule: Mapping[Cause, int]
     existing: tuple[str, ...]
+    hidden: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def to_embed(self) -> int:
@@ -68,4 +70,5 @@ def _survey(db: sqlite3.Connection, store: Store) -> Survey:
         dimensions=dict(sorted(dimensions.items())),
         by_rule={cause: rules[cause] for cause in Cause if rules[cause]},
         existing=() if namespaces else store.namespaces(db),
+        hidden=store.count_hidden(db),
     )
