@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         except ReembedError as error:
             if not received:
-                print(f"reembed: error: {one_line(str(error))}", file=sys.stderr)
+                _print_error(error)
                 return error.exit_code
         except BaseException:
             # Runners turn an interruption into an error of their own.
@@ -80,6 +80,13 @@ def entry() -> NoReturn:
     """The console script."""
     gc.disable()  # Until the imports are done, a tenth of whose time it takes.
     sys.exit(main())
+
+
+def _print_error(error: ReembedError) -> None:
+    """Print the sentence, and below it, indented, what it lists."""
+    print(f"reembed: error: {one_line(str(error))}", file=sys.stderr)
+    for line in error.details:
+        print(f"  {one_line(line)}", file=sys.stderr)
 
 
 def _print_result(text: str) -> None:
@@ -137,7 +144,7 @@ def _run_command(options: CommandOptions) -> int:
     _print_result(report.json if options.json else report.text)
     if report.trouble is None:
         return 0
-    print(f"reembed: error: {one_line(str(report.trouble))}", file=sys.stderr)
+    _print_error(report.trouble)
     return report.trouble.exit_code
 
 

@@ -139,5 +139,7 @@ def naming_incomplete(database: Path, run_dir: str | None) -> Iterator[None]:
             runs = list_runs(database, run_dir)
         for run, manifest in runs:
             if manifest.state.incomplete:
-                raise IncompleteError(f"{error}; {describe(run, manifest)}") from error
+                raise IncompleteError(
+                    f"{error}; {describe(run, manifest)}", *error.details
+                ) from error
         raise

@@ -18,6 +18,14 @@ def test_an_error_survives_pickling(kind: type[ReembedError]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_so_do_the_lines_below_its_message(kind: type[ReembedError]) -> None:
+    copy = pickle.loads(pickle.dumps(kind("it is locked", "--table a", "--table b")))
+
+    assert (str(copy), copy.details) == ("it is locked", ("--table a", "--table b"))
+    assert unwrap(copy).details == copy.details  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_error_is_found_in_a_runners_traceback(kind: type[ReembedError]) -> None:
     text = (
         "Traceback (most recent call last):\n  File ...\nsqlite3.OperationalError: no\n\nDuring "

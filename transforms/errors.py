@@ -16,15 +16,32 @@
                             becomes a `Skipped` value and never ends a run
 
 Each message is one sentence or two: what was found, why it matters, what to do. It never
-holds a row's text or a key. The arguments of each constructor go to `Exception.__init__`,
-so that an error survives pickling between a worker and the launcher.
+holds a row's text or a key. Lines of their own may follow it, such as flags or a command to copy;
+only where columns are proposed do they show the beginning of a value. The arguments of each
+constructor go to `Exception.__init__`, so that an error survives pickling between a worker and
+the launcher.
 """
 
 
 class ReembedError(Exception):
-    """Something that ends the run; the message is meant for the user."""
+    """Something that ends the run; the message is meant for the user, `details` are lines below it.
+
+    >>> StoreError("it has no such table; select one", "--table docs").details
+    ('--table docs',)
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str, *details: str) -> None:
+        super().__init__(message, *details)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Lines to print below the message."""
+        return self.args[1:]
 
 
 class UsageError(ReembedError):
@@ -108,7 +125,7 @@ def unwrap(error: BaseException) -> ReembedError | None:
     StoreError('locked')
     """
     if isinstance(error, ReembedError):
-        return type(error)(_without_note(str(error)))
+        return type(error)(_without_note(str(error)), *error.details)
     for line in reversed(str(error).splitlines()):
         before, _, message = line.partition("Error: ")
         kind = _BY_NAME.get(before.rpartition(".")[2] + "Error")
