@@ -300,7 +300,11 @@ def _parser() -> _Parser:
     )
     add("--vector", metavar="COLUMN", help="where the vector is")
     add("--text-table", metavar="NAME", help="the table that has the texts of a vec0 table")
-    add("--text-key", metavar="COLUMN", help="its column with the vec0 table's key (rowid)")
+    add(
+        "--text-key",
+        metavar="COLUMN",
+        help="its column with the vec0 table's key (its INTEGER PRIMARY KEY)",
+    )
     add("--format", metavar="NAME", help="f32le (if not given), f32be, f64le, f16le, json, npy")
     add("--dim-column", metavar="COLUMN", help="where a vector's length is")
     add("--space-column", metavar="COLUMN", help="where the name of its model is")

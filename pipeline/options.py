@@ -121,6 +121,9 @@ class Options:
         ):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
+        for name in STORE_LISTS:
+            if "" in getattr(self, name):
+                raise UsageError(f"{_flag(name)} is empty; name a column, or leave it out")
         texts = ("namespace", "model", "base_url", "document_prefix", *STORE_FLAGS, *STORE_LISTS)
         for name in texts:
             try:

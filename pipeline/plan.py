@@ -44,7 +44,7 @@ from transforms.modes import Mode
 from transforms.replacing import ReplaceJob, Rules
 from transforms.rows import KeyRange
 from transforms.staging import RunDirectory, Scope, State, new_run, new_token, staging_root
-from transforms.stores import Store, Survey, check_update, open_store, take_survey
+from transforms.stores import Store, Survey, check_update, choose_store, take_survey
 
 RANGE_ROWS = 2_048
 """Rows of a range for a local model, which are sorted by length before they are embedded in parts.
@@ -83,7 +83,8 @@ class Plan:
     pass. In the `last` pass before the replacement it goes ahead whatever has changed; `late`
     passes are those after it was begun.
     `others` are unfinished runs that are not about the same rows, and `former` says how the
-    target differs from that of the last run.
+    target differs from that of the last run. `sample_pairs` are keys with the beginnings of their
+    texts, where these are joined; `warnings` say which columns may be the wrong ones.
     """
 
     store: Store
@@ -104,6 +105,8 @@ class Plan:
     others: tuple[RunDirectory, ...] = ()
     former: tuple[str, ...] = ()
     discarded: tuple[RunDirectory, ...] = ()
+    sample_pairs: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
     rules: Rules = field(default_factory=Rules)
     pause: float = 0.0
     workdir: str | None = None
@@ -167,7 +170,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     is no store, EmbedderError for a model that can't be had, IncompleteError for a replacement
     that was begun and must first be finished or undone.
     """
-    store = open_store(database, options.namespace, store_config(options))
+    store = choose_store(database, options.namespace, store_config(options))
     if store.kind == "ai-memory":
         check_is_store(settings, database, Path.cwd())
     target, counter = _find_target(settings, options)
@@ -216,6 +219,8 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         others=tuple(run for run, m in runs if not m.state.ended and run not in ours),
         former=tuple(target.differences(former)) if (former := former_target(runs, scope)) else (),
         discarded=tuple(discarded),
+        sample_pairs=store.sample_pairs(sampled),
+        warnings=(*store.notes, *store.text_warnings(sampled)),
         rules=Rules(
             most_skipped=0.0 if store.whole else options.max_skipped,
             clear_skipped=options.skipped == "clear",

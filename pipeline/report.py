@@ -68,7 +68,7 @@ def preflight_lines(plan: Plan) -> list[str]:
             f"compared with the target's {target.dimension}; those of rows that this run is not "
             "about stay in the store beside the new ones"
         )
-    lines += [f"reembed: NOTE — {note}" for note in plan.store.notes]
+    lines += [f"reembed: NOTE — {one_line(note)}" for note in plan.warnings]
     whole = plan.mode in (Mode.ALL, Mode.SKIP_CURRENT_SPACE) and plan.store.namespace is None
     if plan.former and (plan.partial or not whole):
         lines.append(
@@ -149,6 +149,8 @@ def plan_json(plan: Plan) -> str:
             "mode": str(plan.mode),
             "rows_meant": survey.meant,
             "rows_staged": plan.staged_rows,
+            "sample_pairs": plan.sample_pairs,
+            "warnings": plan.warnings,
         }
     )
 
@@ -162,6 +164,7 @@ def plan_text(plan: Plan) -> str:
         "can't be decoded" if name == "0-dim" else name: rows for name, rows in stored.items()
     }
     left_out = plan.store.config.get("no_hidden", False)
+    pairs = enumerate(plan.sample_pairs, start=1)
     lines = {
         "database": str(plan.store.path),
         "store": plan.store.described,
@@ -172,6 +175,7 @@ def plan_text(plan: Plan) -> str:
         "skipped by rule": counts(survey.by_rule),
         "hidden": f"{counts(survey.hidden)} (ai-memory does not show them; {_HIDDEN[left_out]})",
         "target": str(target),
+        **{f"sample pair {at}": one_line(f"{key}: {text}") for at, (key, text) in pairs},
         "tokens": _tokens(plan),
         "requests": f"about {plan.requests:,}",
         "cost": _money(cost(plan, plan.tokens.tokens if plan.tokens else None)),

@@ -10,6 +10,8 @@ from pipeline.options import STORE_FLAGS, STORE_LISTS, Options
 from transforms.errors import UsageError
 
 _NAMES = (*STORE_LISTS, *STORE_FLAGS)
+_MAX_BYTES = 1_000_000
+_SHOWN = 100
 
 
 def store_config(options: Options) -> dict[str, Any]:
@@ -17,7 +19,7 @@ def store_config(options: Options) -> dict[str, Any]:
 
     Raises UsageError for a file that can't be used.
     """
-    config = {} if options.config is None else _read(Path(options.config).expanduser())
+    config = {} if options.config is None else _read(options.config)
     flags = {name: getattr(options, name) for name in _NAMES if getattr(options, name)}
     config |= {name: list(value) if name in STORE_LISTS else value for name, value in flags.items()}
     if options.no_hidden:
@@ -27,10 +29,16 @@ def store_config(options: Options) -> dict[str, Any]:
     return config
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: str) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with Path(path).expanduser().open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError(f"it is longer than {_MAX_BYTES:,} bytes")
+        values = tomllib.loads(content.decode())
+    except RecursionError:
+        raise UsageError(f"--config {path} is nested too deeply; correct it") from None
+    except (OSError, ValueError, RuntimeError) as error:  # The last for a home that nobody has.
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"--config {path} can't be read as TOML ({why}); correct it") from None
     found: dict[str, Any] = {}
@@ -39,10 +47,10 @@ def _read(path: Path) -> dict[str, Any]:
         if known not in _NAMES:
             known_names = ", ".join(_NAMES)
             raise UsageError(f"--config {path} sets {name}, which is not one of {known_names}")
-        if known in STORE_LISTS and isinstance(value, str):
-            value = [value]
         listed = value if known in STORE_LISTS and isinstance(value, list) else [value]
         if not all(isinstance(one, str) and one for one in listed):
-            raise UsageError(f"--config {path} sets {name} to {value!r}, which is no text")
-        found[known] = value
+            shown = repr(value)
+            shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+            raise UsageError(f"--config {path} sets {name} to {shown}, which is no text")
+        found[known] = listed if known in STORE_LISTS else value
     return found

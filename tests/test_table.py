@@ -12,13 +12,14 @@ import pytest
 
 from pipeline.options import Options
 from pipeline.store_options import store_config
-from tests.conftest import Call, change, files, select
+from tests.conftest import Call, change, files, make_store, memory, select
 from transforms.embedders.fake import FakeEmbedder
 from transforms.errors import ReembedError, StoreError, UsageError
 from transforms.rows import KeyRange
 from transforms.stores import open_store
 from transforms.stores.formats import encode
 from transforms.stores.table import TableConfig
+from transforms.stores.vec import connect
 
 EVERYTHING = KeyRange(0, None, None)
 VECTOR = np.linspace(-1, 1, 6).astype("<f4").tobytes()
@@ -360,17 +361,17 @@ def test_a_file_that_is_no_known_store_is_told_with_the_flags_that_would_choose_
     change(path, 'INSERT INTO "my notes" SELECT * FROM docs')
 
     refused = reembed("--db", path)
-    half = reembed("--db", path, "--table", "docs")
+    half = reembed("--db", path, "--table", "DOCS", "--text", "body")
     wrong = reembed("--db", path, *FLAGS, "--store", "ai-memory")
     unknown = reembed("--db", path, "--store", "nope")
 
-    hint = (
-        "what could be meant: --table docs --text body --vector v or "
-        "--table 'my notes' --text body --vector v"
-    )
-    assert refused.error.endswith(hint)
-    assert half.error.endswith(f"give --text, --vector; {hint}")
-    assert "does not go with --store ai-memory" in wrong.error
+    docs = ["  --table docs --text body --vector v", '      "text 0"']
+    notes = ["  --table 'my notes' --text body --vector v", '      "text 0"']
+    assert refused.error.endswith("or select a table of it by the flags of one line below")
+    assert refused.err.splitlines()[1:] == [*docs, *notes]
+    assert half.error.endswith("give --vector; select one by the flags of one line below")
+    assert half.err.splitlines()[1:] == docs
+    assert "--text, --table, --vector do not go with --store ai-memory" in wrong.error
     assert unknown.error == "--store nope is not one of ai-memory, llm, sqlite-vec, table"
 
 
@@ -394,6 +395,12 @@ def test_a_file_of_settings_says_the_same_as_flags_and_these_go_first(
         ("tabel = 'a'", "sets tabel, which is not one of key, text, store, table"),
         ("table = 3", "sets table to 3, which is no text"),
         ("text = ['a', 3]", "sets text to ['a', 3], which is no text"),
+        ("text = [['a']]", "sets text to [['a']], which is no text"),
+        ("key = ''", "sets key to '', which is no text"),
+        ("table = { a = 1 }", "sets table to {'a': 1}, which is no text"),
+        ("where = [1" + ", 23" * 99 + "]", "sets where to [1, 23, 23, "),
+        ("a = " + "[" * 20_000, "is nested too deeply; correct it"),
+        ("# " + "long" * 250_000, "can't be read as TOML (it is longer than 1,000,000 bytes)"),
     ],
 )
 def test_a_file_of_settings_that_can_not_be_used_is_refused(
@@ -407,6 +414,74 @@ def test_a_file_of_settings_that_can_not_be_used_is_refused(
         store_config(Options(config=str(path)))
 
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/", "~nobody-has-this-name/store.toml"])
+def test_what_is_no_file_of_settings_is_refused(path: str) -> None:
+    with pytest.raises(UsageError, match=r"--config .* can't be read as TOML \("):
+        store_config(Options(config=path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--text-table", "docs"), "--text-table does not go with an ordinary table, whose texts"),
+        (
+            ("--text-key", "id", "--text-table", "docs"),
+            "--text-table, --text-key do not go with an ordinary table, whose texts must be in",
+        ),
+        (("--space", "m"), "--space needs --space-column, which says where a model's name is"),
+        (("--text", ""), "--text is empty; name a column, or leave it out"),
+    ],
+)
+def test_a_flag_that_a_table_has_no_use_for_is_refused(
+    flags: tuple[str, ...], says: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "m.db", DOCS, rows=4)
+    before = files(tmp_path)
+
+    ran = reembed("--db", path, *FLAGS, *flags)
+
+    assert ran.code == 2
+    assert ran.error.startswith(says)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("store", "flags", "says"),
+    [
+        ("ai-memory", ("--space", "m"), "--space does not go with --store ai-memory; it is for"),
+        ("llm", ("--key", "id"), "--key does not go with --store llm; it is for --store table"),
+        ("sqlite-vec", ("--dim-column", "d"), "--dim-column does not go with a vec0 table, which"),
+    ],
+)
+def test_so_is_one_that_another_kind_of_store_has_no_use_for(
+    store: str, flags: tuple[str, ...], says: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    more = () if store == "ai-memory" else ("--store", store)
+
+    ran = reembed("--db", path, *more, *flags)
+
+    assert (ran.code, ran.error.startswith(says)) == (2, True), ran.error
+
+
+def test_where_a_virtual_table_keeps_its_data_nothing_is_replaced(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.db"
+    with closing(connect(path)) as db, db:
+        db.execute("CREATE VIRTUAL TABLE v USING vec0(embedding float[4])")
+        db.execute("INSERT INTO v (embedding) VALUES (zeroblob(16))")
+        db.execute("CREATE VIRTUAL TABLE f USING fts5(body)")
+
+    of_vec = ("--table", "v_vector_chunks00", "--text", "rowid", "--vector", "vectors")
+    of_fts = ("--table", "f_content", "--text", "c0", "--vector", "id")
+    for flags in (of_vec, of_fts):
+        ran = reembed("--db", path, *flags)
+
+        assert ran.code == 1
+        assert "is where a virtual table keeps its data, which only that may write" in ran.error
 
 
 def test_settings_are_the_same_when_they_are_read_again() -> None:

@@ -3,7 +3,7 @@
 from transforms.stores.ai_memory import AiMemoryStore, space_stamp
 from transforms.stores.base import Replacement, Store, Written
 from transforms.stores.codec import decode
-from transforms.stores.opening import KINDS, open_store, real_path, recover_store
+from transforms.stores.opening import KINDS, choose_store, open_store, real_path, recover_store
 from transforms.stores.survey import Survey, take_survey
 from transforms.stores.trial import check_update, try_update
 
@@ -15,6 +15,7 @@ __all__ = [
     "Survey",
     "Written",
     "check_update",
+    "choose_store",
     "decode",
     "open_store",
     "real_path",

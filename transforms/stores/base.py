@@ -182,6 +182,14 @@ class Store(ABC):
         """What the user should know of it before it is moved."""
         return self.trigger_notes
 
+    def sample_pairs(self, places: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Two rows' keys and the beginnings of their texts, if texts and vectors are joined."""
+        return ()
+
+    def text_warnings(self, places: Sequence[str]) -> tuple[str, ...]:
+        """Which text columns may not hold what was embedded, by a few rows."""
+        return ()
+
     @property
     def connect(self) -> sqlite.Connect:
         """What opens a connection to it."""

@@ -75,6 +75,10 @@ class LlmStore(TableStore):
         """Why a row may not be without a vector."""
         return "llm can't search a collection with an item that has no vector"
 
+    def text_warnings(self, places: Sequence[str]) -> tuple[str, ...]:
+        """None: llm itself says which column it embeds."""
+        return ()
+
     @property
     def replaced_columns(self) -> dict[str, str]:
         """The collection's model, by name; each of its items has it."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,51 @@ from transforms.errors import StoreError, UsageError
 from transforms.stores import sqlite
 from transforms.stores.ai_memory import AiMemoryStore, is_ai_memory, open_ai_memory
 from transforms.stores.base import Store
-from transforms.stores.formats import NUMBERS, fitting_formats
+from transforms.stores.candidates import listed, table_candidates
 from transforms.stores.llm import LlmStore, is_llm, open_llm
-from transforms.stores.sqlite import quoted
+from transforms.stores.programs import check_programs
 from transforms.stores.table import TableConfig, TableStore
 from transforms.stores.table_checks import open_table
-from transforms.stores.vec import VecStore, open_vec, vec_tables
+from transforms.stores.vec import VecStore, vec_tables
+from transforms.stores.vec_checks import check_joined, open_vec
 
 KINDS = (AiMemoryStore.kind, LlmStore.kind, VecStore.kind, TableStore.kind)
 """What --store may say."""
 
-_OF_VEC = {"table", "text", "vector", "text_table", "text_key"}
-_SAMPLED_VALUES = 8
-_LEAST_DIMENSION = 2
+_SETTINGS = {
+    AiMemoryStore.kind: frozenset[str](),
+    LlmStore.kind: frozenset({"space"}),
+    VecStore.kind: frozenset({"table", "text", "vector", "text_table", "text_key"}),
+    TableStore.kind: frozenset(field.name for field in fields(TableConfig)),
+}
+"""What may be said of each kind of store."""
+
+_ELSE = {
+    AiMemoryStore.kind: "--store ai-memory; it is for --store table",
+    LlmStore.kind: "--store llm; it is for --store table",
+    VecStore.kind: "a vec0 table, which is moved as a whole",
+    TableStore.kind: "an ordinary table, whose texts must be in columns of its own",
+}
+
+
+def choose_store(
+    path: Path, namespace: str | None = None, config: Mapping[str, Any] | None = None
+) -> Store:
+    """Open the store that is to be moved, as `open_store` does.
+
+    Also raises StoreError for a file that another program must move, UsageError for texts and
+    vectors that don't belong together or a setting without effect.
+    """
+    path = real_path(path)
+    wal = sqlite.check_file(path)
+    settings = dict(config or {})
+    sqlite.read_only(path, wal=wal, query=lambda db: check_programs(db, path))
+    store = open_store(path, namespace, settings)
+    if isinstance(store, VecStore):
+        return check_joined(store)
+    if store.kind == TableStore.kind and "space" in settings and "space_column" not in settings:
+        raise UsageError("--space needs --space-column, which says where a model's name is stored")
+    return store
 
 
 def open_store(
@@ -49,37 +81,34 @@ def open_store(
             "--no-hidden is for an ai-memory database, which has rows that are not shown; leave "
             "rows of this store out with --where"
         )
+    if kind is not None:
+        _check_settings(kind, namespace, settings)
     if kind == VecStore.kind:
-        if namespace is not None or settings.keys() - _OF_VEC:
-            flags = ", ".join(f"--{name}" for name in sorted(settings.keys() - _OF_VEC))
-            raise UsageError(
-                f"{flags or '--namespace'} does not go with a vec0 table, which is moved as a whole"
-            )
         return open_vec(path, settings, wal=wal)
     if kind == TableStore.kind:
         missing = [name for name in ("table", "text", "vector") if not settings.get(name)]
         if missing:
-            flags = ", ".join(f"--{name}" for name in missing)
-            found = sqlite.read_only(path, wal=wal, query=_candidates)
+            found = _hint(path, settings.get("table"), wal=wal)
+            below = "; select one by the flags of one line below" if found else ""
             raise UsageError(
-                f"a table's rows are found by --table, --text and --vector; give {flags}"
-                f"{_hint(found)}"
+                f"a table's rows are found by --table, --text and --vector; give {_flags(missing)}"
+                f"{below}",
+                *found,
             )
         return open_table(path, namespace, TableConfig.from_json(settings), wal=wal)
-    if kind == LlmStore.kind and not settings.keys() - {"space"}:
+    if kind == LlmStore.kind:
         return open_llm(path, namespace, space=settings.get("space"), wal=wal)
-    if settings:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in settings)
-        raise UsageError(f"{flags} does not go with --store {kind}; it is for --store table")
     try:
-        return open_ai_memory(path, namespace, wal=wal, no_hidden=no_hidden)
+        store = open_ai_memory(path, namespace, wal=wal, no_hidden=no_hidden)
     except StoreError as error:
-        if kind is not None:
-            raise
-        found = sqlite.read_only(path, wal=wal, query=_candidates)
+        found = [] if kind is not None else _hint(path, None, wal=wal)
         if not found:
             raise
-        raise StoreError(f"{error}{_hint(found)}") from None
+        raise StoreError(
+            f"{error}, or select a table of it by the flags of one line below", *found
+        ) from None
+    _check_settings(store.kind, namespace, settings)
+    return store
 
 
 def recover_store(path: Path) -> None:
@@ -113,45 +142,19 @@ def real_path(path: Path) -> Path:
         raise StoreError(f"{path} can't be read ({error}); check its name") from None
 
 
-def _candidates(db: sqlite3.Connection) -> list[str]:
-    """The tables that could be meant, each as the flags that choose it."""
-    names = db.execute(
-        "SELECT name FROM sqlite_schema WHERE type = 'table' "
-        "AND name NOT LIKE 'sqlite!_%' ESCAPE '!' ORDER BY name"
-    ).fetchall()
-    return [flags for (name,) in names for flags in _flags(db, name)]
+def _check_settings(kind: str, namespace: str | None, settings: Mapping[str, Any]) -> None:
+    """Raise UsageError for what a kind of store has no use for: it would be ignored."""
+    others = [name for name in settings if name not in _SETTINGS[kind]]
+    if kind == VecStore.kind and namespace is not None:
+        others.append("namespace")
+    if others:
+        verb = "does" if len(others) == 1 else "do"
+        raise UsageError(f"{_flags(others)} {verb} not go with {_ELSE[kind]}")
 
 
-def _flags(db: sqlite3.Connection, table: str) -> Iterator[str]:
-    try:
-        columns = [name for (name,) in db.execute("SELECT name FROM pragma_table_info(?)", [table])]
-        kinds = {column: _kinds(db, table, column) for column in columns}
-    except sqlite3.Error:
-        return  # A virtual table whose module is not there.
-    texts = [column for column, (kind, formats) in kinds.items() if kind == "text" and not formats]
-    for column, (_, formats) in kinds.items():
-        if formats and [text for text in texts if text != column]:
-            text = next(text for text in texts if text != column)
-            flags = ["--table", table, "--text", text, "--vector", column]
-            flags += ["--format", formats[0]] if formats[0] != TableConfig.format else []
-            yield shlex.join(flags)
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
 
 
-def _kinds(db: sqlite3.Connection, table: str, column: str) -> tuple[str | None, list[str]]:
-    """What a column holds, and the formats of vectors that it could be in."""
-    found = db.execute(
-        f"SELECT typeof({quoted(column)}), CAST({quoted(column)} AS BLOB) FROM {quoted(table)} "
-        f"WHERE {quoted(column)} IS NOT NULL LIMIT {_SAMPLED_VALUES}"
-    ).fetchall()
-    kinds = {kind for kind, _ in found}
-    if len(kinds) != 1:
-        return None, []
-    (kind,) = kinds
-    formats = {"text": ["json"], "blob": [*NUMBERS, "npy"]}.get(kind, [])
-    return kind, fitting_formats([raw for _, raw in found], formats)
-
-
-def _hint(candidates: list[str]) -> str:
-    if not candidates:
-        return ""
-    return f"; what could be meant: {' or '.join(candidates)}"
+def _hint(path: Path, table: str | None, *, wal: bool) -> list[str]:
+    return sqlite.read_only(path, wal=wal, query=lambda db: listed(table_candidates(db, table)))

@@ -29,6 +29,7 @@ from transforms.rows import (
     text_digest,
 )
 from transforms.stores.base import Store, Surveyed, describe_value, stored_values, utf8
+from transforms.stores.columns import read_columns
 from transforms.stores.formats import FORMATS, NUMBERS, decode, encode
 from transforms.stores.sqlite import folded, quoted
 
@@ -218,17 +219,31 @@ class TableStore(Store):
 
     def read_texts(self, places: Sequence[str]) -> list[str]:
         """Read the texts of a few rows, but of those that are skipped by rule."""
-        select = f"SELECT {self._row_columns} FROM {self.source} WHERE {self.rowid} = :place"
+        return [row.text for row in self.read_rows(places) if row.skipped is None]
 
-        def query(db: sqlite3.Connection) -> list[str]:
-            rows = [
+    def read_rows(self, places: Sequence[str]) -> list[Row]:
+        """Read a few rows."""
+        select = f"SELECT {self._row_columns} FROM {self.source} WHERE {self.rowid} = :place"
+        return self.read_only(
+            lambda db: [
                 self._row(values)
                 for place in places
                 for values in db.execute(select, self.values | {"place": _number(place)})
             ]
-            return [row.text for row in rows if row.skipped is None]
+        )
 
-        return self.read_only(query)
+    def text_warnings(self, places: Sequence[str]) -> tuple[str, ...]:
+        """Which text columns may not hold what was embedded, by a few rows."""
+        names, rowids = self.settings.text_columns, list(map(_number, places))
+        columns = self.read_only(
+            lambda db: read_columns(db, self.source, names, rowids, self.rowid)
+        )
+        return tuple(
+            f"most values of the text column {column.name} {' and '.join(column.doubts)} (of "
+            f"{len(column.values)} sampled rows); correct --text if that is not what was embedded"
+            for column in columns
+            if column.doubts
+        )
 
     def survey(self, db: sqlite3.Connection) -> Iterator[Surveyed]:
         """Look at each row of the namespace."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transforms.errors import StoreError, UsageError
 from transforms.stores import sqlite
+from transforms.stores.candidates import shadow_tables
 from transforms.stores.formats import NUMBERS, fitting_formats
 from transforms.stores.sqlite import folded, quoted
 from transforms.stores.table import TableConfig, TableStore
@@ -51,6 +52,11 @@ def _checked(db: sqlite3.Connection, store: TableStore) -> TableStore:
             "--table"
         )
     kind, without_rowid = found
+    if folded(settings.table) in map(folded, shadow_tables(db)):
+        raise StoreError(
+            f"{settings.table} is where a virtual table keeps its data, which only that may write; "
+            "name an ordinary table with --table"
+        )
     if kind != "table" or without_rowid:
         what = {"view": "a view", "virtual": "a virtual table"}.get(kind, "a WITHOUT ROWID table")
         raise StoreError(

@@ -10,21 +10,20 @@ import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from transforms.errors import StoreError, UsageError
+from transforms.errors import StoreError
 from transforms.rows import Stored
 from transforms.stores import sqlite
 from transforms.stores.base import describe_value
+from transforms.stores.columns import SHOWN_CHARACTERS
 from transforms.stores.sqlite import quoted
-from transforms.stores.table import TableConfig, TableStore
+from transforms.stores.table import TableStore
 from transforms.stores.vec0 import connect as connect
 
 _IS_VEC0 = re.compile(r"^\s*CREATE\s+VIRTUAL\s+TABLE\b.*?\bUSING\s+vec0\s*\(", re.I | re.S)
-_VECTOR = re.compile(r"^\s*(\w+)\s+(float|f32|int8|i8|bit)\s*\[\s*(\d+)\s*\]", re.I)
-_KEY = re.compile(r"^\s*(\w+)\s+(\w+)\s+primary\s+key\s*$", re.I)
 
+_SAMPLED_PAIRS = 8
 _ROWID = '"reembed rowid"'
 _SCHEMA = "(SELECT sql FROM sqlite_schema WHERE name = {})"
 
@@ -34,7 +33,8 @@ class VecStore(TableStore):
     """A vec0 table, its texts in auxiliary columns or in another table.
 
     `sql` is its schema, `primary` its key, as SQL names it, `dimension` what its vectors have
-    now. `text_table` has the texts, joined by its column `text_key` to the rows' numbers.
+    now. `text_table` has the texts, joined by its column `text_key` to the rows' numbers;
+    `join_notes` say what to know of that.
     """
 
     sql: str = ""
@@ -42,6 +42,7 @@ class VecStore(TableStore):
     dimension: int = 0
     text_table: str | None = None
     text_key: str = "rowid"
+    join_notes: tuple[str, ...] = ()
 
     kind = "sqlite-vec"
     no_stamps = "a vec0 table has no place for them"
@@ -94,14 +95,33 @@ class VecStore(TableStore):
         columns += [f"{texts}.{quoted(name)}" for name in self.settings.text_columns]
         join = ""
         if self.text_table is not None:
-            join = (
-                f" LEFT JOIN {quoted(self.text_table)} AS texts "
-                f"ON texts.{quoted(self.text_key)} = place.rowid"
-            )
+            join = f" LEFT JOIN {quoted(self.text_table)} AS texts ON {self.joins}"
         return (
             f"(SELECT place.rowid AS {_ROWID}, {', '.join(columns)} FROM {places} AS place "
             f"CROSS JOIN {table} AS vec ON vec.{self.primary} = place.rowid{join})"
         )
+
+    @property
+    def joins(self) -> str:
+        """The SQL condition that a row of the text table has a row's text.
+
+        The plus keeps SQLite from taking a key that is a text for a number ('007' for 7), for
+        which it could use no index (https://sqlite.org/datatype3.html#comparison_expressions).
+        """
+        return f"texts.{quoted(self.text_key)} = +place.rowid"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of how texts and vectors are joined."""
+        return self.join_notes
+
+    def sample_pairs(self, places: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Two rows' keys and the beginnings of the texts that are joined to them."""
+        if self.text_table is None:
+            return ()
+        rows = self.read_rows(places[:: max(1, len(places) // _SAMPLED_PAIRS)])
+        pairs = [(row.key, row.text[:SHOWN_CHARACTERS]) for row in rows if row.skipped is None]
+        return (*pairs[:1], *pairs[1:][-1:])
 
     @property
     def replaced_columns(self) -> dict[str, str]:
@@ -217,101 +237,6 @@ def vec_tables(db: sqlite3.Connection) -> dict[str, str]:
     """The vec0 tables of a database, with their schemas."""
     found = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND sql NOT NULL")
     return {name: sql for name, sql in found if _IS_VEC0.match(sql)}
-
-
-def open_vec(path: Path, config: Mapping[str, Any], *, wal: bool) -> VecStore:
-    """Look at a vec0 table and describe it.
-
-    Raises StoreError if it can't be moved, UsageError if it isn't said where its texts are.
-    """
-    tables = sqlite.read_only(path, wal=wal, query=vec_tables)
-    table = config.get("table") or next(iter(tables), None)
-    if table not in tables or (len(tables) > 1 and "table" not in config):
-        raise UsageError(
-            f"{path} has the vec0 tables {', '.join(tables)}; choose one of them with --table"
-            if tables
-            else f"{path} has no vec0 table; name the right file with --db"
-        )
-    sql = tables[table]
-    vectors = {}
-    primary = "rowid"
-    for definition in _definitions(sql):
-        if found := _VECTOR.match(definition):
-            vectors[found[1]] = (found[2].lower(), int(found[3]))
-        elif key := _KEY.match(definition):
-            primary = quoted(key[1])
-            if key[2].lower() not in ("integer", "int"):
-                raise StoreError(
-                    f"the key {key[1]} of the vec0 table {table} is a {key[2]}; only whole numbers "
-                    "as keys are supported"
-                )
-    vector = config.get("vector") or (next(iter(vectors)) if len(vectors) == 1 else None)
-    if vector not in vectors:
-        raise UsageError(
-            f"the vec0 table {table} has the vectors {', '.join(vectors) or 'none'}; choose one "
-            "with --vector"
-        )
-    kind, dimension = vectors[vector]
-    if kind not in ("float", "f32"):
-        raise StoreError(
-            f"the vectors in column {vector} of the vec0 table {table} are {kind}[{dimension}]; "
-            "only float ones can be re-embedded"
-        )
-    if not config.get("text"):
-        raise UsageError(
-            f"the texts of the vec0 table {table} are found by --text, which names auxiliary "
-            "columns of it, or with --text-table those of another table; give --text"
-        )
-    settings = TableConfig(table, tuple(config["text"]), vector)
-    store = VecStore(
-        path,
-        None,
-        wal,
-        settings=settings,
-        sql=sql,
-        primary=primary,
-        dimension=dimension,
-        text_table=config.get("text_table"),
-        text_key=config.get("text_key") or "rowid",
-    )
-    return store.read_only(lambda db: _checked(db, store))
-
-
-def _checked(db: sqlite3.Connection, store: VecStore) -> VecStore:
-    texts = store.text_table or store.settings.table
-    known = [name for (name,) in db.execute("SELECT name FROM pragma_table_xinfo(?)", [texts])]
-    if not known:
-        raise StoreError(f"{store.path} has no table {texts}; correct --text-table")
-    wanted = [("--text", name) for name in store.settings.text_columns]
-    if store.text_table is not None and store.text_key.lower() != "rowid":
-        wanted.append(("--text-key", store.text_key))
-    for flag, name in wanted:
-        if name not in known:
-            raise StoreError(
-                f"the table {texts} has no column {name} (it has {', '.join(known)}); correct "
-                f"{flag}"
-            )
-    if store.text_table is not None:
-        key = quoted(store.text_key)
-        twice = (
-            f"SELECT {key} FROM {quoted(texts)} GROUP BY 1 HAVING count(*) > 1 AND {key} NOT NULL"
-        )
-        if found := db.execute(f"{twice} LIMIT 1").fetchone():
-            raise StoreError(
-                f"two rows of {texts} have the {store.text_key} {found[0]}, so it is not known "
-                "which has a vector's text; correct --text-key"
-            )
-    return store
-
-
-def _definitions(sql: str) -> list[str]:
-    """What stands between the commas of a vec0 table's schema.
-
-    >>> _definitions("CREATE VIRTUAL TABLE v USING vec0(a float[4], +b text)")
-    ['a float[4]', '+b text']
-    """
-    inner = sql[sql.index("(") + 1 : sql.rindex(")")]
-    return [part.strip() for part in inner.split(",")]
 
 
 def _literal(text: str) -> str:
