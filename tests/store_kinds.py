@@ -19,7 +19,7 @@ from transforms.embedders.fake import FakeEmbedder
 from transforms.stores.codec import decode as decode_ai_memory
 from transforms.stores.codec import encode as encode_ai_memory
 from transforms.stores.formats import decode, encode
-from transforms.stores.vec import connect
+from transforms.stores.vec0 import connect
 
 OLD_DIMENSION = 5
 NEW_DIMENSION = 8

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import Call, Ran, change, files
 from transforms.stores.columns import Column, looks_like, spread_rowids
-from transforms.stores.vec import connect
+from transforms.stores.vec0 import connect
 
 SENTENCES = [f"A glazier has sold some {at} lamps to an owl." for at in range(40)]
 TITLES = [f"The lamps of {'xyz'[at % 3]} {at}" for at in range(40)]

@@ -19,7 +19,7 @@ from transforms.rows import KeyRange
 from transforms.stores import open_store
 from transforms.stores.formats import encode
 from transforms.stores.table import TableConfig
-from transforms.stores.vec import connect
+from transforms.stores.vec0 import connect
 
 EVERYTHING = KeyRange(0, None, None)
 VECTOR = np.linspace(-1, 1, 6).astype("<f4").tobytes()

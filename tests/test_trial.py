@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Call, files, kept_files, make_store, memory, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind, Vec, old_vector
-from transforms.stores.vec import connect
+from transforms.stores.vec0 import connect
 
 TABLE = "CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT, model TEXT, v BLOB)"
 COLUMNS = ("--table", "t", "--text", "body", "--vector", "v", "--space-column", "model")

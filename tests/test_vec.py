@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import Call, Program, files, make_store, memory
 from transforms.embedders.fake import FakeEmbedder
-from transforms.stores.vec import connect, with_dimension
+from transforms.stores.vec import with_dimension
+from transforms.stores.vec0 import connect
 
 TEXTS = [f"note {at}" for at in range(40)]
 FLAGS = ("--text", "body")

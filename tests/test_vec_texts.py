@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Call, Ran, change, files, select
 from transforms.embedders.fake import FakeEmbedder
 from transforms.stores.formats import decode
-from transforms.stores.vec import connect
+from transforms.stores.vec0 import connect
 
 TEXTS = [f"The archivist has painted {at} lamps of the old bridge." for at in range(10)]
 BODY = ("--text", "body", "--text-table", "chunks")

@@ -19,7 +19,7 @@ from transforms.stores.base import describe_value
 from transforms.stores.columns import SHOWN_CHARACTERS
 from transforms.stores.sqlite import quoted
 from transforms.stores.table import TableStore
-from transforms.stores.vec0 import connect as connect
+from transforms.stores.vec0 import connect
 
 _IS_VEC0 = re.compile(r"^\s*CREATE\s+VIRTUAL\s+TABLE\b.*?\bUSING\s+vec0\s*\(", re.I | re.S)
 

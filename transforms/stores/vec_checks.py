@@ -23,7 +23,8 @@ from transforms.stores.candidates import (
 from transforms.stores.columns import read_columns, spread_rowids
 from transforms.stores.sqlite import folded, quoted
 from transforms.stores.table import TableConfig
-from transforms.stores.vec import VecStore, connect, vec_tables
+from transforms.stores.vec import VecStore, vec_tables
+from transforms.stores.vec0 import connect
 
 _VECTOR = re.compile(r"^\s*(\w+)\s+(float|f32|int8|i8|bit)\s*\[\s*(\d+)\s*\]", re.I)
 _KEY = re.compile(r"^\s*(\w+)\s+(\w+)\s+primary\s+key\s*$", re.I)
