@@ -32,7 +32,7 @@ from pipeline.resume import list_runs
 from pipeline.run import run_plan
 from pipeline.runners import parse_beam_options
 from pipeline.settings import read_settings
-from pipeline.upkeep import show_status
+from pipeline.status import show_status
 from transforms import replacing
 from transforms.embedders import Embedder, Target, fake
 from transforms.embedders.families import ServedModel

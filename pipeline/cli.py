@@ -140,7 +140,21 @@ def _run_command(options: CommandOptions) -> int:
     with naming_incomplete(database, options.run_dir):
         if options.command == "rollback":
             recover_store(database)
-        report = run_command(options, database, egress=settings.egress)
+        report = run_command(
+            options,
+            database,
+            settings_of=lambda backend: read_settings(
+                Options(
+                    db=options.db,
+                    backend=backend,
+                    base_url=options.base_url,
+                    key_secret=options.key_secret,
+                    insecure_key=options.insecure_key,
+                ),
+                os.environ,
+                Path.cwd(),
+            ),
+        )
     _print_result(report.json if options.json else report.text)
     if report.trouble is None:
         return 0
@@ -417,6 +431,14 @@ def _command_parser(command: str) -> _Parser:
     if command != "status":
         which = "only this run" if command == "cleanup" else "the run (the newest that fits)"
         add("--run", metavar="ID", help=which)
+    if command == "verify":
+        add("--base-url", metavar="URL", help="where the run's server is now")
+        add(
+            "--key-secret",
+            metavar="NAME",
+            help="read the key from Google's Secret Manager: projects/P/secrets/S/versions/V",
+        )
+        add("--insecure-key", action="store_true", help="send the key over http elsewhere")
     if command == "cleanup":
         add("--yes", action="store_true", help="also remove the only way back")
     add("--json", action="store_true", help="print the result as one line of JSON")

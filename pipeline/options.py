@@ -179,12 +179,7 @@ class Options:
                 raise UsageError(f"{_flag(name)} must be a time of up to 30 days: {value}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UsageError(f"--max-tokens must be a positive number: {self.max_tokens}")
-        if self.key_secret and not _SECRET.fullmatch(self.key_secret):
-            # Not quoted: it may be the key itself.
-            raise UsageError(
-                "--key-secret is no name of a secret; it is like "
-                "projects/PROJECT/secrets/NAME/versions/latest"
-            )
+        _check_secret(self.key_secret)
         price = self.price_per_million
         if price is not None and not 0 <= price < math.inf:
             raise UsageError(f"--price-per-million must be 0 or more: {price}")
@@ -207,11 +202,24 @@ class CommandOptions:
     run: str | None = None
     yes: bool = False
     json: bool = False
+    base_url: str | None = None
+    key_secret: str | None = None
+    insecure_key: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("db", "run_dir", "run"):
+        for name in ("db", "run_dir", "run", "base_url", "key_secret"):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
+        _check_secret(self.key_secret)
+
+
+def _check_secret(name: str | None) -> None:
+    if name and not _SECRET.fullmatch(name):
+        # Not quoted: it may be the key itself.
+        raise UsageError(
+            "--key-secret is no name of a secret; it is like "
+            "projects/PROJECT/secrets/NAME/versions/latest"
+        )
 
 
 def _flag(name: str) -> str:

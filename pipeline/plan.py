@@ -174,9 +174,9 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     if store.kind == "ai-memory":
         check_is_store(settings, database, Path.cwd())
     target, counter = _find_target(settings, options)
-    _check_store(store, options)
     runs = list_runs(store.path, options.run_dir)
     scope = find_scope(runs, namespace=options.namespace, mode=options.mode, store=store.config)
+    _check_store(store, options, Mode(scope.mode))
     earlier = find_earlier(runs, scope, target, fresh=options.fresh)
     discarded = fresh_runs(runs, scope) if options.fresh else []
     keys = None if scope.keys is None else frozenset(scope.keys)
@@ -236,12 +236,11 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     )
 
 
-def _check_store(store: Store, options: Options) -> None:
+def _check_store(store: Store, options: Options, mode: Mode) -> None:
     """Raise UsageError for what is asked of a store and can't be done there."""
     if options.skipped == "clear" and store.not_clearable:
         raise UsageError(f"--skipped clear can't be done in {store.path}: {store.not_clearable}")
-    parts = options.mode is not Mode.ALL or options.partial
-    if store.whole and parts:
+    if store.whole and (mode is not Mode.ALL or options.partial):
         raise UsageError(
             f"{store.described} are moved as wholes, so only --namespace chooses some of "
             f"{store.path}; leave out what chooses rows"

@@ -70,19 +70,23 @@ def find_scope(runs: Runs, *, namespace: str | None, mode: Mode, store: Mapping[
     """Which rows the command is about.
 
     To retry skipped rows means those of the run that is not finished or, if all are, of the
-    last one. Raises UsageError if there is none.
+    last one that embedded any and of those after it. Raises UsageError if there is none.
     """
     if mode is not Mode.RETRY_SKIPPED:
         return Scope(namespace, str(mode), store=store)
+    keys: set[str] | None = None
     for run, manifest in reversed(runs):
         about = (manifest.scope.namespace, manifest.scope.store)
         if about != (namespace, store) or manifest.state is State.ROLLED_BACK:
             continue
         if not manifest.state.ended:
             return manifest.scope
-        keys = [str(row["id"]) for row in run.read_lines(SKIPPED)]
-        return Scope(namespace, str(mode), tuple(sorted(keys)), store)
-    raise UsageError("there is no run whose skipped rows could be tried again; run without it")
+        keys = (keys or set()) | {str(row["id"]) for row in run.read_lines(SKIPPED)}
+        if manifest.reembedded:
+            break
+    if keys is None:
+        raise UsageError("there is no run whose skipped rows could be tried again; run without it")
+    return Scope(namespace, str(mode), tuple(sorted(keys)), store)
 
 
 def describe(run: RunDirectory, manifest: Manifest) -> str:
@@ -111,7 +115,7 @@ def fresh_runs(runs: Runs, scope: Scope) -> list[RunDirectory]:
 
 def former_target(runs: Runs, scope: Scope) -> Mapping[str, Any] | None:
     """The target of the newest run about such rows that came to its end; None if there is none."""
-    ended = (m for _, m in reversed(runs) if m.state is State.REPLACED)
+    ended = (m for _, m in reversed(runs) if m.state.undoable or m.is_confirmation)
     return next(
         (m.target for m in ended if m.scope.shares_rows(replace(scope, namespace=None))), None
     )

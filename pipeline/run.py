@@ -219,7 +219,9 @@ def _begin(plan: Plan, probe: Vectors) -> None:
         )
     link_run(plan.run, plan.store.path)
     plan.run.set_reserve()
-    plan.run.write_manifest(replace(manifest, attempt=plan.attempt, stopped=None))
+    plan.run.write_manifest(
+        replace(manifest, attempt=plan.attempt, stopped=None, stopped_code=None)
+    )
     damaged, lost = plan.run.remove_damaged()
     for name in damaged:
         _logger.warning("[%s] the shard %s was damaged; it is made again", plan.run.run_id, name)
@@ -356,7 +358,10 @@ def _finish(plan: Plan, outcome: Outcome) -> None:
             plan.run.advance(plan.attempt, outcome=values)
             return
         plan.run.write_json(SUMMARY, values)
-        plan.run.advance(plan.attempt, state=State.REPLACED, outcome=values)
+        wrote = plan.run.read_manifest().wrote
+        plan.run.advance(
+            plan.attempt, state=State.REPLACED if wrote else State.EMPTY, outcome=values
+        )
     except StagingError as error:
         # All is replaced, so the run has not failed; its result is printed all the same.
         _logger.warning("[%s] no summary is kept: %s", plan.run.run_id, error)
@@ -388,7 +393,11 @@ def _note_failure(plan: Plan, error: BaseException) -> None:
     if manifest.attempt != plan.attempt:
         return
     with contextlib.suppress(StagingError):  # A disk that is full must not hide what was done.
-        manifest = plan.run.advance(plan.attempt, stopped=str(error) or "interrupted")
+        manifest = plan.run.advance(
+            plan.attempt,
+            stopped=str(error) or "interrupted",
+            stopped_code=error.exit_code if isinstance(error, ReembedError) else None,
+        )
     if manifest.state is State.REPLACING and isinstance(error, ReembedError):
         raise IncompleteError(
             f"{error}; {describe(plan.run, manifest)}: run again to finish it, or undo it with "

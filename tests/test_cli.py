@@ -519,7 +519,15 @@ def test_a_run_that_is_interrupted_stops_soon_and_the_same_command_goes_on(
 
 COMMAND_FLAGS = {
     "status": {"--db", "--run-dir", "--json"},
-    "verify": {"--db", "--run-dir", "--run", "--json"},
+    "verify": {
+        "--db",
+        "--run-dir",
+        "--run",
+        "--base-url",
+        "--key-secret",
+        "--insecure-key",
+        "--json",
+    },
     "rollback": {"--db", "--run-dir", "--run", "--json"},
     "cleanup": {"--db", "--run-dir", "--run", "--yes", "--json"},
 }
@@ -552,6 +560,8 @@ def test_the_help_of_a_command_names_its_flags_in_80_columns(
         (["status", "--run", "x"], "unrecognized arguments: --run x"),
         (["verify", "--yes"], "unrecognized arguments: --yes"),
         (["verify", "--model", "m"], "unrecognized arguments: --model m"),
+        (["verify", "--key-secret", "sk-1"], "--key-secret is no name of a secret; it is like"),
+        (["rollback", "--base-url", "http://x"], "unrecognized arguments: --base-url http://x"),
         (["rollback", "now"], "unrecognized arguments: now"),
         (["rollback", "--run"], "argument --run: expected one argument"),
         (["rollback", "--", "--parallelism=4"], "--parallelism=4"),

@@ -200,22 +200,3 @@ def test_an_item_that_comes_in_the_middle_stops_the_replacement_and_the_rerun_ha
     assert (done.code, done.texts) == (0, {"one more"})
     assert select(path, "SELECT model FROM collections") == [("m",)]
     assert select(path, "SELECT DISTINCT length(embedding) FROM embeddings") == [(32,)]
-
-
-def test_a_rollback_is_refused_once_an_item_was_added_since(reembed: Call, tmp_path: Path) -> None:
-    path = tmp_path / "embeddings.db"
-    collect(path, "notes", NOTES)
-    reembed("--db", path, "--model", "m")
-    change(
-        path,
-        "INSERT INTO embeddings (collection_id, id, content, embedding) "
-        "VALUES (1, 'new', 'text', zeroblob(32))",
-    )
-    before = all_columns(path)
-
-    undone = reembed("rollback", "--db", path)
-
-    assert undone.code == 1
-    assert reembed("status", "--db", path).code == 0
-    assert "1 items of the collection 'notes' were added or changed meanwhile" in undone.error
-    assert all_columns(path) == before

@@ -62,7 +62,9 @@ manifests = st.builds(
     state=st.sampled_from(State),
     done=indexes,
     writing=indexes,
+    wrote=st.booleans(),
     stopped=st.one_of(st.none(), words),
+    stopped_code=st.one_of(st.none(), st.integers(1, 6)),
     outcome=st.dictionaries(words, st.one_of(st.none(), st.integers(), words), max_size=3),
 )
 
@@ -96,13 +98,25 @@ def test_another_version_is_refused(version: object) -> None:
         Manifest.from_json(values)
 
 
-@pytest.mark.parametrize("name", sorted(set(MANIFEST.to_json())))
+LATER = {"wrote", "stopped_code"}
+"""What the first versions did not note."""
+
+
+@pytest.mark.parametrize("name", sorted(set(MANIFEST.to_json()) - LATER))
 def test_a_manifest_that_lacks_anything_is_refused(name: str) -> None:
     values = MANIFEST.to_json()
     del values[name]
 
     with pytest.raises(KeyError, match=name):
         Manifest.from_json(values)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_manifest_of_the_first_versions_is_read(state: State) -> None:
+    manifest = replace(MANIFEST, state=state, wrote=state is not State.STAGING)
+    values = {name: value for name, value in manifest.to_json().items() if name not in LATER}
+
+    assert Manifest.from_json(values) == manifest
 
 
 def test_a_state_that_is_not_known_is_refused() -> None:
@@ -116,7 +130,9 @@ def test_a_state_that_is_not_known_is_refused() -> None:
         (State.STAGING, False, False),
         (State.REPLACING, True, False),
         (State.REPLACED, False, True),
+        (State.EMPTY, False, True),
         (State.ROLLING_BACK, True, False),
+        (State.PARTLY_BACK, False, True),
         (State.ROLLED_BACK, False, True),
     ],
 )

@@ -187,7 +187,7 @@ def test_how_far_a_run_has_come_is_noted(run: RunDirectory) -> None:
 
     noted = run.advance("mine", state=State.REPLACING, writing=frozenset({0}))
 
-    assert noted == replace(before, state=State.REPLACING, writing=frozenset({0}))
+    assert noted == replace(before, state=State.REPLACING, writing=frozenset({0}), wrote=True)
     assert run.read_manifest() == noted
 
 

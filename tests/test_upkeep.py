@@ -123,10 +123,12 @@ def test_after_a_run_and_its_rollback_all_columns_of_all_tables_are_as_before(
     assert undone.values == {
         "schema_version": 1,
         "run_id": run_id,
+        "state": "rolled back",
         "restored": 202,
         "unchanged": 0,
         "left": 0,
         "left_by_reason": {},
+        "in_the_way": {},
     }
     assert all_columns(path) == before
     assert path.read_bytes()[18:20] == mode
@@ -357,9 +359,12 @@ def test_a_table_that_is_as_the_run_left_it_is_clean(reembed: Call, path: Path) 
         "run_id": run_id,
         "checked": 10,
         "changed": 0,
+        "deleted": 0,
+        "put_back": 0,
         "unwritten": 0,
         "sampled": 10,
         "lowest_cosine": 1,
+        "unchecked": None,
         "wrong": {},
         "wrong_ids": {},
     }
@@ -370,6 +375,7 @@ def test_a_table_that_is_as_the_run_left_it_is_clean(reembed: Call, path: Path) 
         f"run             {run_id}",
         "rows checked    10",
         "changed since   0 (a new text and vector by another program)",
+        "deleted since   0",
         "not of the run  0 (skipped, or added since)",
         "sample          10 rows embedded again, lowest cosine 1.000000",
         "wrong           none",
@@ -491,10 +497,17 @@ def test_a_vector_that_is_not_the_models_is_found_in_the_sample(
 def test_verify_with_a_model_that_is_another_now_says_so(reembed: Call, path: Path) -> None:
     reembed("--db", path)
 
-    checked = reembed("verify", "--db", path, behaviour=0.05)
+    checked = reembed("verify", "--db", path, "--json", behaviour=0.05)
 
-    assert (checked.code, checked.out) == (3, "")
+    assert checked.code == 3
     assert "does not behave as it did when the run" in checked.error
+    # What needs no model was checked all the same.
+    assert (checked.values["checked"], checked.values["wrong"]) == (10, {})
+    assert (checked.values["sampled"], checked.values["unchecked"]) == (0, checked.error)
+    put(path, "4", None)
+    worse = reembed("verify", "--db", path, behaviour=0.05)
+    assert worse.code == 1
+    assert "2 findings in" in worse.error
 
 
 def test_what_is_wrong_is_right_after_another_run(reembed: Call, path: Path) -> None:
@@ -577,7 +590,7 @@ def test_status_shows_a_run_from_its_start_to_its_removal(reembed: Call, path: P
     code, staging = status_of(reembed, path)
     assert code == 0
     assert staging.items() >= (common | {"state": "staging", "staged": 4}).items()
-    assert staging["next"] == "the same command goes on; --fresh starts over"
+    assert staging["next"] == "rerun the same command to resume; --fresh starts over"
     assert staging["bytes"] >= sum(map(len, files(place).values()))
 
     half_replace(reembed, path)
@@ -586,7 +599,7 @@ def test_status_shows_a_run_from_its_start_to_its_removal(reembed: Call, path: P
     changes = {"state": "replacing", "ranges_replaced": [[0, 0]], "rows_in_ranges_replaced": 2}
     assert replacing.items() >= (common | changes | {"staged": 10}).items()
     assert "jammed" in replacing["stopped"]
-    assert replacing["next"] == "the same command finishes it; reembed rollback undoes it"
+    assert replacing["next"] == "rerun the same command to finish it; reembed rollback undoes it"
 
     reembed("--db", path)
     code, replaced = status_of(reembed, path)
@@ -628,7 +641,7 @@ def test_status_tells_it_to_a_person(reembed: Call, tmp_path: Path) -> None:
         "re-embedded  9",
         "skipped      1",
         f"directory    {root(path) / done}",
-        "next         reembed verify checks it; reembed rollback undoes it",
+        f"next         run {half} must be finished or rolled back first",
     ]
     assert first.splitlines()[0].startswith(f"run {done}, begun 20")
     assert "state        replacing (SQLite can't work with " in second
@@ -760,11 +773,11 @@ def test_cleanup_keeps_every_backup_that_no_newer_run_makes_needless(
 def test_a_second_run_to_the_same_model_is_no_way_back_to_the_former_one(
     reembed: Call, path: Path
 ) -> None:
-    reembed("--db", path)
-    reembed("--db", path)
+    first = reembed("--db", path, "--json").values["run_id"]
+    second = reembed("--db", path, "--json").values["run_id"]
 
-    assert reembed("cleanup", "--db", path, "--json").values["removed"] == []
-    assert [reembed("rollback", "--db", path).code for _ in range(2)] == [0, 0]
+    assert reembed("cleanup", "--db", path, "--json").values["removed"] == [second]
+    assert reembed("rollback", "--db", path, "--json").values["run_id"] == first
     assert stored(path) == old(*range(10))
 
 

@@ -173,7 +173,10 @@ def test_a_rollback_is_refused_once_a_row_was_added_since(reembed: Call, tmp_pat
 
     assert undone.code == 1
     assert reembed("status", "--db", path).code == 0
-    assert "1 rows of the vec0 table docs have no vector of the new length" in undone.error
+    assert "1 rows are in the way (the first, 99: it was added since) of putting" in undone.error
+    assert "so 40 others keep their new vectors" in undone.error
+    assert "delete these rows and roll back again, or re-embed the table with its" in undone.error
+    assert "row 99 is in the way: it was added since" in undone.err
     assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(32,)]
     query(path, "DELETE FROM docs WHERE rowid = 99")
     assert reembed("rollback", "--db", path).code == 0

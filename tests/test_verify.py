@@ -22,7 +22,6 @@ from transforms.verify import (
     WRONG,
     Findings,
     find_fault,
-    sample_rows,
     verify_rows,
 )
 
@@ -110,12 +109,18 @@ def replaced(path: Path, rows: int, range_rows: int) -> tuple[Store, RunDirector
     return plan.store, plan.run
 
 
+def sampled(store: Store, run: RunDirectory, count: int) -> list[str]:
+    """The keys of a sample."""
+    ranges = run.read_manifest().ranges
+    found = verify_rows(store, run, ranges, dimension=8, normalized=True, samples=count)
+    return [row.key for row in found.sample]
+
+
 def test_the_sample_is_taken_from_all_over_the_table(tmp_path: Path) -> None:
     store, run = replaced(tmp_path / "m.db", 200, range_rows=5)
-    ranges = run.read_manifest().ranges
 
     for count in (1, 7, 64, 500):
-        found = [row.key for row in sample_rows(store, run, ranges, count=count)]
+        found = sampled(store, run, count)
 
         assert len(found) <= count
         assert len(found) >= min(count, 200) // 2
@@ -128,9 +133,7 @@ def test_the_sample_is_taken_from_all_over_the_table(tmp_path: Path) -> None:
 def test_a_small_table_is_sampled_whole(tmp_path: Path) -> None:
     store, run = replaced(tmp_path / "m.db", 40, range_rows=64)
 
-    found = sample_rows(store, run, run.read_manifest().ranges, count=64)
-
-    assert [row.key for row in found] == [f"{i:03}" for i in range(40)]
+    assert sampled(store, run, 64) == [f"{i:03}" for i in range(40)]
 
 
 def test_the_sample_holds_only_rows_that_are_as_the_run_left_them(tmp_path: Path) -> None:
@@ -143,9 +146,7 @@ def test_the_sample_holds_only_rows_that_are_as_the_run_left_them(tmp_path: Path
         "DELETE FROM memories WHERE id = '004'",
     )
 
-    found = sample_rows(store, run, run.read_manifest().ranges, count=64)
-
-    assert [row.key for row in found] == ["000", "005"]
+    assert sampled(store, run, 64) == ["000", "005"]
 
 
 def test_every_row_of_the_table_is_looked_at(tmp_path: Path) -> None:
@@ -166,6 +167,7 @@ def test_every_row_of_the_table_is_looked_at(tmp_path: Path) -> None:
     assert findings == Findings(
         checked=6,
         changed=1,
+        deleted=1,
         unwritten=1,
         wrong=findings.wrong,
         keys={"overwritten": ["004"], "zeros": ["004"], "stale": ["005"]},

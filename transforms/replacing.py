@@ -166,7 +166,7 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
         else:
             if last:  # Another part, of rows that the first look could not know.
                 found = sum((job.match(k, with_stored=True).before for k in job.ranges), Summary())
-                check_failures(found, most=job.rules.most_skipped)
+                check_failures(found, most=job.rules.most_skipped, whole=job.store.whole)
             late = {keys.index for keys in pending}
             indexes = [k for k in job.ranges if k.index not in manifest.done or k.index in late]
             wanted = list(_changed(job, indexes))
@@ -189,7 +189,7 @@ def _reads_back(store: Store, written: Written) -> bool:
     return not any(store.differing(digests) for digests in written.digests(_READ_BACK_ROWS))
 
 
-def check_failures(found: Summary, *, most: float) -> None:
+def check_failures(found: Summary, *, most: float, whole: bool = False) -> None:
     """Refuse to replace anything if more than a share of the tried rows failed, or all did.
 
     Rows that were skipped by rule were not tried and don't count.
@@ -199,10 +199,16 @@ def check_failures(found: Summary, *, most: float) -> None:
     tried = failed + found.replaced
     if failed > most * tried or (failed and failed == tried):
         causes = ", ".join(f"{count} {cause}" for cause, count in failures.items())
+        why, more = (
+            f"--max-skipped allows {most:.4g} of them and never all",
+            "a higher --max-skipped",
+        )
+        if whole:
+            why, more = "all rows are replaced here or none", "these rows edited or deleted"
         raise TooManySkippedError(
-            f"{failed} of {tried} rows could not be embedded ({causes}), and --max-skipped allows "
-            f"{most:.4g} of them and never all; nothing is replaced now, and what is staged stays: "
-            "check the model, then run again with --retry-skipped, or with a higher --max-skipped"
+            f"{failed} of {tried} rows could not be embedded ({causes}), and {why}; nothing is "
+            "replaced now, and what is staged stays: check the model, then run again with "
+            f"--retry-skipped, or with {more}"
         )
 
 
@@ -252,7 +258,7 @@ def _save_all(
         _remove_backup(job)
         return found, None
     try:
-        check_failures(found, most=job.rules.most_skipped)
+        check_failures(found, most=job.rules.most_skipped, whole=job.store.whole)
     except TooManySkippedError:
         _remove_backup(job)
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from transforms.errors import StoreError
@@ -11,20 +11,27 @@ from transforms.match import is_ours
 from transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS
 from transforms.rows import KeyRange, Row, Stored, vector_digest
 from transforms.staging import Ledger, RunDirectory, State, read_ledger, saved_ranges
+from transforms.staging.runs import SKIPPED
 from transforms.stores import Store
 
 EDITED = "its text was edited since"
 OVERWRITTEN = "its vector was changed by another program since"
 DELETED = "it was deleted since"
+ADDED = "it was added since"
+HELD_BACK = "other rows that must have the same model can't be put back"
 
 
 @dataclass
 class RolledBack:
-    """What a rollback did: rows put back, rows that were as before, rows left, with why."""
+    """What a rollback did: rows put back, rows that were as before, rows left, with why.
+
+    `in_the_way` names, by namespace, the rows for which others could not be put back, with why.
+    """
 
     restored: int = 0
     unchanged: int = 0
     left: dict[str, str] = field(default_factory=dict)
+    in_the_way: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add(self, other: RolledBack) -> None:
         """Take in what was done to more rows."""
@@ -40,7 +47,8 @@ def roll_back(
 
     A row is left as it is, and named, if its text or its vector has changed since. Up to
     50,000 rows are put back in one transaction, more in several short ones; the manifest says
-    `rolling back` meanwhile. Safe to run twice: what was put back is found unchanged.
+    `rolling back` meanwhile. Of a store that is replaced as a whole, each namespace is put back
+    with all of its rows or left as it is. Safe to run twice: what was put back is found unchanged.
     """
     before = run.read_manifest().state
     run.advance(attempt, state=State.ROLLING_BACK)
@@ -57,8 +65,11 @@ def _roll_back(
 ) -> RolledBack:
     saved = saved_ranges(run.backup)
     wanted = [keys for keys in ranges if keys.index in saved]
-    at_once = store.whole or run.read_manifest().rows <= MOST_ROWS_AT_ONCE
-    if not store.stable and rows_have_moved(store, run, wanted):
+    at_once = run.read_manifest().rows <= MOST_ROWS_AT_ONCE
+    moved = not store.stable and rows_have_moved(store, run, wanted)
+    if store.whole:
+        return _roll_back_whole(store, run, ranges, attempt=attempt, moved=moved)
+    if moved:
         return _roll_back_moved(store, run, wanted, attempt=attempt)
     total = RolledBack()
     while wanted:
@@ -74,7 +85,6 @@ def _roll_back(
                 done += 1
                 if not at_once and time.monotonic() - started > TRANSACTION_SECONDS:
                     break
-            _check_whole(store, total)
         del wanted[:done]
         if wanted:
             time.sleep(0.12)  # SQLite's own waiting looks every 0.1 s whether the lock is free.
@@ -88,9 +98,10 @@ def rows_have_moved(store: Store, run: RunDirectory, ranges: Sequence[KeyRange])
     """
     missing: set[str] = set()
     others: set[str] = set()
+    everywhere = store.everywhere()
     for keys in ranges:
         known = set(read_ledger(run.backup, keys.index, with_vectors=False).keys)
-        present = {row.key for row in store.read_range(keys, with_stored=True)}
+        present = {row.key for row in everywhere.read_range(keys, with_stored=True)}
         missing |= known - present
         others |= present - known
     return bool(missing & others)
@@ -100,27 +111,112 @@ def _roll_back_moved(
     store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, attempt: str
 ) -> RolledBack:
     """The same for rows that are in any range now: all at once, and held in memory."""
+    everything = _whole_ledger(run, ranges)
+    with store.replacing() as table, table.transaction():
+        run.advance(attempt)
+        changes, outcome = restore_rows(table.read_range(KeyRange(0, None, None)), everything)
+        table.put(changes)
+    return outcome
+
+
+def _roll_back_whole(
+    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, attempt: str, moved: bool
+) -> RolledBack:
+    """The same for a store of which each namespace has one model: all at once.
+
+    What keeps a namespace from going back as a whole is found before anything is written.
+    """
+    everything = _whole_ledger(run, ranges) if moved else None
+    ranges = [KeyRange(0, None, None)] if moved else ranges
+    skipped = {str(row["id"]) for row in run.read_lines(SKIPPED)}
+    total = RolledBack()
+    with store.replacing() as table, table.transaction():
+        run.advance(attempt)
+
+        def read() -> Iterator[tuple[list[Row], Ledger]]:
+            for keys in ranges:
+                if everything is None:
+                    ledger = read_ledger(run.backup, keys.index, with_vectors=True)
+                    yield table.read_range(keys), ledger
+                else:
+                    yield table.read_range(keys), everything
+
+        total.in_the_way = _find_in_the_way(read(), skipped)
+        for rows, ledger in read():
+            changes, outcome = restore_rows(rows, ledger)
+            held = {row.rowid: row.key for row in rows if row.namespace in total.in_the_way}
+            outcome.restored -= sum(rowid in held for rowid, _ in changes)
+            outcome.left |= {held[rowid]: HELD_BACK for rowid, _ in changes if rowid in held}
+            table.put([change for change in changes if change[0] not in held])
+            total.add(outcome)
+    return total
+
+
+def _whole_ledger(run: RunDirectory, ranges: Sequence[KeyRange]) -> Ledger:
     everything = Ledger()
     for keys in ranges:
         ledger = read_ledger(run.backup, keys.index, with_vectors=True)
         for key in ledger.keys:
             everything.add(reversed(ledger.of(key)))
-    with store.replacing() as table, table.transaction():
-        run.advance(attempt)
-        changes, outcome = restore_rows(table.read_range(KeyRange(0, None, None)), everything)
-        table.put(changes)
-        _check_whole(store, outcome)
-    return outcome
+    return everything
 
 
-def _check_whole(store: Store, outcome: RolledBack) -> None:
-    """Refuse to put back a part of what has one model."""
-    if store.whole and outcome.left:
-        key, why = next(iter(outcome.left.items()))
-        raise StoreError(
-            f"{len(outcome.left)} rows of {store.path} can't be put back (the first, {key}: "
-            f"{why}), and the others would be of another model than they; nothing was put back"
-        )
+@dataclass
+class _Group:
+    """The rows of a namespace, as far as they matter to whether it can go back as a whole.
+
+    `goes_back` says that there is anything to put back, `shared` that this includes what all of
+    its rows share. A `late` row is to go back to what shares that with the new vectors.
+    """
+
+    goes_back: bool = False
+    shared: bool = False
+    in_the_way: dict[str, str] = field(default_factory=dict)
+    late: dict[str, str] = field(default_factory=dict)
+
+
+def _find_in_the_way(
+    read: Iterable[tuple[Sequence[Row], Ledger]], skipped: Container[str]
+) -> dict[str, dict[str, str]]:
+    """The rows that keep others of their namespace from being put back, by it, with why.
+
+    Rows that were `skipped` by the run have the vectors that they had before it.
+    """
+    groups: dict[str, _Group] = {}
+    for rows, ledger in read:
+        for row in rows:
+            _judge(row, ledger, skipped, groups.setdefault(row.namespace, _Group()))
+    found = {
+        namespace: group.in_the_way | (group.late if group.shared else {})
+        for namespace, group in groups.items()
+        if group.goes_back
+    }
+    return {namespace: keys for namespace, keys in found.items() if keys}
+
+
+def _judge(row: Row, ledger: Ledger, skipped: Container[str], group: _Group) -> None:
+    if row.stored is None or row.stored.vector is None:
+        return
+    saved = ledger.of(row.key)
+    before = [old.stored.others for old in saved if old.restorable and old.stored is not None]
+    others = row.stored.others
+    if not saved:
+        if row.key not in skipped:
+            group.in_the_way[row.key] = ADDED
+    elif row.stored.digest in [old.was for old in saved if old.restorable]:
+        return
+    elif not is_ours(row, ledger):
+        group.in_the_way[row.key] = OVERWRITTEN
+        group.goes_back |= others not in before
+    elif previous := _previous(row, ledger):
+        group.goes_back = True
+        if previous.others == others:
+            group.late[row.key] = ADDED
+        else:
+            group.shared = True
+    else:
+        group.in_the_way[row.key] = EDITED
+        group.goes_back = True
 
 
 def restore_rows(

@@ -11,6 +11,7 @@ from transforms.embedders import WITNESS_COSINE, Embedder, cosines, embed_each
 from transforms.errors import StampError
 from transforms.match import concerns
 from transforms.rows import Cause, KeyRange, RangeVectors, Row, Skipped, StagedRow
+from transforms.sampling import Sample
 from transforms.staging import RunDirectory, read_ledger, read_shards
 from transforms.stores import Store
 
@@ -72,17 +73,12 @@ def stage_stored(
 
 def _sample(store: Store, ranges: Sequence[KeyRange]) -> list[Row]:
     """At most `WITNESSES` of the rows that are to be stamped, evenly from all over the table."""
-    rows: list[Row] = []
-    seen, step = 0, 1
+    sample = Sample(WITNESSES)
     for keys in ranges:
         for row in store.read_range(keys, with_stored=True):
-            if not row.meant or _staged(store, row, store.selection.dimension).vector is None:
-                continue
-            rows += [row] if seen % step == 0 else []
-            seen += 1
-            if len(rows) > 2 * WITNESSES:
-                rows, step = rows[::2], 2 * step
-    return rows[:: -(-len(rows) // WITNESSES) or 1]
+            if row.meant and _staged(store, row, store.selection.dimension).vector is not None:
+                sample.add(row)
+    return sample.rows
 
 
 def _staged(store: Store, row: Row, dimension: int) -> StagedRow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from transforms.match import holds_written, is_ours
 from transforms.rows import KeyRange, Row
-from transforms.staging import Ledger, RunDirectory, read_ledger, saved_ranges
+from transforms.sampling import Sample
+from transforms.staging import Ledger, RunDirectory, read_ledger
 from transforms.stores import Store
 
 Decode = Callable[[bytes], NDArray[np.float32]]
@@ -41,15 +42,27 @@ WRONG = {
 class Findings:
     """What was found: rows that the run wrote, and what is wrong with them.
 
-    `changed` counts rows that other programs have given a new text and vector since, and
-    `unwritten` those that the run did not write: skipped or newer.
+    `changed` counts rows that other programs have given a new text and vector since, `deleted`
+    those that are not there any more, `put_back` those that a rollback has restored, and
+    `unwritten` rows that the run is about and did not write: skipped or newer. `sample` are rows
+    that hold the vector which the run wrote for their text, from all over the table.
     """
 
     checked: int = 0
     changed: int = 0
+    deleted: int = 0
+    put_back: int = 0
     unwritten: int = 0
     wrong: Counter[str] = field(default_factory=Counter)
     keys: dict[str, list[str]] = field(default_factory=dict)
+    sample: list[Row] = field(default_factory=list)
+
+    @property
+    def written(self) -> int:
+        """Rows that the run wrote, by its backup."""
+        # Each other kind of finding is about a row that is counted as checked.
+        stale = self.wrong["stale"]
+        return self.checked + stale + self.changed + self.deleted + self.put_back
 
     def fault(self, kind: str, key: str) -> None:
         """Note a row that is wrong."""
@@ -62,29 +75,76 @@ class Findings:
 def verify_rows(
     store: Store,
     run: RunDirectory,
-    ranges: Iterable[KeyRange],
+    ranges: Sequence[KeyRange],
     *,
     dimension: int,
     normalized: bool,
+    rolled_back: bool = False,
+    samples: int = 0,
 ) -> Findings:
-    """Check every row that a run wrote: its vector's length, finiteness, norm and digest."""
+    """Check every row that a run wrote: its vector's length, finiteness, norm and digest.
+
+    They are those of its backup, wherever they are now, and whatever else has changed of them.
+    With `rolled_back` a row that holds what it held before the run was put back. About `samples`
+    rows, and never more, are also returned as a sample.
+    """
     findings = Findings()
-    fault = partial(find_fault, decode=store.decode, dimension=dimension, normalized=normalized)
+    sample = Sample(samples)
+    check = partial(
+        _verify_row,
+        findings=findings,
+        sample=sample,
+        fault=partial(find_fault, decode=store.decode, dimension=dimension, normalized=normalized),
+        rolled_back=rolled_back,
+    )
+    everywhere = store.everywhere()
+    missing = Ledger()
     for keys in ranges:
         ledger = read_ledger(run.backup, keys.index, with_vectors=False)
-        for row in store.read_range(keys, with_stored=True):
-            _verify_row(row, ledger, findings, fault)
+        absent = set(ledger.keys)
+        for row in everywhere.read_range(keys, with_stored=True):
+            absent.discard(row.key)
+            if ledger.of(row.key):
+                check(row, ledger)
+            else:
+                findings.unwritten += _is_in_scope(row, store)
+        for key in absent:
+            missing.add(reversed(ledger.of(key)))
+    lost = set(missing.keys)
+    for keys in ranges if lost and not store.ordered_by_key else ():
+        # VACUUM may have moved them, or another program has stored them anew.
+        known = read_ledger(run.backup, keys.index, with_vectors=False)
+        for row in everywhere.read_range(keys, with_stored=True):
+            if row.key not in lost:
+                continue
+            lost.remove(row.key)
+            if not known.of(row.key):
+                findings.unwritten -= _is_in_scope(row, store)
+                check(row, missing)
+    findings.deleted = len(lost)
+    findings.sample = sample.rows
     return findings
 
 
+def _is_in_scope(row: Row, store: Store) -> bool:
+    return row.meant and store.namespace in (None, row.namespace)
+
+
 def _verify_row(
-    row: Row, ledger: Ledger, findings: Findings, fault: Callable[[bytes | None], str | None]
+    row: Row,
+    ledger: Ledger,
+    *,
+    findings: Findings,
+    sample: Sample,
+    fault: Callable[[bytes | None], str | None],
+    rolled_back: bool,
 ) -> None:
     saved = ledger.of(row.key)
-    if not saved:
-        findings.unwritten += 1
+    stored = row.stored
+    if stored and rolled_back and stored.digest in [old.was for old in saved if old.restorable]:
+        findings.put_back += 1
         return
-    if row.stored is None or (row.stored.vector is None and is_ours(row, ledger)):
+    if stored is None or (stored.vector is None and is_ours(row, ledger)):
         findings.checked += 1  # The run took a skipped row's vector away.
         return
     if row.digest not in [written.digest for written in saved]:
@@ -94,11 +154,14 @@ def _verify_row(
             findings.changed += 1
         return
     findings.checked += 1
-    if not holds_written(row, ledger):
+    held = holds_written(row, ledger)
+    if not held:
         findings.fault("overwritten", row.key)
-    kind = fault(row.stored.vector)
+    kind = fault(stored.vector)
     if kind:
         findings.fault(kind, row.key)
+    elif held and row.skipped is None:
+        sample.add(row)
 
 
 def find_fault(
@@ -124,26 +187,3 @@ def find_fault(
     if normalized and abs(length - 1) > UNIT_TOLERANCE:
         return "not of length 1"
     return None
-
-
-def sample_rows(
-    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, count: int
-) -> list[Row]:
-    """Some rows that hold the vector that the run wrote for their text, from all over the table."""
-    saved = saved_ranges(run.backup)
-    ranges = [keys for keys in ranges if keys.index in saved]
-    step = max(1, -(-4 * len(ranges) // count))
-    each = max(1, count // max(1, len(ranges[::step])))
-    found: list[Row] = []
-    for keys in ranges[::step]:
-        ledger = read_ledger(run.backup, keys.index, with_vectors=False)
-        rows = [
-            row
-            for row in store.read_range(keys, with_stored=True)
-            if row.skipped is None
-            and row.stored
-            and row.stored.vector
-            and holds_written(row, ledger)
-        ]
-        found += rows[:: max(1, len(rows) // each)][:each]
-    return found[:count]

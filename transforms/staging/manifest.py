@@ -23,7 +23,9 @@ class State(StrEnum):
     STAGING = "staging"
     REPLACING = "replacing"
     REPLACED = "replaced"
+    EMPTY = "wrote nothing"
     ROLLING_BACK = "rolling back"
+    PARTLY_BACK = "partly rolled back"
     ROLLED_BACK = "rolled back"
 
     @property
@@ -34,7 +36,12 @@ class State(StrEnum):
     @property
     def ended(self) -> bool:
         """Whether nothing is left to do."""
-        return self in (State.REPLACED, State.ROLLED_BACK)
+        return self not in (State.STAGING, State.REPLACING, State.ROLLING_BACK)
+
+    @property
+    def undoable(self) -> bool:
+        """Whether the run has ended and the store holds vectors that it wrote."""
+        return self in (State.REPLACED, State.PARTLY_BACK)
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ class Manifest:
     `target` and `probe` (vectors of fixed texts) say which model it is, so that no other one
     goes on with it. `attempt` names the process that is at work: a worker of an earlier one
     must not write any more. `done` are the ranges that are replaced, `writing` those of the
-    transaction that was begun last. `stopped` is why the last attempt failed.
+    transaction that was begun last; `wrote` says that there was one. `stopped` is why the last
+    attempt failed, and `stopped_code` the exit code that stands for it.
     """
 
     run_id: str
@@ -80,8 +88,21 @@ class Manifest:
     state: State = State.STAGING
     done: frozenset[int] = frozenset()
     writing: frozenset[int] = frozenset()
+    wrote: bool = False
     stopped: str | None = None
+    stopped_code: int | None = None
     outcome: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reembedded(self) -> int:
+        """Rows that held the run's vector when it ended."""
+        rows: int = self.outcome.get("reembedded") or 0
+        return rows
+
+    @property
+    def is_confirmation(self) -> bool:
+        """Whether the run wrote nothing since all rows held their vectors already."""
+        return self.state is State.EMPTY and self.reembedded > 0
 
     def to_json(self) -> dict[str, Any]:
         """The manifest in types that JSON has; `from_json` is its inverse."""
@@ -93,9 +114,11 @@ class Manifest:
             "state": str(self.state),
             "attempt": self.attempt,
             "stopped": self.stopped,
+            "stopped_code": self.stopped_code,
             "rows": self.rows,
             "done": spans(self.done),
             "writing": spans(self.writing),
+            "wrote": self.wrote,
             "outcome": dict(self.outcome),
             "scope": {
                 "namespace": self.scope.namespace,
@@ -133,7 +156,10 @@ class Manifest:
             state=State(values["state"]),
             done=frozenset(_indexes(values["done"])),
             writing=frozenset(_indexes(values["writing"])),
+            # Not noted by the first versions.
+            wrote=values.get("wrote", values["state"] != State.STAGING),
             stopped=values["stopped"],
+            stopped_code=values.get("stopped_code"),
             outcome=values["outcome"],
         )
 

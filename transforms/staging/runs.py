@@ -129,6 +129,8 @@ class RunDirectory:
                 "nothing more"
             )
         changed = replace(manifest, **changes)
+        if changed.writing:
+            changed = replace(changed, wrote=True)
         if changed != manifest:
             self.write_manifest(changed)
         return changed

@@ -3,7 +3,14 @@
 from transforms.stores.ai_memory import AiMemoryStore, space_stamp
 from transforms.stores.base import Replacement, Store, Written
 from transforms.stores.codec import decode
-from transforms.stores.opening import KINDS, choose_store, open_store, real_path, recover_store
+from transforms.stores.opening import (
+    KINDS,
+    check_database,
+    choose_store,
+    open_store,
+    real_path,
+    recover_store,
+)
 from transforms.stores.survey import Survey, take_survey
 from transforms.stores.trial import check_update, try_update
 
@@ -14,6 +21,7 @@ __all__ = [
     "Store",
     "Survey",
     "Written",
+    "check_database",
     "check_update",
     "choose_store",
     "decode",

@@ -111,6 +111,12 @@ def open_store(
     return store
 
 
+def check_database(path: Path) -> None:
+    """Raise StoreError for a file that is no SQLite database, whatever store it may be."""
+    path = real_path(path)
+    sqlite.read_only(path, wal=sqlite.check_file(path), query=_count_tables)
+
+
 def recover_store(path: Path) -> None:
     """Let SQLite roll back a write that another process left half done, if there is one.
 
@@ -120,6 +126,11 @@ def recover_store(path: Path) -> None:
     if Path(f"{path}-journal").exists():
         sqlite.check_file(path)
         sqlite.check_writable(path)
+
+
+def _count_tables(db: sqlite3.Connection) -> int:
+    count: int = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    return count
 
 
 def _kind(db: sqlite3.Connection, settings: Mapping[str, Any]) -> str | None:

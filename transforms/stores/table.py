@@ -111,12 +111,17 @@ class TableConfig:
 
 @dataclass(frozen=True)
 class TableStore(Store):
-    """A table with texts and vectors, and the one namespace of it that is meant."""
+    """A table with texts and vectors, and the one namespace of it that is meant.
+
+    With `unfiltered`, all of its rows are read with what they hold, also those that no run can
+    have been about.
+    """
 
     settings: TableConfig = field(kw_only=True)
     rowid_name: str = "rowid"
     moves: bool = False
     nullable: bool = True
+    unfiltered: bool = False
 
     kind = "table"
     ordered_by_key = False
@@ -175,8 +180,8 @@ class TableStore(Store):
         return {name: quoted(column) for name, column in named.items() if column is not None}
 
     def everywhere(self) -> Self:
-        """The same table with all of its rows."""
-        return replace(self, namespace=None, settings=replace(self.settings, where=None))
+        """The same table with all of its rows; the condition still says which are meant."""
+        return replace(self, namespace=None, unfiltered=True)
 
     def space(self, model: str) -> str | None:
         """The stamp of a model's vectors, its name; None without a column for it."""
@@ -197,14 +202,20 @@ class TableStore(Store):
         return decode(self.settings.format, vector)
 
     def rows_in(self, db: sqlite3.Connection, keys: KeyRange, *, with_stored: bool) -> list[Row]:
-        """Read the rows of a range over a connection, in the order of the file."""
-        conditions = [self.where]
+        """Read the rows of a range over a connection, in the order of the file.
+
+        With what is stored, also rows that the run may have written: its own writing may be why
+        the condition is not true of them any more.
+        """
+        conditions = [self._of_namespace]
         if keys.after is not None:
             conditions.append(f"{self.rowid} > :after")
         if keys.until is not None:
             conditions.append(f"{self.rowid} <= :until")
         if not with_stored:
             conditions.append(self.meant)
+        elif not self.unfiltered:
+            conditions.append(f"({self._condition} OR {self._may_be_written})")
         columns = self._row_columns + (f", {self.stored_columns}" if with_stored else "")
         values = self.values | {
             "after": keys.after and _number(keys.after),
@@ -284,12 +295,27 @@ class TableStore(Store):
     @property
     def where(self) -> str:
         """The SQL condition for a row of the table that is looked at at all."""
-        conditions = ["TRUE"]
-        if self.settings.where is not None:
-            conditions.append(f"({self.settings.where}\n)")
-        if self.namespace is not None:
-            conditions.append(self._in_namespace)
-        return " AND ".join(conditions)
+        return f"{self._condition} AND {self._of_namespace}"
+
+    @property
+    def meant(self) -> str:
+        """The SQL condition for a row that the run is about."""
+        return f"{self._condition} AND {super().meant}"
+
+    @property
+    def _condition(self) -> str:
+        return "TRUE" if self.settings.where is None else f"({self.settings.where}\n)"
+
+    @property
+    def _of_namespace(self) -> str:
+        return "TRUE" if self.namespace is None else self._in_namespace
+
+    @property
+    def _may_be_written(self) -> str:
+        """The SQL condition for a row that may hold what the run wrote, as far as SQL can tell."""
+        if self.settings.format not in NUMBERS:
+            return "TRUE"
+        return f"{self.vector_column} IS NULL OR {self.fits}"
 
     @property
     def fits(self) -> str:

@@ -149,15 +149,17 @@ def _check_where(db: sqlite3.Connection, store: TableStore) -> None:
 
 
 def _check_keys(db: sqlite3.Connection, store: TableStore) -> None:
-    """Raise StoreError if two rows have one key."""
+    """Raise StoreError if two rows have one key.
+
+    Also of rows that the run is not about: a backup tells rows by their keys alone.
+    """
     if not store.settings.key:
         return
     columns = ", ".join(map(quoted, store.settings.key))
     known = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in store.settings.key)
     twice = db.execute(
         f"SELECT {', '.join(f'quote({quoted(n)})' for n in store.settings.key)} FROM {store.table} "
-        f"WHERE {store.where} AND {known} GROUP BY {columns} HAVING count(*) > 1 LIMIT 1",
-        store.values,
+        f"WHERE {known} GROUP BY {columns} HAVING count(*) > 1 LIMIT 1"
     ).fetchone()
     if twice:
         raise StoreError(

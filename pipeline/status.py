@@ -1,0 +1,155 @@
+"""The state of the runs on a database, and the next step of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.resume import Runs, describe
+from pipeline.selection import Report, can_be_undone, can_be_verified, job_of, newer_run
+from pipeline.words import places, size, table
+from transforms.errors import IncompleteError, TooManySkippedError
+from transforms.modes import Mode
+from transforms.staging import Manifest, RunDirectory, State, lock_holder, spans, tree_bytes
+from transforms.staging.runs import LEFT, SKIPPED
+from transforms.stores.llm import LlmStore
+from transforms.stores.vec import VecStore
+
+_WHOLE = frozenset(store.kind for store in (LlmStore, VecStore) if store.whole)
+"""The kinds of stores of which all rows are replaced or none."""
+
+
+def show_status(path: Path, runs: Runs) -> Report:
+    """Say of each run its state, rows, skips, size on disk and next step."""
+    values = [_values(path, runs, run, manifest) for run, manifest in runs]
+    texts = [_text(value) for value in values]
+    text = "\n\n".join(texts) or f"no runs on {path}; nothing is staged, nothing to undo"
+    holder = lock_holder(path)
+    if holder:
+        text = f"at work on {path}: {holder}\n\n{text}"
+    unfinished = [(run, manifest) for run, manifest in runs if manifest.state.incomplete]
+    trouble = IncompleteError(f"{describe(*unfinished[0])}") if unfinished else None
+    found = {"database": str(path), "at_work": holder, "runs": values}
+    return Report(text, found, trouble)
+
+
+def next_step(runs: Runs, run: RunDirectory, manifest: Manifest) -> str:
+    """What gets a run further, or brings it to its end."""
+    for other, state in ((other, m.state) for other, m in runs):
+        if state.incomplete and other != run:
+            what = "rolled back" if state is State.ROLLING_BACK else "finished or rolled back"
+            return f"run {other.run_id} must be {what} first"
+    match manifest.state:
+        case State.STAGING:
+            if manifest.stopped_code == TooManySkippedError.exit_code:
+                return _retry(run, manifest)
+            return "rerun the same command to resume; --fresh starts over"
+        case State.REPLACING:
+            finish = "rerun the same command to finish it"
+            if manifest.stopped_code == TooManySkippedError.exit_code:
+                finish = _retry(run, manifest)
+            return f"{finish}; reembed rollback undoes it"
+        case State.ROLLING_BACK:
+            return "reembed rollback finishes it"
+        case State.REPLACED | State.PARTLY_BACK:
+            rollback = f"reembed rollback{_named(runs, run, can_be_undone)}"
+            verify = f"reembed verify{_named(runs, run, can_be_verified)} checks it"
+            if newer := newer_run(runs, run, manifest):
+                return f"{verify}; run {newer.run_id} must be rolled back before it can be"
+            if manifest.state is State.REPLACED:
+                return f"{verify}; {rollback} undoes it"
+            return f"{rollback} undoes the rest, once the rows named in {run.path / LEFT} allow it"
+        case State.EMPTY if manifest.is_confirmation:
+            named = _named(runs, run, can_be_verified)
+            return f"reembed verify{named} checks it; reembed cleanup removes it"
+        case _:
+            return "reembed cleanup removes it"
+
+
+def _retry(run: RunDirectory, manifest: Manifest) -> str:
+    """What helps where too many rows failed: the same command would fail again."""
+    mode = manifest.scope.mode
+    chosen = ["--max-rows"]
+    if mode not in (Mode.ALL, Mode.RETRY_SKIPPED):
+        chosen.append(f"--{mode.replace(' ', '-')}")
+    more = "or allow more of them with --max-skipped (never all)"
+    if manifest.scope.store["kind"] in _WHOLE:
+        more = "or once they are edited or deleted"
+    return (
+        f"rerun the command with --retry-skipped, without {' and '.join(chosen)}, once the model "
+        f"takes the rows in {run.path / SKIPPED}, {more}"
+    )
+
+
+def _named(runs: Runs, run: RunDirectory, fits: Callable[[Manifest], bool]) -> str:
+    """The flag that chooses a run, if the command would not choose it by itself."""
+    fitting = [other for other, manifest in runs if fits(manifest)]
+    return "" if fitting and fitting[-1] == run else f" --run {run.run_id}"
+
+
+def _values(path: Path, runs: Runs, run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
+    outcome = manifest.outcome
+    new = _new_ranges(path, run, manifest) if manifest.state is State.REPLACING else frozenset()
+    return {
+        "run_id": run.run_id,
+        "state": str(manifest.state),
+        "started": manifest.started,
+        "stopped": manifest.stopped,
+        "stopped_code": manifest.stopped_code,
+        "model": manifest.target["model"],
+        "dim": manifest.target["dimension"],
+        "store": manifest.scope.store,
+        "namespace": manifest.scope.namespace,
+        "mode": manifest.scope.mode,
+        "rows": manifest.rows,
+        "staged": run.staged_rows() if run.shards.is_dir() else None,
+        "reembedded": outcome.get("reembedded"),
+        "skipped": outcome.get("skipped"),
+        "remaining": outcome.get("remaining"),
+        "ranges": len(manifest.ranges),
+        "ranges_replaced": spans(new),
+        "rows_in_ranges_replaced": sum(k.rows for k in manifest.ranges if k.index in new),
+        "bytes": tree_bytes(run.path),
+        "backup_bytes": tree_bytes(run.backup),
+        "run_directory": str(run.path),
+        "next": next_step(runs, run, manifest),
+    }
+
+
+def _new_ranges(path: Path, run: RunDirectory, manifest: Manifest) -> frozenset[int]:
+    """The ranges that hold new vectors; of the transaction begun last, the table tells."""
+    job = job_of(path, run, manifest)
+    writing = [keys for keys in manifest.ranges if keys.index in manifest.writing]
+    matches = [job.match(keys, with_stored=True) for keys in writing]
+    return manifest.done | {match.index for match in matches if match.done and not match.changes}
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    new, last = places(values["ranges_replaced"]), values["ranges"] - 1
+    lines = {
+        "state": values["state"] + (f" ({values['stopped']})" if values["stopped"] else ""),
+        "target": f"{values['model']} ({values['dim']}-dim)",
+        "about": f"{values['mode']}, "
+        + ("all namespaces" if values["namespace"] is None else f"namespace {values['namespace']}")
+        + (f", table {values['store']['table']}" if "table" in values["store"] else ""),
+        "rows": f"{values['rows']:,}",
+        "staged": f"{values['staged'] or 0:,}",
+        "re-embedded": f"{values['reembedded'] or 0:,}",
+        "skipped": f"{values['skipped'] or 0:,}",
+        "remaining": f"{values['remaining'] or 0:,}",
+        "new vectors": f"in ranges {new} of 0-{last}: {values['rows_in_ranges_replaced']:,} rows; "
+        "the others hold the previous ones",
+        "on disk": f"{size(values['bytes'])}, of which the backup {size(values['backup_bytes'])}",
+        "directory": values["run_directory"],
+        "next": values["next"],
+    }
+    unless = {
+        "staged": values["staged"] is None,
+        "re-embedded": values["reembedded"] is None,
+        "skipped": values["skipped"] is None,
+        "remaining": not values["remaining"],
+        "new vectors": values["state"] != State.REPLACING or values["remaining"],
+    }
+    shown = {name: line for name, line in lines.items() if not unless.get(name)}
+    return f"run {values['run_id']}, begun {values['started']}\n" + table(shown)

@@ -1,0 +1,263 @@
+"""The table against the run that wrote it, and a sample of its rows against the model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.options import CommandOptions
+from pipeline.resume import describe
+from pipeline.selection import Chosen, Report, job_of
+from pipeline.settings import Settings
+from pipeline.words import counts, one_line, table
+from transforms.embedders import (
+    WITNESS_COSINE,
+    Target,
+    cosines,
+    embed_each,
+    load_embedder,
+    probe_embedder,
+    same_vectors,
+)
+from transforms.embedders.endpoint import host
+from transforms.errors import (
+    EmbedderError,
+    IncompleteError,
+    ReembedError,
+    UsageError,
+    VerifyError,
+)
+from transforms.staging import Manifest, State
+from transforms.stores import Store
+from transforms.verify import WRONG, Findings, verify_rows
+
+SAMPLED_ROWS = 64
+"""Rows that are embedded again."""
+
+_NAMED_ROWS = 20
+"""Rows that are named on stderr; all are counted."""
+
+_logger = logging.getLogger("reembed")
+
+ServerSettings = Callable[[str], Settings]
+"""The settings for a backend, as the flags of the command and the environment have them now."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Sampled rows whose texts were embedded again, and the lowest cosine with what is stored.
+
+    `trouble` is why the sample is unchecked; None if it was checked.
+    """
+
+    rows: int = 0
+    lowest: float | None = None
+    trouble: ReembedError | None = None
+
+
+def verify(
+    path: Path, chosen: Chosen, options: CommandOptions, *, settings_of: ServerSettings
+) -> Report:
+    """Check the table against a run, and a sample of its rows against the model.
+
+    The table needs no model; where there is none now, the sample is reported as unchecked.
+    """
+    run, manifest = chosen
+    target = Target.from_json(manifest.target)
+    _check_flags(options, target)
+    job = job_of(path, run, manifest)
+    findings = verify_rows(
+        job.store,
+        run,
+        manifest.ranges,
+        dimension=target.dimension,
+        normalized=target.normalized,
+        rolled_back=manifest.state is State.PARTLY_BACK,
+        samples=SAMPLED_ROWS,
+    )
+    compared = _compare_sample(
+        findings, job.store, target, manifest, options=options, settings_of=settings_of
+    )
+    for kind, keys in findings.keys.items():
+        for key in keys[:_NAMED_ROWS]:
+            _logger.warning("[%s] row %s holds %s", run.run_id, one_line(key), WRONG[kind])
+    if compared.trouble is not None:
+        _logger.warning(
+            "[%s] the sample is not checked: %s", run.run_id, one_line(str(compared.trouble))
+        )
+    trouble = _trouble(path, chosen, findings, compared)
+    return Report(
+        f"reembed verify: {_head(findings, compared, trouble)}\n\n"
+        + table(_lines(run.run_id, findings, compared)),
+        _values(run.run_id, findings, compared),
+        trouble,
+    )
+
+
+def _check_flags(options: CommandOptions, target: Target) -> None:
+    given = {
+        "--base-url": options.base_url,
+        "--key-secret": options.key_secret,
+        "--insecure-key": options.insecure_key,
+    }
+    named = [flag for flag, value in given.items() if value]
+    if named and target.access is None:
+        raise UsageError(
+            f"{' and '.join(named)} is about a server, and {target} runs on this machine; leave it "
+            "out"
+        )
+
+
+def _compare_sample(
+    findings: Findings,
+    store: Store,
+    target: Target,
+    manifest: Manifest,
+    *,
+    options: CommandOptions,
+    settings_of: ServerSettings,
+) -> Compared:
+    """Embed the sampled texts again; add to the findings the rows that hold other vectors."""
+    sample = findings.sample
+    if not sample:
+        return Compared()
+    try:
+        embedder = load_embedder(_as_reached_now(target, options, settings_of))
+        probe = probe_embedder(embedder, target.dimension)
+        if not same_vectors(np.array(manifest.probe, dtype=np.float32), probe, least=target.noise):
+            raise _OtherModelError(
+                f"{target} does not behave as it did when the run {manifest.run_id} began, so its "
+                "rows can't be checked with it; bring the former model back"
+            )
+        made = embed_each(embedder, [row.text for row in sample], target.dimension)
+    except ReembedError as error:
+        return Compared(trouble=error)
+    stored = np.vstack([store.decode((row.stored and row.stored.vector) or b"") for row in sample])
+    found = cosines(made, stored)
+    for row, cosine in zip(sample, found, strict=True):
+        if not cosine >= WITNESS_COSINE:
+            findings.fault("other vector", row.key)
+    return Compared(len(sample), float(found.min()))
+
+
+class _OtherModelError(EmbedderError):
+    """The model gives other vectors than when the run began."""
+
+
+def _as_reached_now(target: Target, options: CommandOptions, settings_of: ServerSettings) -> Target:
+    """The target with its server as flags and settings have it now.
+
+    The run's manifest says at most where the server is. Which key is sent is never taken from it,
+    and none is sent to where only the manifest says.
+    """
+    access = target.access
+    if access is None:
+        return target
+    settings = settings_of(target.backend)
+    url = options.base_url or access.url
+    if settings.key_source and url != settings.base_url:
+        raise EmbedderError(
+            f"the run asked the server at {host(url)}, which no setting names now, and the key in "
+            f"{settings.key_source} is not sent to it unasked; say --base-url {url} if that is "
+            "right"
+        )
+    now = replace(
+        access,
+        url=url,
+        key_variable=settings.key_variable,
+        key_file=settings.key_file,
+        key_secret=settings.key_secret,
+        insecure_key=options.insecure_key,
+        egress=settings.egress,
+    )
+    return replace(target, access=now)
+
+
+def _trouble(
+    path: Path, chosen: Chosen, findings: Findings, compared: Compared
+) -> ReembedError | None:
+    run, manifest = chosen
+    wrong = sum(findings.wrong.values())
+    written = max(findings.written, manifest.reembedded)
+    if manifest.state.incomplete:
+        return IncompleteError(f"{describe(run, manifest)}; finish it or roll back")
+    if wrong:
+        return VerifyError(
+            f"{wrong} findings in {path}; run again to re-embed the rows that are wrong"
+        )
+    if lost := run.lost_backup():
+        return VerifyError(
+            f"{len(lost)} files of the backup in {run.path} are damaged, so the rows that they "
+            "name can't be checked"
+        )
+    if not written:
+        return UsageError(f"the run {run.run_id} wrote nothing, so there is nothing to verify")
+    if not findings.checked and not findings.put_back:
+        return VerifyError(
+            f"none of the {written:,} rows that the run {run.run_id} wrote in {path} can be "
+            f"checked: {_why_none(findings)}"
+        )
+    return compared.trouble if isinstance(compared.trouble, _OtherModelError) else None
+
+
+def _why_none(findings: Findings) -> str:
+    if not findings.written:
+        return "its backup, which says what it wrote, is gone"
+    counted = {"deleted": findings.deleted, "given another text and vector": findings.changed}
+    found = " and ".join(f"{count:,} were {what}" for what, count in counted.items() if count)
+    return f"{found} since"
+
+
+def _head(findings: Findings, compared: Compared, trouble: ReembedError | None) -> str:
+    wrong = sum(findings.wrong.values())
+    if wrong:
+        return f"{wrong} findings"
+    if isinstance(trouble, IncompleteError):
+        return "the replacement is incomplete"
+    if isinstance(trouble, VerifyError | UsageError):
+        return "not all rows of the run can be checked"
+    if compared.trouble is not None:
+        return "all is as the run left it by its digests; no sample was embedded again"
+    if findings.put_back:
+        return "what is not rolled back is as the run left it"
+    return "all is as the run left it"
+
+
+def _lines(run_id: str, findings: Findings, compared: Compared) -> dict[str, str]:
+    lines = {
+        "run": run_id,
+        "rows checked": f"{findings.checked:,}",
+        "changed since": f"{findings.changed:,} (a new text and vector by another program)",
+        "deleted since": f"{findings.deleted:,}",
+        "rolled back": f"{findings.put_back:,} (as they were before the run)",
+        "not of the run": f"{findings.unwritten:,} (skipped, or added since)",
+        "sample": f"{compared.rows} rows embedded again, lowest cosine "
+        + ("-" if compared.lowest is None else f"{compared.lowest:.6f}"),
+        "wrong": counts({WRONG[kind]: count for kind, count in findings.wrong.items()}),
+    }
+    if compared.trouble is not None:
+        lines["sample"] = f"not checked: {one_line(str(compared.trouble))}"
+    if not findings.put_back:
+        del lines["rolled back"]
+    return lines
+
+
+def _values(run_id: str, findings: Findings, compared: Compared) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "checked": findings.checked,
+        "changed": findings.changed,
+        "deleted": findings.deleted,
+        "put_back": findings.put_back,
+        "unwritten": findings.unwritten,
+        "sampled": compared.rows,
+        "lowest_cosine": compared.lowest,
+        "unchecked": None if compared.trouble is None else str(compared.trouble),
+        "wrong": dict(findings.wrong),
+        "wrong_ids": findings.keys,
+    }
