@@ -13,6 +13,7 @@ from llm.models import EmbeddingModel
 from sqlite_utils import Database
 
 from tests.conftest import Call, Program, all_columns, change, select
+from transforms.embedders.fake import POISON
 from transforms.embedders.models import MINILM
 from transforms.stores import Replacement
 
@@ -200,3 +201,208 @@ def test_an_item_that_comes_in_the_middle_stops_the_replacement_and_the_rerun_ha
     assert (done.code, done.texts) == (0, {"one more"})
     assert select(path, "SELECT model FROM collections") == [("m",)]
     assert select(path, "SELECT DISTINCT length(embedding) FROM embeddings") == [(32,)]
+
+
+def added(key: str, collection: int = 1) -> str:
+    """The statement that adds an item as llm would, with a vector of the new model."""
+    return (
+        "INSERT INTO embeddings (collection_id, id, content, embedding) "
+        f"VALUES ({collection}, '{key}', 'text', zeroblob(32))"
+    )
+
+
+IN_THE_WAY = {
+    "added": (added("new"), "new", "it was added since"),
+    "added without content": (
+        "INSERT INTO embeddings (collection_id, id, embedding) VALUES (1, 'new', zeroblob(32))",
+        "new",
+        "it was added since",
+    ),
+    "embedded anew": (
+        "UPDATE embeddings SET content = 'x', embedding = zeroblob(32) "
+        "WHERE id = 'i2' AND collection_id = 1",
+        "i2",
+        "its vector was changed by another program since",
+    ),
+    "edited": (
+        "UPDATE embeddings SET content = 'x' WHERE id = 'i2' AND collection_id = 1",
+        "i2",
+        "its text was edited since",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+def test_a_collection_that_can_not_go_back_as_a_whole_holds_back_no_other(
+    what: str, reembed: Call, tmp_path: Path
+) -> None:
+    statement, key, why = IN_THE_WAY[what]
+    path = tmp_path / "embeddings.db"
+    collect(path, "one", NOTES)
+    collect(path, "two", NOTES[:4])
+    before = all_columns(path)
+    run_id = reembed("--db", path, "--model", "m", "--json").values["run_id"]
+    change(path, statement)
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["state"]) == (6, "partly rolled back")
+    assert undone.values["in_the_way"] == {"one": {f'[1, "{key}"]': why}}
+    assert (undone.values["restored"], undone.values["left"]) == (4, 6)
+    assert f'1 rows are in the way (the first, [1, "{key}"]: {why}) of' in undone.error
+    assert f"of putting back 'one' in {path}" in undone.error
+    assert "delete these items and roll back again, or re-embed the collection" in undone.error
+    assert f'row [1, "{key}"] is in the way: {why}' in undone.err
+    query = "SELECT name, model FROM collections"
+    assert select(path, query) == [("one", "m"), ("two", "letters")]
+    lengths = "SELECT DISTINCT collection_id, length(embedding) FROM embeddings ORDER BY 1"
+    assert select(path, lengths) == [(1, 32), (2, 20)]
+
+    # Neither what was put back nor what has happened since is taken for a fault.
+    status = reembed("status", "--db", path, "--json")
+    assert (status.code, status.values["runs"][0]["state"]) == (0, "partly rolled back")
+    assert "reembed rollback undoes the rest" in status.values["runs"][0]["next"]
+    checked = reembed("verify", "--db", path, "--json")
+    assert checked.values["put_back"] == 4
+    assert checked.code == (1 if what == "edited" else 0)
+    # Without a change it says the same again.
+    again = reembed("rollback", "--db", path, "--json")
+    assert (again.code, again.values["state"]) == (6, "partly rolled back")
+    assert reembed("cleanup", "--db", path, "--json").values["removed"] == []
+
+    change(path, f"DELETE FROM embeddings WHERE collection_id = 1 AND id = '{key}'")
+    done = reembed("rollback", "--db", path, "--json")
+    assert (done.code, done.values["state"], done.values["run_id"]) == (0, "rolled back", run_id)
+    gone = (b"integer", 1, b"text", key.encode())
+    expected = [row for row in before["embeddings"] if row[:4] != gone]
+    assert all_columns(path)["embeddings"] == expected
+    assert select(path, query) == [("one", "letters"), ("two", "letters")]
+
+
+def test_a_collection_may_be_moved_back_instead_with_its_former_model(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "embeddings.db"
+    collect(path, "one", NOTES)
+    collect(path, "two", NOTES[:4])
+    reembed("--db", path, "--model", "m")
+    change(path, added("new"))
+    assert reembed("rollback", "--db", path).code == 6
+
+    moved = reembed("--db", path, "--model", "letters", "--dim", "5", "--namespace", "one")
+
+    assert moved.code == 0
+    models = select(path, "SELECT name, model FROM collections")
+    assert models == [("one", "letters"), ("two", "letters")]
+    lengths = "SELECT DISTINCT length(embedding) FROM embeddings"
+    assert select(path, lengths) == [(20,)]
+
+
+def test_a_collection_from_which_an_item_was_deleted_goes_back(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "embeddings.db"
+    collect(path, "notes", NOTES)
+    reembed("--db", path, "--model", "m")
+    change(path, "DELETE FROM embeddings WHERE id = 'i3'")
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["restored"], undone.values["left"]) == (0, 5, 1)
+    assert undone.values["left_by_reason"] == {"it was deleted since": 1}
+    assert select(path, "SELECT model FROM collections") == [("letters",)]
+
+
+def test_what_a_collection_gets_after_it_went_back_is_in_nobodys_way(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "embeddings.db"
+    for name in ("one", "two"):
+        collect(path, name, NOTES)
+    reembed("--db", path, "--model", "m")
+    change(path, added("new"))
+    assert reembed("rollback", "--db", path).code == 6
+    collect(path, "two", [*NOTES[:5], "a changed recipe", "one more"])  # By llm, as it was before.
+    change(path, "DELETE FROM embeddings WHERE id = 'new'")
+    after = select(path, "SELECT * FROM embeddings WHERE collection_id = 2 ORDER BY id")
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["state"]) == (0, "rolled back")
+    assert select(path, "SELECT DISTINCT model FROM collections") == [("letters",)]
+    assert select(path, "SELECT * FROM embeddings WHERE collection_id = 2 ORDER BY id") == after
+
+
+def test_an_item_that_came_while_the_run_ended_is_named_if_it_is_in_the_way(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run has embedded it too, so that its previous vector is one of the new model."""
+    path = tmp_path / "embeddings.db"
+    for name in ("one", "two"):
+        collect(path, name, NOTES)
+    put = Replacement.transaction
+
+    @contextmanager
+    def replace_and_add(table: Replacement) -> Iterator[None]:
+        monkeypatch.setattr(Replacement, "transaction", put)
+        with table.transaction():
+            yield
+        change(path, added("late"))
+
+    monkeypatch.setattr(Replacement, "transaction", replace_and_add)
+    assert reembed("--db", path, "--model", "m", "--json").values["reembedded"] == 13
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["state"]) == (6, "partly rolled back")
+    assert undone.values["in_the_way"] == {"one": {'[1, "late"]': "it was added since"}}
+    change(path, "DELETE FROM embeddings WHERE id = 'late'")
+    assert reembed("rollback", "--db", path).code == 0
+    assert select(path, "SELECT DISTINCT model FROM collections") == [("letters",)]
+
+
+@pytest.mark.parametrize("cut", ["before", "after"])
+def test_a_rollback_of_collections_that_was_cut_off_is_repeated(
+    cut: str, reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "embeddings.db"
+    for name in ("one", "two"):
+        collect(path, name, NOTES)
+    before = all_columns(path)
+    reembed("--db", path, "--model", "m")
+    put = Replacement.transaction
+
+    @contextmanager
+    def die(table: Replacement) -> Iterator[None]:
+        monkeypatch.setattr(Replacement, "transaction", put)
+        if cut == "before":
+            raise KeyboardInterrupt
+        with table.transaction():
+            yield
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Replacement, "transaction", die)
+    with pytest.raises(KeyboardInterrupt):
+        reembed("rollback", "--db", path)
+    assert reembed("status", "--db", path).code == 6
+
+    assert reembed("rollback", "--db", path, "--json").values["state"] == "rolled back"
+    assert all_columns(path) == before
+
+
+def test_skipped_items_are_retried_in_the_run_that_they_have_stopped(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "embeddings.db"
+    collect(path, "notes", [*NOTES, POISON])
+
+    stopped = reembed("--db", path, "--model", "m")
+    same = reembed("--db", path, "--model", "m")
+
+    assert (stopped.code, same.code) == (5, 5)
+    assert "all rows are replaced here or none" in stopped.error
+    assert "run again with --retry-skipped, or with these rows edited or deleted" in stopped.error
+    done = reembed("--db", path, "--model", "m", "--retry-skipped", lenient=1)
+    assert (done.code, done.texts) == (0, {POISON})
+    ended = reembed("--db", path, "--model", "m", "--retry-skipped")
+    assert (ended.code, "are moved as wholes" in ended.error) == (2, True)

@@ -25,6 +25,7 @@ from tests.conftest import (
     Program,
     Scenario,
     Serve,
+    change,
     clean_environment,
     kept_files,
     make_store,
@@ -494,3 +495,124 @@ def test_a_missing_key_is_told_before_anything_is_done(
 
     assert done.code == 3
     assert done.error == "the key is to be read from MY_KEY, which is not set here; set it"
+
+
+# A check of the store, after a run.
+
+NOBODY = "http://127.0.0.1:9/v1"
+
+
+def test_a_check_needs_no_server_for_what_the_run_has_noted(
+    reembed: Call, serve: Serve, tmp_path: Path
+) -> None:
+    path = store_of(tmp_path / "m.db", 100)
+    scenario = serve(dimension=DIMENSION)
+    assert reembed("--db", path, *fake_at(scenario), real=True).code == 0
+    before = scenario.log()["requests"]
+
+    away = reembed("verify", "--db", path, "--base-url", NOBODY, "--json", real=True)
+
+    assert (away.code, away.values["checked"], away.values["sampled"]) == (0, 100, 0)
+    assert "can't be reached (" in away.values["unchecked"]
+    assert "correct --base-url" in away.values["unchecked"]
+    assert "WARN" in away.err
+    assert "the sample is not checked" in away.err
+    told = reembed("verify", "--db", path, "--base-url", NOBODY, real=True)
+    assert told.out.startswith(
+        "reembed verify: all is as the run left it by its digests; no sample was embedded again\n"
+    )
+    change(path, "UPDATE memories SET embedding = zeroblob(32) WHERE id = '0007'")
+    wrong = reembed("verify", "--db", path, "--base-url", NOBODY, "--json", real=True)
+    assert (wrong.code, wrong.values["wrong"]) == (1, {"overwritten": 1, "zeros": 1})
+    assert scenario.log()["requests"] == before
+
+
+def test_a_server_that_has_moved_is_named_to_the_check(
+    reembed: Call, serve: Serve, tmp_path: Path
+) -> None:
+    path = store_of(tmp_path / "m.db", 100)
+    scenario, moved = serve(dimension=DIMENSION), serve(dimension=DIMENSION)
+    other = serve(dimension=DIMENSION, faults=[{"kind": "other vectors", "times": 10**6}])
+    assert reembed("--db", path, *fake_at(scenario), real=True).code == 0
+    before = scenario.log()["requests"]
+
+    checked = reembed("verify", "--db", path, "--base-url", moved.url, "--json", real=True)
+    wrong = reembed("verify", "--db", path, "--base-url", other.url, "--json", real=True)
+
+    assert (checked.code, checked.values["unchecked"]) == (0, None)
+    assert checked.values["sampled"] == 50
+    assert moved.log()["requests"] > 0
+    assert scenario.log()["requests"] == before
+    # A model that answers, and is another one, is a finding about the model.
+    assert (wrong.code, wrong.values["checked"], wrong.values["wrong"]) == (3, 100, {})
+    assert "does not behave as it did when the run" in wrong.error
+
+
+def test_a_key_goes_only_where_a_flag_or_a_setting_says(
+    reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store_of(tmp_path / "m.db", 20)
+    scenario = serve(dimension=DIMENSION, key=KEY)
+    monkeypatch.setenv("AI_MEMORY_EMBED_API_KEY", KEY)
+    assert reembed("--db", path, *fake_at(scenario), real=True).code == 0
+    before = scenario.log()["requests"]
+
+    unasked = reembed("verify", "--db", path, "--json", real=True)
+
+    assert (unasked.code, unasked.values["checked"], unasked.values["sampled"]) == (0, 20, 0)
+    assert f"say --base-url {scenario.url} if that is right" in unasked.values["unchecked"]
+    assert scenario.log()["requests"] == before
+    asked = reembed("verify", "--db", path, "--base-url", scenario.url, "--json", real=True)
+    assert (asked.code, asked.values["sampled"]) == (0, 20)
+    monkeypatch.setenv("AI_MEMORY_EMBED_BASE_URL", scenario.url)
+    assert reembed("verify", "--db", path, "--json", real=True).values["sampled"] == 20
+    monkeypatch.delenv("AI_MEMORY_EMBED_API_KEY")
+    none = reembed("verify", "--db", path, "--json", real=True)
+    assert (none.code, none.values["sampled"]) == (0, 0)
+    assert "it was sent none: set one" in none.values["unchecked"]
+    assert scenario.log()["keys"] == ["", f"Bearer {KEY}"]
+
+
+@pytest.mark.parametrize("field", ["key_variable", "key_file", "key_secret"])
+def test_a_runs_record_never_says_which_key_is_sent(
+    field: str, reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store_of(tmp_path / "m.db", 20)
+    scenario = serve(dimension=DIMENSION)
+    assert reembed("--db", path, *fake_at(scenario), real=True).code == 0
+    (run, manifest) = find_runs(path)[0]
+    secret = tmp_path / "secret"
+    secret.write_text("another-secret")
+    secret.chmod(0o400)
+    monkeypatch.setenv("UNRELATED", "another-secret")
+    values = {
+        "key_variable": "UNRELATED",
+        "key_file": str(secret),
+        "key_secret": "projects/p/secrets/s/versions/latest",
+    }
+    access = {**manifest.target["access"], field: values[field], "insecure_key": True}
+    run.write_manifest(replace(manifest, target={**manifest.target, "access": access}))
+
+    checked = reembed("verify", "--db", path, "--json", real=True)
+
+    assert (checked.code, checked.values["sampled"]) == (0, 20)
+    assert scenario.log()["keys"] == [""]
+
+
+def test_a_key_goes_over_http_to_another_machine_only_if_it_is_said_again(
+    reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store_of(tmp_path / "m.db", 20)
+    scenario = serve(dimension=DIMENSION)
+    assert reembed("--db", path, *fake_at(scenario), real=True).code == 0
+    monkeypatch.setenv("AI_MEMORY_EMBED_API_KEY", KEY)
+    elsewhere = ("--base-url", "http://192.0.2.1:9/v1")
+    monkeypatch.setattr("transforms.embedders.client._CONNECT_SECONDS", 0.1)
+
+    refused = reembed("verify", "--db", path, *elsewhere, "--json", real=True)
+
+    assert refused.code == 0
+    assert "the key would be sent to 192.0.2.1:9 over http" in refused.values["unchecked"]
+    monkeypatch.setenv("AI_MEMORY_INFERENCE_EGRESS", "loopback-only")
+    forbidden = reembed("verify", "--db", path, *elsewhere, "--insecure-key", "--json", real=True)
+    assert "AI_MEMORY_INFERENCE_EGRESS is loopback-only" in forbidden.values["unchecked"]

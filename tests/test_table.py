@@ -488,3 +488,206 @@ def test_settings_are_the_same_when_they_are_read_again() -> None:
     settings = TableConfig("t", ("a", "b"), "v", ("k",), where="x > 1", format="json")
 
     assert TableConfig.from_json(settings.to_json()) == settings
+
+
+STAMPED = (
+    "CREATE TABLE docs (id TEXT PRIMARY KEY, body TEXT, kind TEXT, model TEXT, dim INT, v BLOB)"
+)
+ON_THE_STAMP = ("--space-column", "model", "--dim-column", "dim", "--where", "model = 'former'")
+
+
+def stamped(path: Path, count: int = 40) -> Path:
+    """A table of which every other row is stamped as a former model's; VACUUM renumbers it."""
+    make(path, STAMPED)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO docs (id) VALUES ('gone')")
+        db.executemany(
+            "INSERT INTO docs VALUES (?, ?, 'a', ?, 6, ?)",
+            [
+                (f"k{at:02d}", f"text {at}", "former" if at % 2 else "other", VECTOR)
+                for at in range(count)
+            ],
+        )
+        db.execute("DELETE FROM docs WHERE id = 'gone'")
+    return path
+
+
+def dimensions(path: Path) -> list[tuple[Any, ...]]:
+    return select(path, "SELECT dim, count(*) FROM docs GROUP BY 1 ORDER BY 1")
+
+
+def test_rows_of_a_run_that_made_its_own_condition_untrue_are_verified(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = stamped(tmp_path / "m.db")
+    ran = reembed("--db", path, *FLAGS, *ON_THE_STAMP, "--json", range_rows=4)
+    assert (ran.code, ran.values["total"], ran.values["reembedded"]) == (0, 20, 20)
+
+    checked = reembed("verify", "--db", path, "--json")
+    assert (checked.code, checked.values["checked"], checked.values["sampled"]) == (0, 20, 20)
+    assert (checked.values["unwritten"], checked.values["deleted"]) == (0, 0)
+
+    change(
+        path,
+        "UPDATE docs SET v = zeroblob(32) WHERE id = 'k07'",
+        "DELETE FROM docs WHERE id = 'k09'",
+        "UPDATE docs SET body = 'edited' WHERE id = 'k11'",
+        "INSERT INTO docs VALUES ('new', 'text', 'a', 'former', 6, NULL)",
+        "INSERT INTO docs VALUES ('newer', 'text', 'a', 'other', 6, NULL)",
+    )
+    found = reembed("verify", "--db", path, "--json")
+
+    assert found.code == 1
+    assert found.values["wrong_ids"] == {"overwritten": ["k07"], "zeros": ["k07"], "stale": ["k11"]}
+    assert (found.values["checked"], found.values["deleted"]) == (18, 1)
+    assert found.values["unwritten"] == 1
+    undone = reembed("rollback", "--db", path, "--json")
+    assert (undone.values["restored"], undone.values["left"]) == (17, 3)
+
+
+def test_a_run_that_is_disturbed_counts_the_rows_that_its_condition_has_lost(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = stamped(tmp_path / "m.db")
+    change(
+        path,  # So that the table is looked at after the replacement, as after another's commit.
+        "CREATE TABLE log (id)",
+        "CREATE TRIGGER noted AFTER UPDATE OF v ON docs BEGIN INSERT INTO log VALUES (new.id); END",
+    )
+
+    ran = reembed("--db", path, *FLAGS, *ON_THE_STAMP, "--json", range_rows=4)
+
+    assert (ran.code, ran.values["total"], ran.values["reembedded"]) == (0, 20, 20)
+    assert dimensions(path) == [(6, 20), (8, 20)]
+
+
+def test_a_row_that_is_edited_late_is_embedded_again_though_its_condition_is_lost(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = stamped(tmp_path / "m.db")
+    change(
+        path,
+        "CREATE TRIGGER edited AFTER UPDATE OF v ON docs WHEN new.id = 'k07' AND old.dim = 6 "
+        "BEGIN UPDATE docs SET body = 'late' WHERE id = 'k07'; END",
+    )
+
+    ran = reembed("--db", path, *FLAGS, *ON_THE_STAMP, "--json", range_rows=4)
+
+    assert (ran.code, ran.values["reembedded"]) == (0, 20)
+    assert "late" in ran.texts
+    expected = FakeEmbedder(8).embed(["late"])[0].tobytes()
+    assert select(path, "SELECT v FROM docs WHERE id = 'k07'") == [(expected,)]
+    assert reembed("verify", "--db", path).code == 0
+
+
+def test_parts_of_rows_that_their_condition_loses_are_replaced_one_after_the_other(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = stamped(tmp_path / "m.db")
+    flags = ("--db", path, *FLAGS, *ON_THE_STAMP, "--max-rows", "8", "--partial", "--json")
+
+    codes = [(ran.code, ran.values["reembedded"]) for ran in (reembed(*flags) for _ in range(3))]
+
+    assert codes == [(6, 8), (6, 16), (0, 20)]
+    checked = reembed("verify", "--db", path, "--json")
+    assert (checked.code, checked.values["checked"]) == (0, 20)
+    assert reembed("rollback", "--db", path, "--json").values["restored"] == 20
+    assert dimensions(path) == [(6, 40)]
+
+
+def test_a_replacement_that_was_cut_off_is_finished_though_its_condition_is_lost(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = stamped(tmp_path / "m.db")
+    change(
+        path,
+        "CREATE TRIGGER jam BEFORE UPDATE OF v ON docs WHEN new.id = 'k31' "
+        "BEGIN SELECT RAISE(ABORT, 'jammed'); END",
+    )
+    flags = ("--db", path, *FLAGS, *ON_THE_STAMP, "--json")
+    cut = reembed(*flags, range_rows=4, rows_at_once=1, first_rows=2)
+    change(path, "DROP TRIGGER jam")
+    [status] = reembed("status", "--db", path, "--json").values["runs"]
+    assert (cut.code, dimensions(path)[1][0], status["rows_in_ranges_replaced"] > 0) == (6, 8, True)
+
+    ran = reembed(*flags)
+
+    assert (ran.code, ran.values["total"], ran.values["reembedded"]) == (0, 20, 20)
+    assert ran.texts == set()
+
+
+def test_rows_are_verified_wherever_they_have_gone(reembed: Call, tmp_path: Path) -> None:
+    path = stamped(tmp_path / "m.db")
+    change(path, "DELETE FROM docs WHERE id < 'k04'")
+    spaces = ("--namespace-column", "kind", "--namespace", "a")
+    ran = reembed("--db", path, *FLAGS, "--key", "id", *spaces, "--json", range_rows=4)
+    assert (ran.code, ran.values["reembedded"]) == (0, 36)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("VACUUM")
+    change(
+        path,
+        "UPDATE docs SET kind = 'b' WHERE id IN ('k08', 'k09')",
+        "DELETE FROM docs WHERE id = 'k05'",
+        "INSERT INTO docs VALUES ('x', 'text', 'a', 'm', 8, NULL), ('y', 't', 'b', 'm', 8, NULL)",
+    )
+
+    checked = reembed("verify", "--db", path, "--json")
+
+    assert (checked.code, checked.values["checked"], checked.values["deleted"]) == (0, 35, 1)
+    assert (checked.values["unwritten"], checked.values["sampled"]) == (1, 35)
+    change(path, "UPDATE docs SET v = zeroblob(32) WHERE id = 'k08'")
+    found = reembed("verify", "--db", path, "--json")
+    assert found.values["wrong_ids"] == {"overwritten": ["k08"], "zeros": ["k08"]}
+
+
+@pytest.mark.parametrize(
+    ("statement", "says"),
+    [
+        ("DELETE FROM docs", "20 were deleted since"),
+        (
+            "UPDATE docs SET body = 'new', v = zeroblob(24)",
+            "20 were given another text and vector since",
+        ),
+        (None, "its backup, which says what it wrote, is gone"),
+    ],
+)
+def test_if_no_row_of_a_run_can_be_checked_it_is_said(
+    statement: str | None, says: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = stamped(tmp_path / "m.db")
+    run_id = reembed("--db", path, *FLAGS, *ON_THE_STAMP, "--json").values["run_id"]
+    backup = tmp_path / "m.db.reembed" / run_id / "backup"
+    for file in backup.iterdir() if statement is None else ():
+        file.unlink()
+    change(path, *([statement] if statement else []))
+
+    checked = reembed("verify", "--db", path)
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert checked.code == 1
+    assert checked.error.endswith(
+        f"none of the 20 rows that the run {run_id} wrote in {path} can be checked: {says}"
+    )
+    assert "all is as" not in checked.out
+    assert (undone.code, undone.values["state"]) == (1, "replaced")
+    assert "none of the 20 rows that the run" in undone.error
+
+
+def test_a_key_that_names_two_rows_is_refused_also_outside_the_condition(
+    reembed: Call, tmp_path: Path
+) -> None:
+    """A backup tells rows by their keys: the other one would get the first one's vector."""
+    path = make(tmp_path / "m.db", DOCS.replace("id INTEGER PRIMARY KEY", "id, model"))
+    change(
+        path,
+        f"INSERT INTO docs VALUES (1, 'former', 'text', x'{VECTOR.hex()}')",
+        "INSERT INTO docs VALUES (1, 'new', 'text', NULL)",
+    )
+    flags = ("--db", path, *FLAGS, "--where", "model = 'former'")
+
+    refused = reembed(*flags, "--key", "id")
+
+    assert (refused.code, "two rows of the table docs have the key 1" in refused.error) == (1, True)
+    assert reembed(*flags).code == 0
+    assert reembed("rollback", "--db", path).code == 0
+    assert select(path, "SELECT v FROM docs ORDER BY rowid") == [(VECTOR,), (None,)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -27,12 +28,16 @@ from tests.conftest import (
     unjam,
     unpack,
 )
+from transforms import embedders
 from transforms.embedders.fake import POISON, FakeEmbedder
+from transforms.errors import EmbedderError
 from transforms.rows import RangeVectors
-from transforms.staging import RunDirectory, lock_database, read_shards
+from transforms.staging import RunDirectory, State, lock_database, read_shards
 from transforms.stores.codec import encode
 from transforms.stores.demo import hashed_vector
+from transforms.stores.vec import connect as vec_connect
 
+SECRET = "projects/p/secrets/s/versions/latest"
 COMMANDS = ("status", "verify", "rollback", "cleanup")
 
 
@@ -510,6 +515,43 @@ def test_verify_with_a_model_that_is_another_now_says_so(reembed: Call, path: Pa
     assert "2 findings in" in worse.error
 
 
+def test_without_the_model_the_digests_are_checked(
+    reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reembed("--db", path)
+
+    def gone(target: object) -> NoReturn:
+        raise EmbedderError("the model is nowhere on this machine")
+
+    monkeypatch.setattr(embedders, "_build", gone)
+    checked = reembed("verify", "--db", path, "--json")
+    told = reembed("verify", "--db", path)
+    put(path, "4", former(4))
+    wrong = reembed("verify", "--db", path, "--json")
+
+    assert (checked.code, checked.values["checked"], checked.values["sampled"]) == (0, 10, 0)
+    assert checked.values["unchecked"] == "the model is nowhere on this machine"
+    assert checked.values["lowest_cosine"] is None
+    assert told.out.startswith("reembed verify: all is as the run left it by its digests; no sam")
+    assert "sample          not checked: the model is nowhere on this machine\n" in told.out
+    assert "the sample is not checked: the model is nowhere on this machine" in told.err
+    assert (wrong.code, wrong.values["wrong_ids"]) == (1, {"overwritten": ["4"]})
+
+
+@pytest.mark.parametrize(
+    "flag", [["--base-url", "http://x"], ["--insecure-key"], ["--key-secret", SECRET]]
+)
+def test_flags_of_a_server_are_refused_for_a_model_that_runs_here(
+    flag: list[str], reembed: Call, path: Path
+) -> None:
+    reembed("--db", path)
+
+    refused = reembed("verify", "--db", path, *flag)
+
+    assert refused.code == 2
+    assert f"{flag[0]} is about a server, and all-MiniLM-L6-v2 (8-dim, fake)" in refused.error
+
+
 def test_what_is_wrong_is_right_after_another_run(reembed: Call, path: Path) -> None:
     reembed("--db", path)
     put(path, "4", None)
@@ -805,3 +847,262 @@ def test_cleanup_of_one_run_leaves_the_others(reembed: Call, path: Path) -> None
 
     assert done.values["removed"] == [second]
     assert runs(path) == [first]
+
+
+# Runs that wrote nothing.
+
+
+def docs(path: Path, count: int = 6) -> tuple[str, ...]:
+    """An ordinary table of which the last row has no text; the flags that choose it."""
+    change(
+        path,
+        "CREATE TABLE docs (id INTEGER PRIMARY KEY, body TEXT, v BLOB)",
+        *(
+            f"INSERT INTO docs VALUES ({at}, {'NULL' if at == count - 1 else f'{at!r}'}, "
+            "x'0000803f0000803f')"
+            for at in range(count)
+        ),
+    )
+    return ("--table", "docs", "--text", "body", "--vector", "v")
+
+
+@pytest.mark.parametrize("mode", ["--retry-skipped", "--missing-only", "same again"])
+@pytest.mark.parametrize("kind", ["ai-memory", "table"])
+def test_a_run_that_wrote_nothing_hides_no_other(
+    mode: str, kind: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.db"
+    flags: tuple[str, ...] = ()
+    if kind == "table":
+        flags = docs(path)
+    else:
+        rows = [memory(f"{i}", embedding=former(i), embedding_dim=8) for i in range(5)]
+        sealed = memory("9", embedding=former(9), embedding_dim=8, encrypted_envelope=b"sealed")
+        make_store(path, [*rows, sealed])
+    before = all_columns(path)
+    first = reembed("--db", path, *flags, "--json").values["run_id"]
+    between = all_columns(path)
+    extra = [] if mode == "same again" else [mode]
+    empty = reembed("--db", path, *flags, *extra, "--json")
+    assert (empty.code, all_columns(path)) == (0, between)
+    run_id = empty.values["run_id"]
+
+    newest = reembed("status", "--db", path, "--json").values["runs"][-1]
+    assert (newest["run_id"], newest["state"]) == (run_id, "wrote nothing")
+    checked = reembed("verify", "--db", path, "--json")
+    assert (checked.code, checked.values["checked"]) == (0, 5)
+    assert checked.values["run_id"] == (run_id if mode == "same again" else first)
+    refused = reembed("rollback", "--db", path, "--run", run_id)
+    assert (refused.code, f"the run {run_id} wrote nothing" in refused.error) == (2, True)
+    assert reembed("rollback", "--db", path, "--run", first, "--json").values["restored"] == 5
+    assert all_columns(path) == before
+    assert reembed("cleanup", "--db", path, "--json").values["removed"] == [first, run_id]
+
+
+def test_skipped_rows_are_retried_after_runs_that_wrote_nothing(
+    reembed: Call, tmp_path: Path
+) -> None:
+    rows = [memory("a"), memory("b", POISON), memory("c", encrypted_envelope=b"e"), memory("d")]
+    path = make_store(tmp_path / "m.db", rows)
+    reembed("--db", path)
+    change(path, "UPDATE memories SET content = 'mended' WHERE id = 'b'")
+    put(path, "b", former("b"))
+    put(path, "c", former("c"))
+    assert reembed("--db", path, "--missing-only", "--json").values["total"] == 0
+
+    done = reembed("--db", path, "--retry-skipped", "--json")
+
+    assert (done.values["total"], done.values["reembedded"]) == (2, 1)
+    again = reembed("--db", path, "--retry-skipped", "--json")
+    assert (again.values["total"], again.values["reembedded"]) == (1, 0)
+    last = reembed("--db", path, "--retry-skipped", "--json")
+    assert (last.values["total"], last.values["skipped"]) == (1, 1)
+
+
+def test_a_run_that_took_vectors_away_has_written(reembed: Call, tmp_path: Path) -> None:
+    rows = [memory("a", embedding=former("a"), embedding_dim=8, encrypted_envelope=b"e")]
+    path = make_store(tmp_path / "m.db", rows)
+    done = reembed("--db", path, "--skipped", "clear", "--json")
+
+    assert (done.values["reembedded"], stored(path)) == (0, {"a": None})
+    assert status_of(reembed, path)[1]["state"] == "replaced"
+    assert reembed("rollback", "--db", path).code == 0
+    assert stored(path) == {"a": former("a")}
+
+
+def note(path: Path, **changes: Any) -> RunDirectory:
+    """Change what the manifest of the only run says."""
+    [run_id] = runs(path)
+    run = RunDirectory(root(path) / run_id)
+    run.write_manifest(replace(run.read_manifest(), **changes))
+    return run
+
+
+def test_an_empty_run_of_an_older_version_is_ended_by_a_rollback_that_finds_nothing(
+    reembed: Call, path: Path
+) -> None:
+    first = reembed("--db", path, "--json").values["run_id"]
+    change(path, "UPDATE memories SET embedding = x'00' WHERE embedding IS NULL")
+    empty = reembed("--db", path, "--missing-only", "--json").values["run_id"]
+    run = RunDirectory(root(path) / empty)
+    run.write_manifest(replace(run.read_manifest(), state=State.REPLACED, wrote=True))
+
+    checked = reembed("verify", "--db", path)
+    undone = reembed("rollback", "--db", path)
+
+    assert (checked.code, undone.code) == (2, 2)
+    assert f"the run {empty} wrote nothing, so there is nothing to verify" in checked.error
+    assert f"the run {empty} wrote nothing, so there was nothing to put back" in undone.error
+    assert reembed("rollback", "--db", path, "--json").values["run_id"] == first
+    assert stored(path) == old(*range(10))
+
+
+def test_a_replacement_that_wrote_nothing_is_ended_by_a_rollback(reembed: Call, path: Path) -> None:
+    reembed("--db", path, "--max-rows", "4", range_rows=2)
+    note(path, state=State.REPLACING)
+    assert reembed("status", "--db", path).code == 6
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["state"]) == (0, "wrote nothing")
+    assert reembed("status", "--db", path).code == 0
+    assert stored(path) == old(*range(10))
+
+
+def test_a_rollback_that_puts_nothing_back_does_not_close_the_run(
+    reembed: Call, path: Path
+) -> None:
+    run_id = reembed("--db", path, "--json").values["run_id"]
+    change(path, "UPDATE memories SET content = content || '!'")
+    now = all_columns(path)
+
+    undone = reembed("rollback", "--db", path)
+
+    assert (undone.code, all_columns(path)) == (1, now)
+    assert undone.out.startswith(f"reembed: nothing of run {run_id} was put back\n")
+    assert f"none of the 10 rows that the run {run_id} wrote" in undone.error
+    assert "could be put back (its text was edited since 10), so it stays as it is" in undone.error
+    assert f"reembed cleanup --run {run_id} --yes removes it" in undone.error
+    assert status_of(reembed, path)[1]["state"] == "replaced"
+
+    change(path, "UPDATE memories SET content = rtrim(content, '!')")
+    assert reembed("rollback", "--db", path, "--json").values["restored"] == 10
+    assert stored(path) == old(*range(10))
+
+
+def test_a_rollback_that_is_repeated_after_a_kill_closes_the_run(reembed: Call, path: Path) -> None:
+    """It finds all rows put back already."""
+    reembed("--db", path)
+    reembed("rollback", "--db", path)
+    note(path, state=State.ROLLING_BACK)
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["state"]) == (0, "rolled back")
+    assert (undone.values["restored"], undone.values["unchanged"]) == (0, 10)
+
+
+def test_a_rollback_that_finds_all_as_before_says_which_run_is_left(
+    reembed: Call, path: Path
+) -> None:
+    first = reembed("--db", path, "--json").values["run_id"]
+    second = reembed("--db", path, "--dim", "16", "--json").values["run_id"]
+    for key, vector in new(*range(10)).items():
+        put(path, key, vector)
+    change(path, "UPDATE memories SET embedding_dim = 8")
+
+    undone = reembed("rollback", "--db", path)
+
+    assert undone.code == 0
+    assert f"run {second} is rolled back" in undone.out
+    assert f"no row was changed; reembed rollback --run {first} undoes the run before" in undone.out
+
+
+# Without runs.
+
+
+def llm_database(path: Path) -> Path:
+    change(
+        path,
+        "CREATE TABLE collections (id INTEGER PRIMARY KEY, name TEXT, model TEXT)",
+        "CREATE TABLE embeddings (collection_id INTEGER, id TEXT, embedding BLOB, content TEXT)",
+    )
+    return path
+
+
+def vec_database(path: Path) -> Path:
+    with closing(vec_connect(path)) as db, db:
+        db.execute("CREATE VIRTUAL TABLE docs USING vec0(embedding float[4], +body TEXT)")
+    return path
+
+
+def table_database(path: Path) -> Path:
+    docs(path)
+    return path
+
+
+WITHOUT_RUNS: Mapping[str, Callable[[Path], Path]] = {
+    "ai-memory": lambda path: make_store(path, [memory("a")]),
+    "llm": llm_database,
+    "vec0": vec_database,
+    "table": table_database,
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_RUNS)
+def test_any_database_without_runs_is_told_so(kind: str, reembed: Call, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    path = WITHOUT_RUNS[kind](tmp_path / "store" / "m.db")
+    before = files(path.parent)
+
+    done = {command: reembed(command, "--db", path) for command in COMMANDS}
+
+    assert {command: ran.code for command, ran in done.items()} == {
+        "status": 0,
+        "verify": 2,
+        "rollback": 2,
+        "cleanup": 0,
+    }
+    assert done["status"].out == f"no runs on {path}; nothing is staged, nothing to undo\n"
+    assert done["cleanup"].out == f"no runs on {path}; nothing to remove\n"
+    for command in ("verify", "rollback"):
+        assert f"there is no run that has replaced anything on {path}" in done[command].error
+    assert files(path.parent) == before
+
+
+def test_a_table_of_ones_own_is_looked_after_without_its_flags(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.db"
+    flags = docs(path)
+    before = all_columns(path)
+    reembed("--db", path, *flags)
+
+    for command in COMMANDS:
+        assert (command, reembed(command, "--db", path).code) == (command, 0)
+
+    assert all_columns(path) == before
+    assert runs_left(path) == []
+    assert [reembed(command, "--db", path).code for command in COMMANDS] == [0, 2, 2, 0]
+
+
+def runs_left(path: Path) -> list[str]:
+    return runs(path) if root(path).exists() else []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "there is no database at"), (b"", "is empty: it holds no"), (b"text", "is not a rea")],
+)
+def test_a_file_that_is_no_database_is_refused_by_every_command(
+    command: str, content: bytes | None, says: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.db"
+    if content is not None:
+        path.write_bytes(content)
+
+    done = reembed(command, "--db", path)
+
+    assert (done.code, done.out) == (1, "")
+    assert says in done.error
