@@ -32,6 +32,7 @@ from transforms.errors import (
     UsageError,
     VerifyError,
 )
+from transforms.modes import Mode
 from transforms.staging import Manifest, State
 from transforms.stores import Store
 from transforms.verify import WRONG, Findings, verify_rows
@@ -188,7 +189,8 @@ def _trouble(
         return IncompleteError(f"{describe(run, manifest)}; finish it or roll back")
     if wrong:
         return VerifyError(
-            f"{wrong} findings in {path}; run again to re-embed the rows that are wrong"
+            f"{wrong} findings in {path}; run again{_choosing(manifest)} to re-embed the rows that "
+            "are wrong"
         )
     if lost := run.lost_backup():
         return VerifyError(
@@ -203,6 +205,15 @@ def _trouble(
             f"checked: {_why_none(findings)}"
         )
     return compared.trouble if isinstance(compared.trouble, _OtherModelError) else None
+
+
+def _choosing(manifest: Manifest) -> str:
+    """How the rows that a run has written are chosen again, if not by the same command."""
+    mode = manifest.scope.mode
+    changes = [f"without --{mode.replace(' ', '-')}"] if mode != Mode.ALL else []
+    if manifest.scope.store.get("where"):
+        changes.append("with a --where that is true of them")
+    return f" {' and '.join(changes)}" if changes else ""
 
 
 def _why_none(findings: Findings) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import report
-from pipeline.cli import _parser
-from tests.conftest import ROOT, fake_plan, make_store, memory
+from pipeline.cli import COMMANDS, _parser
+from tests.conftest import ROOT, Call, fake_plan, make_store, memory
 from transforms.errors import ReembedError
 from transforms.rows import Summary
 
@@ -33,6 +33,20 @@ def test_the_readme_names_every_json_key(tmp_path: Path) -> None:
     )
 
     assert sorted(set(named)) == sorted(keys)
+
+
+def test_the_readme_names_every_json_key_of_the_commands(reembed: Call, tmp_path: Path) -> None:
+    path = make_store(tmp_path / "m.db", [memory("a")])
+    section = README[README.index("## After a run") : README.index("## Exit codes")]
+    named = set(re.findall(r"`(\w+)`", section[section.index("| `--json`") :]))
+    reembed("--db", path)
+
+    keys = {"schema_version", *COMMANDS}
+    for command in COMMANDS:
+        values = reembed(command, "--db", path, "--json").values
+        keys |= values.keys() | (values["runs"][0].keys() if command == "status" else set())
+
+    assert named | {"schema_version"} == keys
 
 
 def test_the_readme_names_every_exit_code() -> None:

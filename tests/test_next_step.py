@@ -246,3 +246,24 @@ def test_nothing_is_named_by_a_sentence_that_has_to_be_read(reembed: Call, tmp_p
     run.write_manifest(replace(run.read_manifest(), stopped="another sentence"))
 
     assert "--retry-skipped" in state(reembed, path)[1]
+
+
+@pytest.mark.parametrize("mode", ["--missing-only", "--skip-current-space"])
+def test_what_a_check_has_found_is_right_after_the_run_that_it_names(
+    reembed: Call, tmp_path: Path, mode: str
+) -> None:
+    path = rows(tmp_path / "m.db")
+    change(
+        path,
+        "ALTER TABLE memories ADD COLUMN embedding_space TEXT",
+        "UPDATE memories SET embedding = NULL",
+    )
+    reembed("--db", path, mode)
+    change(path, "UPDATE memories SET embedding = zeroblob(32) WHERE id = '7'")
+
+    found = reembed("verify", "--db", path)
+
+    assert found.code == 1
+    assert f"run again without {mode} to re-embed the rows that are wrong" in found.error
+    assert reembed("--db", path).code == 0
+    assert reembed("verify", "--db", path).code == 0

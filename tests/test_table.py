@@ -541,6 +541,7 @@ def test_rows_of_a_run_that_made_its_own_condition_untrue_are_verified(
     assert found.values["wrong_ids"] == {"overwritten": ["k07"], "zeros": ["k07"], "stale": ["k11"]}
     assert (found.values["checked"], found.values["deleted"]) == (18, 1)
     assert found.values["unwritten"] == 1
+    assert "run again with a --where that is true of them to re-embed the rows" in found.error
     undone = reembed("rollback", "--db", path, "--json")
     assert (undone.values["restored"], undone.values["left"]) == (17, 3)
 

@@ -1106,3 +1106,27 @@ def test_a_file_that_is_no_database_is_refused_by_every_command(
 
     assert (done.code, done.out) == (1, "")
     assert says in done.error
+
+
+def test_a_check_follows_rows_into_another_namespace_and_counts_only_the_runs_own(
+    reembed: Call, tmp_path: Path
+) -> None:
+    rows = [memory(f"{at}", namespace="ab"[at % 2]) for at in range(10)]
+    path = make_store(tmp_path / "m.db", rows)
+    change(
+        path,
+        "ALTER TABLE memories ADD COLUMN embedding_space TEXT",
+    )
+    reembed("--db", path, "--namespace", "a")
+    change(path, "UPDATE memories SET namespace = 'c' WHERE id IN ('2', '4')")
+
+    checked = reembed("verify", "--db", path, "--json")
+
+    assert (checked.code, checked.values["checked"], checked.values["unwritten"]) == (0, 5, 0)
+    assert checked.values["sampled"] == 5
+    put(path, "4", former(4))
+    assert reembed("verify", "--db", path, "--json").values["wrong_ids"] == {"overwritten": ["4"]}
+    # Of rows that were current already, such a run is not about.
+    reembed("--db", path, "--skip-current-space")
+    current = reembed("verify", "--db", path, "--json")
+    assert (current.values["checked"], current.values["unwritten"]) == (5, 0)
