@@ -237,6 +237,7 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "rows_by_namespace": {"global": 5, "notes": 2},
         "rows_by_stored_dim": {"4": 5},
         "rows_skipped_by_rule": {"encrypted": 1, "over the byte cap": 2},
+        "rows_hidden": {},
         "texts_cut_estimated": 1,
         "rows_sampled": 3,
         "requests_estimated": None,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Call, files, kept_files, make_store, memory, select
+from tests.conftest import Call, change, files, kept_files, make_store, memory, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind, Vec, old_vector
+from transforms.stores import check_update, open_store, trial, try_update
 from transforms.stores.vec0 import connect
 
 TABLE = "CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT, model TEXT, v BLOB)"
@@ -318,6 +319,47 @@ def test_a_vec0_table_that_can_t_be_as_long_is_refused(reembed: Call, tmp_path: 
 
     assert (plan.code, ran.code, ran.texts) == (1, 1, set())
     assert "8192" in plan.error
+    assert files(tmp_path) == before
+
+
+def test_a_vec0_table_with_bits_beside_is_refused_if_it_is_made_anew(
+    reembed: Call, tmp_path: Path
+) -> None:
+    """The other vectors are read as BLOBs, which vec0 takes for floats."""
+    path = tmp_path / "v.db"
+    with closing(connect(path)) as db, db:
+        db.execute("CREATE VIRTUAL TABLE v USING vec0(a float[8], b bit[8], +body TEXT)")
+        db.execute("INSERT INTO v (a, b, body) VALUES (?, vec_bit(x'0f'), 'text')", (bytes(32),))
+    before = files(tmp_path)
+
+    longer = reembed("--db", path, "--text", "body", "--vector", "a", "--dim", "16")
+
+    assert (longer.code, longer.texts) == (1, set())
+    assert "the table v of" in longer.error
+    assert "bit" in longer.error
+    assert files(tmp_path) == before
+    assert reembed("--db", path, "--text", "body", "--vector", "a", "--dim", "8").code == 0
+
+
+@pytest.mark.parametrize(
+    "write",
+    ["DELETE FROM t WHERE id = 0", "UPDATE t SET body = 'new' WHERE id = 0", "DELETE FROM t"],
+)
+def test_a_row_that_is_changed_before_its_trial_is_no_reason_to_refuse(
+    write: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(tmp_path / "t.db")
+    config = {"kind": "table", "table": "t", "text": ["body"], "vector": "v"}
+    store = open_store(path, config=config)
+    ranges, _ = store.cut_ranges(10, 1)
+    found = trial._first_row(store, ranges)
+    monkeypatch.setattr(trial, "_first_row", lambda *_: found)
+    change(path, write)
+    before = files(tmp_path)
+
+    check_update(store, ranges, model="m", dimension=8)
+    try_update(store, ranges, model="m", dimension=8)
+
     assert files(tmp_path) == before
 
 

@@ -48,7 +48,7 @@ def check_update(
 
     def query(db: sqlite3.Connection) -> tuple[str, ...]:
         if isinstance(store, VecStore):
-            if found is not None:
+            if found is not None and dimension != store.dimension:
                 _try_vec0_copy(db, store, found[1].rowid, dimension)
             return ()
         with _refusing(db, store):
@@ -72,18 +72,21 @@ def try_update(store: Store, ranges: Sequence[KeyRange], *, model: str, dimensio
     found = _first_row(store, ranges)
     if found is None or (isinstance(store, VecStore) and store.dimension != dimension):
         return
-    keys, before = found
     new = store.describe(_vector(dimension), model=model, dimension=dimension)
     with (
         sqlite.write_connection(store.path, connect=store.connect) as db,
         sqlite.trial_transaction(db, busy_seconds=sqlite.COMMIT_BUSY_SECONDS),
     ):
         table = Replacement(store, db)
+        rows = table.read_range(found[0])  # Others may have written meanwhile, but no longer do.
+        before = next((row for row in rows if row.meant and row.skipped is None), None)
+        if before is None:
+            return
         broken = _broken_references(db, store, before.rowid)
         # A row that isn't written, as with a trigger's RAISE(IGNORE), is found by reading it.
         with _refusing(db, store), suppress(StoreError):
             table.try_row(before.rowid, new)
-        after = {row.rowid: row for row in table.read_range(keys)}.get(before.rowid)
+        after = {row.rowid: row for row in table.read_range(found[0])}.get(before.rowid)
         _check_row(db, store, before, new, after)
         for parent in _broken_references(db, store, before.rowid) - broken:
             raise StoreError(
@@ -182,6 +185,8 @@ def _bare(name: str) -> str:
 def _triggers(db: sqlite3.Connection, store: Store) -> dict[str, list[str]]:
     """The triggers that fire when a vector is replaced, and the other tables each writes to."""
     written: dict[str, list[str]] = {}
+    if isinstance(store, VecStore):  # A virtual table has none.
+        return written
     own = folded(_name(store))
 
     def note(action: int, table: str | None, *rest: str | None) -> int:
@@ -259,6 +264,8 @@ def _try_copy(
             memory.execute("PRAGMA ignore_check_constraints = OFF")
         except sqlite.errors():
             return
+        if copied is None:
+            return
         with _refusing(db, store):
             Replacement(store, memory).put([(copied, new)])
             if store.vec0_triggers:
@@ -302,18 +309,24 @@ def _copy_row(
     rowid: int,
     *,
     vector: bytes | None = None,
-) -> int:
-    """Copy a row into an empty table of the same name, perhaps with another vector."""
+) -> int | None:
+    """Copy a row, if it is still there, into an empty table of the same name; give its rowid.
+
+    It may get another vector.
+    """
     shown = db.execute(f"PRAGMA table_xinfo({store.table})")
     columns = [quoted(name) for _, name, *_, hidden in shown if not hidden]
     number = store.primary if isinstance(store, VecStore) else store.rowid
     select = f"SELECT {', '.join(columns)} FROM {store.table} WHERE {number} = ?"
-    values = list(db.execute(select, (rowid,)).fetchone())
+    row = db.execute(select, (rowid,)).fetchone()
+    if row is None:
+        return None
+    values = list(row)
     if vector is not None:
         values[columns.index(store.vector_column)] = vector
     places = ", ".join("?" * len(columns))
     insert = f"INSERT INTO {store.table} ({', '.join(columns)}) VALUES ({places})"
-    return memory.execute(insert, values).lastrowid or 0
+    return memory.execute(insert, values).lastrowid
 
 
 def _check_row(
