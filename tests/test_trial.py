@@ -82,7 +82,7 @@ BEFORE_THE_PLAN = {
             "DELETE FROM mirror WHERE rowid = old.id; "
             "INSERT INTO mirror (rowid, embedding) VALUES (new.id, new.v); END",
         ],
-        "(the trigger copies writes to mirror); recreate that table for vectors of the new length",
+        "(the trigger copies writes to mirror); recreate that table for vectors of this length",
     ),
     "a unique index, and equal texts": (
         ["UPDATE t SET body = 'text 0' WHERE id = 1", "CREATE UNIQUE INDEX once ON t (v)"],
@@ -274,6 +274,32 @@ def test_a_copy_that_a_trigger_writes_moves_along_and_back(reembed: Call, tmp_pa
     assert reembed("verify", "--db", path).code == 0
     assert reembed("rollback", "--db", path).code == 0
     assert held() == before
+
+
+def test_a_rollback_that_a_trigger_would_stop_is_not_begun(reembed: Call, tmp_path: Path) -> None:
+    path = make(
+        tmp_path / "t.db",
+        "CREATE VIRTUAL TABLE mirror USING vec0(embedding float[8])",
+        "CREATE TRIGGER copies AFTER UPDATE OF v ON t BEGIN "
+        "DELETE FROM mirror WHERE rowid = old.id; "
+        "INSERT INTO mirror (rowid, embedding) VALUES (new.id, new.v); END",
+    )
+    vectors = "SELECT id, v, model FROM t"
+    before = select(path, vectors)
+    assert reembed("--db", path, *FLAGS).code == 0
+    after = select(path, vectors)
+
+    undone = reembed("rollback", "--db", path)
+
+    assert undone.code == 1
+    assert "(the trigger copies writes to mirror); recreate that table" in undone.error
+    assert select(path, vectors) == after
+    assert reembed("status", "--db", path, "--json").values["runs"][0]["state"] == "replaced"
+    with closing(connect(path)) as db, db:
+        db.execute("DROP TABLE mirror")
+        db.execute("CREATE VIRTUAL TABLE mirror USING vec0(embedding float[5])")
+    assert reembed("rollback", "--db", path).code == 0
+    assert select(path, vectors) == before
 
 
 def test_a_trigger_for_vec0_says_what_to_install(

@@ -35,7 +35,7 @@ from transforms.rows import RangeVectors
 from transforms.staging import RunDirectory, State, lock_database, read_shards
 from transforms.stores.codec import encode
 from transforms.stores.demo import hashed_vector
-from transforms.stores.vec import connect as vec_connect
+from transforms.stores.vec0 import connect as vec_connect
 
 SECRET = "projects/p/secrets/s/versions/latest"
 COMMANDS = ("status", "verify", "rollback", "cleanup")

@@ -12,7 +12,7 @@ from transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS
 from transforms.rows import KeyRange, Row, Stored, vector_digest
 from transforms.staging import Ledger, RunDirectory, State, read_ledger, saved_ranges
 from transforms.staging.runs import SKIPPED
-from transforms.stores import Store
+from transforms.stores import Store, try_restore
 
 EDITED = "its text was edited since"
 OVERWRITTEN = "its vector was changed by another program since"
@@ -51,6 +51,8 @@ def roll_back(
     with all of its rows or left as it is. Safe to run twice: what was put back is found unchanged.
     """
     before = run.read_manifest().state
+    if before is not State.ROLLING_BACK:
+        _try_one(store, run, ranges)
     run.advance(attempt, state=State.ROLLING_BACK)
     try:
         return _roll_back(store, run, ranges, attempt=attempt)
@@ -58,6 +60,18 @@ def roll_back(
         if store.whole:  # In one transaction, so the store is as it was.
             run.advance(attempt, state=before)
         raise
+
+
+def _try_one(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> None:
+    """Put one row back and undo it, before the run is said to be rolled back."""
+    saved = saved_ranges(run.backup)
+    for keys in ranges:
+        if keys.index in saved:
+            ledger = read_ledger(run.backup, keys.index, with_vectors=True)
+            changes, _ = restore_rows(store.read_range(keys, with_stored=True), ledger)
+            if changes:
+                try_restore(store, keys, *changes[0])
+                return
 
 
 def _roll_back(

@@ -12,7 +12,7 @@ from transforms.stores.opening import (
     recover_store,
 )
 from transforms.stores.survey import Survey, take_survey
-from transforms.stores.trial import check_update, try_update
+from transforms.stores.trial import check_update, try_restore, try_update
 
 __all__ = [
     "KINDS",
@@ -30,5 +30,6 @@ __all__ = [
     "recover_store",
     "space_stamp",
     "take_survey",
+    "try_restore",
     "try_update",
 ]

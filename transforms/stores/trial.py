@@ -73,27 +73,52 @@ def try_update(store: Store, ranges: Sequence[KeyRange], *, model: str, dimensio
     if found is None or (isinstance(store, VecStore) and store.dimension != dimension):
         return
     new = store.describe(_vector(dimension), model=model, dimension=dimension)
+    with _trial(store) as (db, table):
+        rows = table.read_range(found[0])  # Others may have written meanwhile, but no longer do.
+        before = next((row for row in rows if row.meant and row.skipped is None), None)
+        if before is not None:
+            _try_row(db, table, store, found[0], before, new)
+
+
+def try_restore(store: Store, keys: KeyRange, rowid: int, former: Stored) -> None:
+    """Write what a row of a range is to hold again, read it, and roll it back; see `try_update`."""
+    with _trial(store) as (db, table):
+        before = {row.rowid: row for row in table.read_range(keys)}.get(rowid)
+        if before is None or before.stored is None:
+            return
+        if not isinstance(store, VecStore) or before.stored.others == former.others:
+            _try_row(db, table, store, keys, before, former)
+
+
+@contextmanager
+def _trial(store: Store) -> Iterator[tuple[sqlite3.Connection, Replacement]]:
     with (
         sqlite.write_connection(store.path, connect=store.connect) as db,
         sqlite.trial_transaction(db, busy_seconds=sqlite.COMMIT_BUSY_SECONDS),
     ):
-        table = Replacement(store, db)
-        rows = table.read_range(found[0])  # Others may have written meanwhile, but no longer do.
-        before = next((row for row in rows if row.meant and row.skipped is None), None)
-        if before is None:
-            return
-        broken = _broken_references(db, store, before.rowid)
-        # A row that isn't written, as with a trigger's RAISE(IGNORE), is found by reading it.
-        with _refusing(db, store), suppress(StoreError):
-            table.try_row(before.rowid, new)
-        after = {row.rowid: row for row in table.read_range(found[0])}.get(before.rowid)
-        _check_row(db, store, before, new, after)
-        for parent in _broken_references(db, store, before.rowid) - broken:
-            raise StoreError(
-                f"{_named(store)} has a foreign key to the table {parent}, which has no row for "
-                "the new value; add it there first, or choose another name with --space; nothing "
-                "was embedded or changed"
-            )
+        yield db, Replacement(store, db)
+
+
+def _try_row(
+    db: sqlite3.Connection,
+    table: Replacement,
+    store: Store,
+    keys: KeyRange,
+    before: Row,
+    new: Stored,
+) -> None:
+    broken = _broken_references(db, store, before.rowid)
+    # A row that isn't written, as with a trigger's RAISE(IGNORE), is found by reading it.
+    with _refusing(db, store), suppress(StoreError):
+        table.try_row(before.rowid, new)
+    after = {row.rowid: row for row in table.read_range(keys)}.get(before.rowid)
+    _check_row(db, store, before, new, after)
+    for parent in _broken_references(db, store, before.rowid) - broken:
+        raise StoreError(
+            f"{_named(store)} has a foreign key to the table {parent}, which has no row for the "
+            "new value; add it there first, or choose another name with --space; nothing was "
+            "embedded or changed"
+        )
 
 
 def _first_row(store: Store, ranges: Sequence[KeyRange]) -> tuple[KeyRange, Row] | None:
@@ -149,7 +174,7 @@ def _advice(db: sqlite3.Connection, store: Store, error: str) -> str:
         tables = vec_tables(db).keys() & {table for tables in fired.values() for table in tables}
         return (
             f" (the trigger {triggers} writes to {', '.join(sorted(tables))}); recreate that table "
-            "for vectors of the new length, or drop the trigger, and run again"
+            "for vectors of this length, or drop the trigger, and run again"
         )
     if "CHECK constraint" in error:
         return "; change the CHECK of the table, or choose a model whose vectors it allows"
