@@ -142,7 +142,7 @@ def measure(path: Path, rows: int, *, table: bool = False) -> dict[str, float]:
         patch.object(Replacement, "transaction", timed_transaction),
         timed("_save_all"),
         timed("_write_all"),
-        timed("_reads_back"),
+        timed("reads_back"),
     ):
         began = time.monotonic()
         options: dict[str, Any] = TRACKS if table else {}
@@ -165,7 +165,7 @@ def measure(path: Path, rows: int, *, table: bool = False) -> dict[str, float]:
         "staging": times["staged"] - planned,
         "saving": times["_save_all"],
         "replacement": times["_write_all"],
-        "read back": times["_reads_back"],
+        "read back": times["reads_back"],
         "run": ended - planned,
         "status": shown - ended,
         "transaction": times["transaction"],

@@ -155,6 +155,21 @@ def test_a_rollback_puts_back_all_columns_of_all_tables_byte_for_byte(
     assert kind.contents(path) == before
 
 
+def test_a_rollback_whose_writes_are_lost_says_so_and_can_be_repeated(
+    kind: Kind, path: Path, moved: Callable[[], Ran], reembed: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = kind.contents(path)
+    assert moved().code == 0
+    with losing_writes(monkeypatch, times=1):
+        lost = reembed("rollback", "--db", path)
+
+    assert lost.code == 6
+    assert f"1 rows of {path} hold what the run wrote again (the first: " in lost.error
+    assert reembed("status", "--db", path).code == 6
+    assert reembed("rollback", "--db", path).code == 0
+    assert kind.contents(path) == before
+
+
 def test_a_row_that_the_model_will_not_take_keeps_its_vector_and_is_named(
     kind: Kind, tmp_path: Path, reembed: Call
 ) -> None:

@@ -176,12 +176,12 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
     # SQLite's log is gone by now, so there is room for this on a disk that is almost full.
     everything = frozenset(keys.index for keys in job.ranges)
     job.run.advance(job.attempt, state=State.REPLACING, done=everything, writing=frozenset())
-    if undisturbed and _reads_back(job.store, table.written):
+    if undisturbed and reads_back(job.store, table.written):
         return found
     return sum((job.look(keys) for keys in job.ranges), Summary())
 
 
-def _reads_back(store: Store, written: Written) -> bool:
+def reads_back(store: Store, written: Written) -> bool:
     """Whether all rows hold what was written, over a new connection.
 
     Read in pieces, so that in DELETE mode no writer waits for the whole of it.

@@ -6,13 +6,13 @@ import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from transforms.errors import StoreError
+from transforms.errors import IncompleteError, StoreError
 from transforms.match import is_ours
-from transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS
+from transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS, reads_back
 from transforms.rows import KeyRange, Row, Stored, vector_digest
 from transforms.staging import Ledger, RunDirectory, State, read_ledger, saved_ranges
 from transforms.staging.runs import SKIPPED
-from transforms.stores import Store, try_restore
+from transforms.stores import Store, Written, try_restore
 
 EDITED = "its text was edited since"
 OVERWRITTEN = "its vector was changed by another program since"
@@ -49,17 +49,40 @@ def roll_back(
     50,000 rows are put back in one transaction, more in several short ones; the manifest says
     `rolling back` meanwhile. Of a store that is replaced as a whole, each namespace is put back
     with all of its rows or left as it is. Safe to run twice: what was put back is found unchanged.
+
+    What was put back is read again, over a new connection. Raises IncompleteError if a row still
+    holds what the run wrote.
     """
     before = run.read_manifest().state
     if before is not State.ROLLING_BACK:
         _try_one(store, run, ranges)
     run.advance(attempt, state=State.ROLLING_BACK)
+    written = Written()
     try:
-        return _roll_back(store, run, ranges, attempt=attempt)
+        total = _roll_back(store, run, ranges, written, attempt=attempt)
     except StoreError:
         if store.whole:  # In one transaction, so the store is as it was.
             run.advance(attempt, state=before)
         raise
+    if not reads_back(store, written):
+        _require_restored(store, run, ranges, total)
+    return total
+
+
+def _require_restored(
+    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], total: RolledBack
+) -> None:
+    """Raise IncompleteError if there are rows left that could be put back."""
+    rows = store.read_range(KeyRange(0, None, None), with_stored=True)
+    changes, _ = restore_rows(rows, _whole_ledger(run, ranges))
+    names = {row.rowid: row.key for row in rows}
+    keys = [names[rowid] for rowid, _ in changes if names[rowid] not in total.left]
+    if keys:
+        raise IncompleteError(
+            f"{len(keys)} rows of {store.path} hold what the run wrote again (the first: "
+            f"{keys[0]}), although their previous vectors were put back: a trigger of the database "
+            "or another program undoes it; drop or stop it"
+        )
 
 
 def _try_one(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> None:
@@ -75,21 +98,26 @@ def _try_one(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> Non
 
 
 def _roll_back(
-    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, attempt: str
+    store: Store,
+    run: RunDirectory,
+    ranges: Sequence[KeyRange],
+    written: Written,
+    *,
+    attempt: str,
 ) -> RolledBack:
     saved = saved_ranges(run.backup)
     wanted = [keys for keys in ranges if keys.index in saved]
     at_once = run.read_manifest().rows <= MOST_ROWS_AT_ONCE
     moved = not store.stable and rows_have_moved(store, run, wanted)
     if store.whole:
-        return _roll_back_whole(store, run, ranges, attempt=attempt, moved=moved)
+        return _roll_back_whole(store, run, ranges, written, attempt=attempt, moved=moved)
     if moved:
-        return _roll_back_moved(store, run, wanted, attempt=attempt)
+        return _roll_back_moved(store, run, wanted, written, attempt=attempt)
     total = RolledBack()
     while wanted:
         started = time.monotonic()
         done = 0
-        with store.replacing() as table, table.transaction():
+        with store.replacing(written) as table, table.transaction():
             run.advance(attempt)
             for keys in wanted:
                 ledger = read_ledger(run.backup, keys.index, with_vectors=True)
@@ -122,11 +150,16 @@ def rows_have_moved(store: Store, run: RunDirectory, ranges: Sequence[KeyRange])
 
 
 def _roll_back_moved(
-    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, attempt: str
+    store: Store,
+    run: RunDirectory,
+    ranges: Sequence[KeyRange],
+    written: Written,
+    *,
+    attempt: str,
 ) -> RolledBack:
     """The same for rows that are in any range now: all at once, and held in memory."""
     everything = _whole_ledger(run, ranges)
-    with store.replacing() as table, table.transaction():
+    with store.replacing(written) as table, table.transaction():
         run.advance(attempt)
         changes, outcome = restore_rows(table.read_range(KeyRange(0, None, None)), everything)
         table.put(changes)
@@ -134,7 +167,13 @@ def _roll_back_moved(
 
 
 def _roll_back_whole(
-    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, attempt: str, moved: bool
+    store: Store,
+    run: RunDirectory,
+    ranges: Sequence[KeyRange],
+    written: Written,
+    *,
+    attempt: str,
+    moved: bool,
 ) -> RolledBack:
     """The same for a store of which each namespace has one model: all at once.
 
@@ -144,7 +183,7 @@ def _roll_back_whole(
     ranges = [KeyRange(0, None, None)] if moved else ranges
     skipped = {str(row["id"]) for row in run.read_lines(SKIPPED)}
     total = RolledBack()
-    with store.replacing() as table, table.transaction():
+    with store.replacing(written) as table, table.transaction():
         run.advance(attempt)
 
         def read() -> Iterator[tuple[list[Row], Ledger]]:

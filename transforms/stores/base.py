@@ -364,10 +364,13 @@ class Store(ABC):
         return Stored(vector, others if vector is None else others + self.only_vector)
 
     @contextmanager
-    def replacing(self) -> Iterator[Replacement]:
-        """A connection over which rows are read and their vectors replaced."""
+    def replacing(self, written: Written | None = None) -> Iterator[Replacement]:
+        """A connection over which rows are read and their vectors replaced.
+
+        What is written is noted in `written`.
+        """
         with sqlite.write_connection(self.path, connect=self.connect) as connection:
-            yield Replacement(self, connection)
+            yield Replacement(self, connection, written)
 
     def differing(self, digests: Mapping[int, int]) -> list[int]:
         """Find the rows, given by rowid, that are gone or don't hold what has this digest.
@@ -436,8 +439,10 @@ class Replacement:
     `written` is what it was given to write.
     """
 
-    def __init__(self, store: Store, db: sqlite3.Connection) -> None:
-        self.written = Written()
+    def __init__(
+        self, store: Store, db: sqlite3.Connection, written: Written | None = None
+    ) -> None:
+        self.written = Written() if written is None else written
         self._store = store
         self._db = db
         self._shared: dict[tuple[str, Any], list[int]] = {}
