@@ -14,11 +14,11 @@ from typing import Any
 from pipeline.plan import Plan
 from pipeline.resume import describe
 from pipeline.settings import LOCAL
-from pipeline.words import counts, duration, one_line, table
+from pipeline.words import NOTHING_WRITTEN, counts, duration, one_line, table
 from transforms.embedders.endpoint import host
 from transforms.modes import Mode
 from transforms.rows import Summary
-from transforms.staging.runs import REMAINING
+from transforms.staging.runs import REMAINING, SUMMARY
 
 
 @dataclass(frozen=True)
@@ -118,65 +118,67 @@ def empty_line(plan: Plan) -> str:
 
 def plan_json(plan: Plan) -> str:
     """The plan as one line of JSON."""
+    return _line(plan_values(plan))
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON has it; its text is made of these values."""
     survey, tokens, target = plan.survey, plan.tokens, plan.target
-    return _line(
-        {
-            "total_rows": survey.rows,
-            "rows_with_embeddings": survey.with_vector,
-            "rows_missing_embeddings": survey.rows - survey.with_vector,
-            "target_model": str(plan.target),
-            "target_dim": plan.target.dimension,
-            "backend": plan.backend,
-            **plan.run.stamp,
-            "database": str(plan.store.path),
-            "store": plan.store.config,
-            "namespace": plan.store.namespace,
-            "rows_by_namespace": survey.namespaces,
-            "rows_by_stored_dim": survey.dimensions,
-            "rows_skipped_by_rule": survey.by_rule,
-            "tokens_estimated": tokens and tokens.tokens,
-            "texts_cut_estimated": tokens and tokens.texts_cut,
-            "rows_sampled": tokens and tokens.sampled_rows,
-            "requests_estimated": plan.requests if target.access else None,
-            "cost_estimated": cost(plan, tokens.tokens if tokens else None),
-            "server": target.access and target.access.url,
-            "settings": setting_values(plan),
-            "run_directory": str(plan.run.path),
-            "work_directory": plan.work,
-            "mode": str(plan.mode),
-            "rows_meant": survey.meant,
-            "rows_staged": plan.staged_rows,
-        }
-    )
+    return {
+        "total_rows": survey.rows,
+        "rows_with_embeddings": survey.with_vector,
+        "rows_missing_embeddings": survey.rows - survey.with_vector,
+        "target_model": str(plan.target),
+        "target_dim": plan.target.dimension,
+        "backend": plan.backend,
+        **plan.run.stamp,
+        "database": str(plan.store.path),
+        "store": plan.store.config,
+        "namespace": plan.store.namespace,
+        "rows_by_namespace": survey.namespaces,
+        "rows_by_stored_dim": survey.dimensions,
+        "rows_skipped_by_rule": survey.by_rule,
+        "tokens_estimated": tokens and tokens.tokens,
+        "texts_cut_estimated": tokens and tokens.texts_cut,
+        "rows_sampled": tokens and tokens.sampled_rows,
+        "window": tokens and tokens.window,
+        "requests_estimated": plan.requests if target.access else None,
+        "cost_estimated": cost(plan, tokens.tokens if tokens else None),
+        "server": target.access and target.access.url,
+        "settings": setting_values(plan),
+        "run_directory": str(plan.run.path),
+        "work_directory": plan.work,
+        "mode": str(plan.mode),
+        "rows_meant": survey.meant,
+        "rows_to_embed": survey.to_embed,
+        "rows_staged": plan.staged_rows,
+    }
 
 
 def plan_text(plan: Plan) -> str:
     """The plan for a person."""
-    survey, target = plan.survey, plan.target
-    missing = survey.rows - survey.with_vector
-    stored = {f"{dimension}-dim": rows for dimension, rows in survey.dimensions.items()}
-    stored = {
-        "can't be decoded" if name == "0-dim" else name: rows for name, rows in stored.items()
-    }
+    values, target = plan_values(plan), plan.target
+    missing = values["rows_missing_embeddings"]
+    stored = {_dimension(dim): rows for dim, rows in values["rows_by_stored_dim"].items()}
     lines = {
-        "database": str(plan.store.path),
+        "database": values["database"],
         "store": plan.store.described,
-        "rows": f"{survey.rows:,} ({survey.to_embed:,} to embed)",
-        "staged": f"{plan.staged_rows:,} of them, by an earlier try",
-        "namespaces": counts(survey.namespaces),
+        "rows": f"{values['total_rows']:,} ({values['rows_to_embed']:,} to embed)",
+        "staged": f"{values['rows_staged']:,} of them, by an earlier try",
+        "namespaces": counts(values["rows_by_namespace"]),
         "stored vectors": counts(stored | ({"no vector": missing} if missing else {})),
-        "skipped by rule": counts(survey.by_rule),
-        "target": str(target),
-        "tokens": _tokens(plan),
-        "requests": f"about {plan.requests:,}",
-        "cost": _money(cost(plan, plan.tokens.tokens if plan.tokens else None)),
-        "server": target.access.url if target.access else "",
-        "staged in": str(plan.run.path),
-        "workers": f"read texts and leave vectors in {plan.work}",
+        "skipped by rule": counts(values["rows_skipped_by_rule"]),
+        "target": values["target_model"],
+        "tokens": _tokens(values, served=target.access is not None),
+        "requests": f"about {values['requests_estimated'] or 0:,}",
+        "cost": _money(values["cost_estimated"]),
+        "server": values["server"],
+        "staged in": values["run_directory"],
+        "workers": f"read texts and leave vectors in {values['work_directory']}",
     }
     if plan.work is None:
         del lines["workers"]
-    if not any(survey.namespaces):
+    if not any(values["rows_by_namespace"]):
         del lines["namespaces"]
     if not plan.staged_rows:
         del lines["staged"]
@@ -185,11 +187,12 @@ def plan_text(plan: Plan) -> str:
     if plan.price is None or target.access is None:
         del lines["cost"]
     head = (
-        f"reembed plan: total_rows={survey.rows} rows_with_embeddings={survey.with_vector} "
+        f"reembed plan: total_rows={values['total_rows']} "
+        f"rows_with_embeddings={values['rows_with_embeddings']} "
         f"rows_missing_embeddings={missing} target_model='{target}' "
-        f"target_dim={target.dimension} backend={plan.backend} (dry-run: nothing written)"
+        f"target_dim={values['target_dim']} backend={plan.backend} (dry-run: nothing written)"
     )
-    settings = {n: f"{value} ({source})" for n, (value, source) in setting_values(plan).items()}
+    settings = {n: f"{value} ({source})" for n, (value, source) in values["settings"].items()}
     return f"{head}\n\n{table(lines)}\n\nsettings, and where each came from:\n{table(settings)}"
 
 
@@ -199,25 +202,31 @@ def outcome_json(plan: Plan, outcome: Outcome) -> str:
 
 
 def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """What was done, as JSON has it; also kept in the run directory."""
-    summary = outcome.summary
+    """What was done, as JSON has it; also kept in the run directory, and made into the text."""
+    summary, seconds, target = outcome.summary, outcome.seconds, plan.target
+    only_staged = outcome.staged is not None
+    # What was skipped is kept in the table only once rows are replaced.
+    skipped = summary.skipped if only_staged else summary.kept
     return {
-        "total": plan.survey.meant if outcome.staged is not None else summary.total,
+        "total": plan.survey.meant if only_staged else summary.total,
         "reembedded": summary.replaced,
-        "skipped": sum(summary.kept.values()),
-        "model": str(plan.target),
-        "dim": plan.target.dimension,
-        "duration_ms": round(outcome.seconds * 1000),
+        "skipped": sum(skipped.values()),
+        "model": str(target),
+        "dim": target.dimension,
+        "duration_ms": round(seconds * 1000),
         **plan.run.stamp,
-        "skipped_by_cause": dict(summary.kept),
+        "skipped_by_cause": dict(skipped),
+        "embedded": summary.embedded,
+        "rows_per_second": round(summary.embedded / seconds) if seconds else None,
         "remaining": summary.remaining,
         "in_old_space": summary.in_old_space,
         "staged": outcome.staged,
-        "forecast": None if outcome.staged is None else forecast(plan, outcome),
-        "texts_cut": outcome.cut if plan.target.window or not plan.target.access else None,
-        "texts_cut_counted": plan.target.access is None,
-        "tokens": outcome.tokens if plan.target.access else None,
+        "forecast": forecast(plan, outcome) if only_staged else None,
+        "texts_cut": outcome.cut if target.window or not target.access else None,
+        "texts_cut_counted": target.access is None,
+        "tokens": outcome.tokens if target.access else None,
         "cost": cost(plan, outcome.tokens),
+        "previous_dims": [dim for dim in plan.survey.dimensions if dim != target.dimension],
         "mode": str(plan.mode),
         "run_directory": str(plan.run.path),
     }
@@ -225,67 +234,77 @@ def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
 
 def outcome_text(plan: Plan, outcome: Outcome) -> str:
     """What was done, for a person."""
-    summary, seconds = outcome.summary, outcome.seconds
-    target, kept = plan.target, sum(summary.kept.values())
-    if outcome.staged is not None:
-        return _staged_text(plan, outcome)
+    values = outcome_values(plan, outcome)
+    if values["staged"] is not None:
+        return _staged_text(values)
+    kept, before = values["skipped"], values["previous_dims"]
     head = (
-        f"reembed: {summary.replaced}/{summary.total} re-embedded, {kept} skipped "
-        f"(model {target}, {target.dimension}-dim, {round(seconds * 1000)} ms)"
+        f"reembed: {values['reembedded']}/{values['total']} re-embedded, {kept} skipped "
+        f"(model {values['model']}, {values['dim']}-dim, {values['duration_ms']} ms)"
     )
-    before = [dimension for dimension in plan.survey.dimensions if dimension != target.dimension]
-    rate = f" ({summary.embedded / seconds:,.0f} rows/s)" if summary.embedded and seconds else ""
+    rate = f" ({values['rows_per_second']:,} rows/s)" if values["embedded"] else ""
     vectors = "cleared" if plan.rules.clear_skipped else "kept"
     lines = {
-        "rows": f"{summary.total:,}",
-        "re-embedded": f"{summary.replaced:,}",
-        "skipped": counts(summary.kept) + (f" (previous vectors {vectors})" if kept else ""),
-        "old vectors": f"{summary.in_old_space:,} rows still hold a vector that this run did not "
+        "rows": f"{values['total']:,}",
+        "re-embedded": f"{values['reembedded']:,}",
+        "skipped": counts(values["skipped_by_cause"])
+        + (f" (previous vectors {vectors})" if kept else ""),
+        "old vectors": f"{values['in_old_space']:,} rows still hold a vector that this run did not "
         "make; searches can't compare it with the new ones",
-        "texts cut": _texts_cut(plan, outcome.cut),
-        "tokens": f"{outcome.tokens:,} by the server's count",
-        "cost": _money(cost(plan, outcome.tokens)),
-        "remaining": f"{summary.remaining:,} rows are not done "
+        "texts cut": _texts_cut(values),
+        "tokens": f"{values['tokens'] or 0:,} by the server's count",
+        "cost": _money(values["cost"]),
+        "remaining": f"{values['remaining']:,} rows are not done "
         f"(named in {plan.run.path / REMAINING}); run again to finish",
-        "time": f"{duration(seconds)}{rate}",
-        "model": str(target),
-        "dimension": f"{target.dimension}"
+        "time": f"{duration(values['duration_ms'] / 1000)}{rate}",
+        "model": values["model"],
+        "dimension": f"{values['dim']}"
         + (f" (was {', '.join(map(str, before))})" if before else ""),
         "way back": "reembed rollback puts the previous vectors back",
         "next": _NEXT.get(plan.store.kind, "embed queries with this model, too, from now on"),
     }
-    if not outcome.cut:
+    if not values["texts_cut"]:
         del lines["texts cut"]
     if plan.target.access is None:
         del lines["tokens"]
     if plan.price is None or plan.target.access is None:
         del lines["cost"]
-    if not summary.in_old_space:
+    if not values["in_old_space"]:
         del lines["old vectors"]
-    if not summary.remaining:
+    if not values["remaining"]:
         del lines["remaining"]
-    if not summary.replaced:
+    if not values["reembedded"]:
         del lines["next"], lines["way back"]
     return head + "\n\n" + table(lines)
 
 
-def _staged_text(plan: Plan, outcome: Outcome) -> str:
+def _staged_text(values: Mapping[str, Any]) -> str:
     """What a run did that was only to stage some rows."""
-    skipped = sum(outcome.summary.skipped.values())
     head = (
-        f"reembed: {outcome.staged:,} of {plan.survey.meant:,} rows staged, nothing is replaced yet"
+        f"reembed: {values['staged']:,} of {values['total']:,} rows staged, nothing is replaced yet"
     )
+    skipped = f"{values['skipped']:,} skipped"
+    if values["skipped"]:
+        skipped += f" ({counts(values['skipped_by_cause'])})"
     lines = {
-        "staged now": f"{outcome.summary.embedded:,} embedded, {skipped:,} skipped",
-        "time": duration(outcome.seconds),
-        "texts cut": _texts_cut(plan, outcome.cut),
-        "forecast": _forecast(plan, outcome),
-        "staged in": str(plan.run.path),
+        "staged now": f"{values['embedded']:,} embedded, {skipped}",
+        "time": duration(values["duration_ms"] / 1000),
+        "texts cut": _texts_cut(values),
+        "forecast": _forecast(values["forecast"]),
+        "staged in": values["run_directory"],
         "next": "the same command goes on; without --max-rows it stages the rest and replaces",
     }
-    if not outcome.cut:
+    if not values["texts_cut"]:
         del lines["texts cut"]
     return head + "\n\n" + table(lines)
+
+
+def kept_in(plan: Plan, outcome: Outcome) -> str:
+    """Say where the result of a run is kept, or that the run wrote nothing to the store."""
+    if not plan.ranges or outcome.staged is not None:
+        return NOTHING_WRITTEN
+    kept = plan.run.path / SUMMARY
+    return f"it is kept in {kept}" if kept.exists() else "reembed status says what the store holds"
 
 
 def forecast(plan: Plan, outcome: Outcome) -> dict[str, Any]:
@@ -305,8 +324,7 @@ def forecast(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _forecast(plan: Plan, outcome: Outcome) -> str:
-    values = forecast(plan, outcome)
+def _forecast(values: Mapping[str, Any]) -> str:
     parts = [f"{values['rows']:,} rows are left"]
     if values["seconds"] is not None:
         parts.append(f"about {duration(values['seconds'])} at this pace")
@@ -347,10 +365,16 @@ def setting_values(plan: Plan) -> dict[str, tuple[str, str]]:
     }
 
 
-def _texts_cut(plan: Plan, cut: int) -> str:
-    about = "" if plan.target.access is None else "about "
-    end = "" if plan.target.access is None else " (estimated from the server's count)"
+def _texts_cut(values: Mapping[str, Any]) -> str:
+    about, end = "", ""
+    if not values["texts_cut_counted"]:
+        about, end = "about ", " (estimated from the server's count)"
+    cut = values["texts_cut"] or 0
     return f"{about}{cut:,} texts are longer than the model looks at; their ends don't count{end}"
+
+
+def _dimension(dimension: int) -> str:
+    return f"{dimension}-dim" if dimension else "can't be decoded"
 
 
 def _money(amount: float | None) -> str:
@@ -364,16 +388,16 @@ def _money(amount: float | None) -> str:
     return f"{amount:,.2f}" if amount >= 1 else f"{float(f'{amount:.2g}'):.9f}".rstrip("0")
 
 
-def _tokens(plan: Plan) -> str:
-    tokens = plan.tokens
-    if tokens is None:
+def _tokens(values: Mapping[str, Any], *, served: bool) -> str:
+    if values["tokens_estimated"] is None:
         return "not estimated (no text to sample, or no fast tokenizer)"
-    how = "" if plan.target.access is None else ", by their length"
-    text = f"about {tokens.tokens:,} (from a sample of {tokens.sampled_rows} rows{how})"
-    if tokens.texts_cut:
+    how = ", by their length" if served else ""
+    text = f"about {values['tokens_estimated']:,} (from a sample of {values['rows_sampled']} rows"
+    text += f"{how})"
+    if cut := values["texts_cut_estimated"]:
         text += (
-            f"; about {tokens.texts_cut:,} texts are longer than the model's {tokens.window} "
-            "tokens and are cut"
+            f"; about {cut:,} texts are longer than the model's {values['window']} tokens and are "
+            "cut"
         )
     return text
 

@@ -79,11 +79,15 @@ _BEGUN = (State.REPLACED, State.REPLACING, State.ROLLING_BACK)
 
 @dataclass(frozen=True)
 class Report:
-    """A result as text and as JSON; `trouble` is what the exit code comes from, if not 0."""
+    """A result as text and as JSON; `trouble` is what the exit code comes from, if not 0.
+
+    `kept` says where the result of a command that wrote to the store is, besides.
+    """
 
     text: str
     values: Mapping[str, Any]
     trouble: ReembedError | None = None
+    kept: str = ""
 
     @property
     def json(self) -> str:
@@ -167,7 +171,7 @@ def _new_ranges(path: Path, run: RunDirectory, manifest: Manifest) -> frozenset[
 
 
 def _status_text(values: Mapping[str, Any]) -> str:
-    new, last = places(values["ranges_replaced"]), values["ranges"] - 1
+    new = places(values["ranges_replaced"])
     lines = {
         "state": values["state"] + (f" ({values['stopped']})" if values["stopped"] else ""),
         "target": f"{values['model']} ({values['dim']}-dim)",
@@ -179,8 +183,8 @@ def _status_text(values: Mapping[str, Any]) -> str:
         "re-embedded": f"{values['reembedded'] or 0:,}",
         "skipped": f"{values['skipped'] or 0:,}",
         "remaining": f"{values['remaining'] or 0:,}",
-        "new vectors": f"in ranges {new} of 0-{last}: {values['rows_in_ranges_replaced']:,} rows; "
-        "the others hold the previous ones",
+        "new vectors": f"in ranges {new} of {values['ranges']} (counted from 0): "
+        f"{values['rows_in_ranges_replaced']:,} rows; the others hold the previous ones",
         "on disk": f"{size(values['bytes'])}, of which the backup {size(values['backup_bytes'])}",
         "directory": values["run_directory"],
         "next": values["next"],
@@ -253,6 +257,7 @@ def verify(path: Path, chosen: tuple[RunDirectory, Manifest], *, egress: str) ->
         "run_id": run.run_id,
         "checked": findings.checked,
         "changed": findings.changed,
+        "findings": wrong,
         "unwritten": findings.unwritten,
         "sampled": len(sample),
         "lowest_cosine": lowest,
@@ -304,7 +309,8 @@ def undo(path: Path, chosen: tuple[RunDirectory, Manifest]) -> Report:
         + (f" (named in {run.path / LEFT})" if result.left else ""),
         "next": _AFTER_UNDOING.get(job.store.kind, "search with the former model again"),
     }
-    return Report(f"reembed: run {run.run_id} is rolled back\n\n{table(lines)}", values)
+    text = f"reembed: run {run.run_id} is rolled back\n\n{table(lines)}"
+    return Report(text, values, kept=f"it is kept in {run.path / ROLLBACK}")
 
 
 def _known_state(run: RunDirectory) -> State | None:
@@ -321,6 +327,7 @@ def _undo_values(run: RunDirectory, result: RolledBack) -> dict[str, Any]:
         "unchanged": result.unchanged,
         "left": len(result.left),
         "left_by_reason": dict(Counter(result.left.values())),
+        "run_directory": str(run.path),
     }
 
 

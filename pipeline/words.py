@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+NOTHING_WRITTEN = "this command wrote nothing to the store"
+"""What ends the message of a failure that changed nothing."""
+
 _SHOWN = 10
 
 

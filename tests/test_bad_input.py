@@ -688,7 +688,7 @@ def test_a_disk_without_room_for_the_vectors_is_refused_before_any_work(
     assert re.fullmatch(
         r"about [\d,]+ (bytes|MB) are needed for the new vectors, the backup and SQLite's log, and "
         rf"[\d,]+ bytes are free at {path}\.reembed/\S+; make room, or name another place for the "
-        r"run directory with --run-dir",
+        r"run directory with --run-dir; this command wrote nothing to the store",
         refusal(done, 1),
     )
     assert tree(left) == {"ai-memory.db": (tmp_path / "source.db").read_bytes()}

@@ -239,6 +239,7 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "rows_skipped_by_rule": {"encrypted": 1, "over the byte cap": 2},
         "texts_cut_estimated": 1,
         "rows_sampled": 3,
+        "window": 256,
         "requests_estimated": None,
         "cost_estimated": None,
         "server": None,
@@ -254,6 +255,7 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "work_directory": None,
         "mode": "all",
         "rows_meant": 7,
+        "rows_to_embed": 4,
         "rows_staged": 0,
     }
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{4}", run_id)
@@ -466,7 +468,8 @@ def test_a_second_run_is_refused_with_the_process_and_the_start_of_the_first_and
         assert first.poll() is None
     said = (
         rf"another run is at work on {path} \(process {first.pid}, since "
-        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\); wait for it to end"
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\); wait for it to end; this command wrote "
+        r"nothing to the store"
     )
     assert re.fullmatch(said, refusal(done, 1))
     assert re.fullmatch(said, refusal(cleanup, 1))

@@ -15,6 +15,7 @@ from pipeline.plan import Plan, TokenEstimate
 from pipeline.report import Outcome
 from pipeline.settings import read_settings
 from tests.conftest import begin, change, fake_plan, make_store, memory
+from tests.test_figures import missing
 from transforms.embedders import Access, Target
 from transforms.rows import Cause, Summary
 from transforms.staging import RunDirectory, State
@@ -87,6 +88,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "tokens_estimated": 1234,
         "texts_cut_estimated": 2,
         "rows_sampled": 4,
+        "window": 256,
         "requests_estimated": None,
         "cost_estimated": None,
         "server": None,
@@ -102,6 +104,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "work_directory": None,
         "mode": "all",
         "rows_meant": 5,
+        "rows_to_embed": 4,
         "rows_staged": 0,
     }
 
@@ -146,6 +149,8 @@ def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: P
         "schema_version": 1,
         "run_id": plan.run.run_id,
         "skipped_by_cause": {"encrypted": 1},
+        "embedded": 4,
+        "rows_per_second": 3,
         "remaining": 1,
         "in_old_space": 1,
         "staged": None,
@@ -154,6 +159,7 @@ def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: P
         "texts_cut_counted": True,
         "tokens": None,
         "cost": None,
+        "previous_dims": [3],
         "mode": "all",
         "run_directory": str(plan.run.path),
     }
@@ -224,7 +230,7 @@ def test_rows_that_are_only_staged_are_not_called_re_embedded(plan: Plan) -> Non
     assert report.outcome_text(plan, STAGED).splitlines() == [
         "reembed: 3 of 5 rows staged, nothing is replaced yet",
         "",
-        "staged now  2 embedded, 1 skipped",
+        "staged now  2 embedded, 1 skipped (rejected by the model 1)",
         "time        1.5 s",
         "forecast    1 rows are left, about 1.0 s at this pace",
         f"staged in   {plan.run.path}",
@@ -399,3 +405,11 @@ def test_texts_that_a_model_of_this_machine_cuts_are_counted(plan: Plan) -> None
         "texts cut    2 texts are longer than the model looks at; their ends don't count"
         in report.outcome_text(plan, outcome).splitlines()
     )
+
+
+def test_all_figures_of_a_server_are_in_the_json(served: Plan) -> None:
+    for outcome in (DONE, STAGED):
+        outcome = dataclasses.replace(outcome, cut=17, tokens=6_543_210)
+        values = json.loads(report.outcome_json(served, outcome))
+        assert missing(report.outcome_text(served, outcome), values) == set()
+    assert missing(report.plan_text(served), json.loads(report.plan_json(served))) == set()

@@ -226,7 +226,7 @@ def test_a_second_run_is_refused_while_status_and_a_dry_run_work_beside_the_firs
     assert since
     refusal = (
         f"reembed: error: another run is at work on {path} (process {first.process.pid}, since "
-        f"{since[1]}); wait for it to end"
+        f"{since[1]}); wait for it to end; this command wrote nothing to the store"
     )
     for refused in (second, cleanup):
         assert (refused.returncode, refused.stdout) == (1, "")

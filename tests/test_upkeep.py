@@ -127,6 +127,7 @@ def test_after_a_run_and_its_rollback_all_columns_of_all_tables_are_as_before(
         "unchanged": 0,
         "left": 0,
         "left_by_reason": {},
+        "run_directory": str(root(path) / run_id),
     }
     assert all_columns(path) == before
     assert path.read_bytes()[18:20] == mode
@@ -357,6 +358,7 @@ def test_a_table_that_is_as_the_run_left_it_is_clean(reembed: Call, path: Path) 
         "run_id": run_id,
         "checked": 10,
         "changed": 0,
+        "findings": 0,
         "unwritten": 0,
         "sampled": 10,
         "lowest_cosine": 1,
@@ -633,7 +635,8 @@ def test_status_tells_it_to_a_person(reembed: Call, tmp_path: Path) -> None:
     assert first.splitlines()[0].startswith(f"run {done}, begun 20")
     assert "state        replacing (SQLite can't work with " in second
     assert "about        all, all namespaces\n" in second
-    assert "new vectors  in ranges 0 of 0-4: 2 rows; the others hold the previous ones" in second
+    said = "in ranges 0 of 5 (counted from 0): 2 rows; the others hold the previous ones"
+    assert f"new vectors  {said}" in second
 
 
 def test_status_names_the_process_that_is_at_work_and_does_not_disturb_it(
