@@ -85,10 +85,9 @@ def entry() -> NoReturn:
 
 def _fail(error: ReembedError) -> int:
     """Say what kept the program from its work, and that the store is as it was; the exit code."""
-    message = str(error)
-    if error.exit_code == ReembedError.exit_code and not _SAYS_SO.search(message):
-        message += f"; {NOTHING_WRITTEN}"
-    tell(f"reembed: error: {one_line(message)}")
+    tell(f"reembed: error: {one_line(str(error))}")
+    if error.exit_code == ReembedError.exit_code and not _SAYS_SO.search(str(error)):
+        tell(f"reembed: {NOTHING_WRITTEN}")  # Apart, as the error may end with flags to copy.
     return error.exit_code
 
 

@@ -92,7 +92,7 @@ def test_what_writes_nothing_to_the_store_says_so(
 
     assert (ran.code, select(path, LENGTHS)) == (1, OLD)
     assert "could not be written (No space left on device)" in ran.error
-    assert ran.error.endswith(UNCHANGED)
+    assert UNCHANGED in ran.err
 
 
 def test_the_exit_code_of_what_happened_to_the_store_stays(
@@ -133,9 +133,9 @@ def test_a_failure_says_that_nothing_was_written(path: Path, reembed: Call) -> N
     jam(path, "5")
     jammed = reembed("--db", path)
 
-    assert (absent.code, absent.error.endswith(f"; {UNCHANGED}")) == (1, True)
+    assert (absent.code, absent.err.endswith(f"\nreembed: {UNCHANGED}\n")) == (1, True)
     # It had begun, so it is not said.
-    assert (jammed.code, UNCHANGED in jammed.error) == (6, False)
+    assert (jammed.code, UNCHANGED in jammed.err) == (6, False)
 
 
 def test_an_error_that_says_what_is_written_says_it_once(
@@ -150,7 +150,7 @@ def test_an_error_that_says_what_is_written_says_it_once(
     monkeypatch.setattr(planning, "_check_store", refuse)
     ran = reembed("--db", path)
 
-    assert (ran.code, ran.error) == (1, "two rows are one; nothing was written")
+    assert ran.err == "reembed: error: two rows are one; nothing was written\n"
 
 
 def test_a_descriptor_that_is_closed_is_no_files_that_is_opened_next() -> None:
