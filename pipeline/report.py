@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.plan import Plan
 from pipeline.resume import describe
 from pipeline.settings import LOCAL
-from pipeline.words import NOTHING_WRITTEN, counts, duration, one_line, table
+from pipeline.words import NOTHING_WRITTEN, counts, duration, nearest, one_line, table
 from transforms.embedders.endpoint import host
 from transforms.modes import Mode
 from transforms.rows import Summary
@@ -105,15 +105,28 @@ _AFFECTED = {
 
 def empty_line(plan: Plan) -> str:
     """Say that there is nothing to do, and what there is instead."""
+    survey, name = plan.survey, plan.store.namespace
+    named = "" if name is None else f"the {plan.store.namespace_word} {name!r}"
+    of = named and f" of {named}"
     if plan.mode is Mode.RETRY_SKIPPED:
         return "reembed: the last run skipped no rows; nothing to try again"
-    if plan.store.namespace is None:
-        return "reembed: the store has no rows; nothing to do"
-    existing = ", ".join(plan.survey.existing) or "none"
-    return (
-        f"reembed: the namespace {plan.store.namespace!r} has no rows; nothing to do "
-        f"(namespaces that have rows: {existing})"
-    )
+    if survey.rows:
+        return f"reembed: {_DONE[plan.mode].format(rows=survey.rows, of=of)}; nothing to do"
+    if survey.elsewhere and plan.scope.store.get("where"):
+        return (
+            f"reembed: no row{of} meets --where; the table has {survey.elsewhere:,}; nothing to do"
+        )
+    if name is None or name in survey.existing:
+        return f"reembed: {named or 'the store'} has no rows; nothing to do"
+    return f"WARN {named} has no rows; nothing to do ({nearest(name, survey.existing)})"
+
+
+_DONE = {
+    Mode.ALL: "no row{of} can be moved",
+    Mode.MISSING_ONLY: "each of the {rows:,} rows{of} has a vector",
+    Mode.SKIP_CURRENT_SPACE: "each of the {rows:,} rows{of} has the target's stamp and length",
+    Mode.STAMP_ONLY: "no row{of} has a vector of the target's length without its stamp",
+}
 
 
 def plan_json(plan: Plan) -> str:

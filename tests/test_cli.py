@@ -321,10 +321,8 @@ def test_where_no_row_is_meant_all_counts_are_zero_and_nothing_is_created(
 
     said = "reembed: the store has no rows; nothing to do\n"
     if name is not None:
-        said = (
-            f"reembed: the namespace {name!r} has no rows; nothing to do "
-            "(namespaces that have rows: global, notes/work)\n"
-        )
+        near = "like it: 'notes/work'" if name == "notes" else "there are: 'global', 'notes/work'"
+        said = f"WARN the namespace {name!r} has no rows; nothing to do ({near})\n"
     assert (done.returncode, done.stderr) == (0, said)
     assert (text.returncode, text.stderr) == (0, said)
     result = json.loads(done.stdout)

@@ -14,7 +14,7 @@ from pipeline.options import Options
 from pipeline.plan import Plan, TokenEstimate
 from pipeline.report import Outcome
 from pipeline.settings import read_settings
-from tests.conftest import begin, change, fake_plan, make_store, memory
+from tests.conftest import FAKE, begin, change, fake_plan, make_store, memory
 from tests.test_figures import missing
 from transforms.embedders import Access, Target
 from transforms.rows import Cause, Summary
@@ -189,11 +189,51 @@ def test_nothing_to_do_is_said_with_what_there_is(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", rows)
 
     assert report.empty_line(fake_plan(path, namespace="note")) == (
-        "reembed: the namespace 'note' has no rows; nothing to do "
-        "(namespaces that have rows: global, notes)"
+        "WARN the namespace 'note' has no rows; nothing to do (like it: 'notes')"
     )
     empty = fake_plan(make_store(tmp_path / "empty.db", []))
     assert report.empty_line(empty) == "reembed: the store has no rows; nothing to do"
+
+
+def test_a_message_names_at_most_ten_namespaces_and_none_at_length(tmp_path: Path) -> None:
+    rows = [memory(f"{i:04}", namespace=f"project {i:04} {'x' * 200}") for i in range(3_000)]
+    path = make_store(tmp_path / "m.db", rows)
+
+    for name in ("project 0007 " + "x" * 199, "absent"):
+        line = report.empty_line(fake_plan(path, namespace=name))
+        assert line.count("'project ") == 11 if name != "absent" else 10
+        assert len(line) < 1_500
+    assert line.endswith(" and 2,990 more)")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"missing_only": True}, "each of the 2 rows has a vector"),
+        (
+            {"missing_only": True, "namespace": "notes"},
+            "each of the 1 rows of the namespace 'notes' has a vector",
+        ),
+        ({"skip_current_space": True}, "each of the 2 rows has the target's stamp and length"),
+        ({"stamp_only": True}, "no row has a vector of the target's length without its stamp"),
+    ],
+    ids=str,
+)
+def test_nothing_to_do_is_told_by_what_was_asked_for(
+    flags: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    new: dict[str, Any] = {"embedding": b"\1" + bytes(32), "embedding_dim": 8}
+    path = make_store(
+        tmp_path / "m.db", [memory("a", **new), memory("b", namespace="notes", **new)]
+    )
+    change(path, "ALTER TABLE memories ADD COLUMN embedding_space TEXT")
+    stamp = fake_plan(path).store.space(FAKE.model)
+    change(path, f"UPDATE memories SET embedding_space = '{stamp}'")
+
+    plan = fake_plan(path, **flags)
+
+    assert report.empty_line(plan) == f"reembed: {says}; nothing to do"
+    assert plan.ranges == ()
 
 
 def test_many_namespaces_are_cut_short_for_people_only(tmp_path: Path) -> None:

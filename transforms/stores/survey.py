@@ -18,7 +18,8 @@ class Survey:
     `meant` of them are those that the run is about. `dimensions` counts the stored vectors by
     length; 0 stands for one that can't be decoded. `vector_bytes` is the size of all of them.
     `by_rule` counts the rows, of those that are meant, that will be skipped without being
-    offered to the model. Where there is no row, `existing` names the namespaces that there are.
+    offered to the model. Where there is no row, `existing` names the namespaces that there are,
+    and `elsewhere` counts the rows of the whole table.
     """
 
     rows: int
@@ -29,6 +30,7 @@ class Survey:
     dimensions: Mapping[int, int]
     by_rule: Mapping[Cause, int]
     existing: tuple[str, ...]
+    elsewhere: int = 0
 
     @property
     def to_embed(self) -> int:
@@ -68,4 +70,5 @@ def _survey(db: sqlite3.Connection, store: Store) -> Survey:
         dimensions=dict(sorted(dimensions.items())),
         by_rule={cause: rules[cause] for cause in Cause if rules[cause]},
         existing=() if namespaces else store.namespaces(db),
+        elsewhere=0 if namespaces else store.everywhere().places(db)[0],
     )
