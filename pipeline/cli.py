@@ -7,6 +7,7 @@ import gc
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,7 +19,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.options import RUNNERS, CommandOptions, Options
-from pipeline.words import one_line
+from pipeline.output import open_closed_streams, print_result, tell
+from pipeline.words import NOTHING_WRITTEN, one_line
 from transforms.errors import IncompleteError, ReembedError, RunError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ commands that look after runs (reembed COMMAND --help):
 
 exit codes:
   0  done, or the plan printed (skipped rows are named on stderr)
-  1  failed; the store is unchanged
+  1  failed; the message says whether the store is unchanged
   2  wrong usage or settings, or no embedder configured
   3  the embedder could not be built
   4  a stamp was refused; the store is unchanged
@@ -61,17 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
         except ReembedError as error:
             if not received:
-                _print_error(error)
-                return error.exit_code
+                return _fail(error)
         except BaseException:
             # Runners turn an interruption into an error of their own.
             if not received:
                 raise
-        print(
+        sys.stderr = sys.__stderr__
+        tell(
             "reembed: interrupted; what is staged stays and the same command goes on from there "
-            "(reembed status says how far it has come)",
-            file=sys.__stderr__,
-            flush=True,
+            "(reembed status says how far it has come)"
         )
         os._exit(128 + received[0])  # The runner's threads would go on to the end of their range.
 
@@ -79,28 +79,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """The console script."""
     gc.disable()  # Until the imports are done, a tenth of whose time it takes.
+    open_closed_streams()
     sys.exit(main())
 
 
-def _print_error(error: ReembedError) -> None:
-    """Print the sentence, and below it, indented, what it lists."""
-    print(f"reembed: error: {one_line(str(error))}", file=sys.stderr)
+def _fail(error: ReembedError) -> int:
+    """Say what kept the program from its work, and that the store is as it was; the exit code."""
+    tell(f"reembed: error: {one_line(str(error))}")
     for line in error.details:
-        print(f"  {one_line(line)}", file=sys.stderr)
+        tell(f"  {one_line(line)}")
+    if error.exit_code == ReembedError.exit_code and not _SAYS_SO.search(str(error)):
+        tell(f"reembed: {NOTHING_WRITTEN}")
+    return error.exit_code
 
 
-def _print_result(text: str) -> None:
-    """Print to stdout; a reader that has gone is no error, a disk that is full is one."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        # What is left in the buffer would fail again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            raise RunError(
-                f"the result can't be printed ({error.strerror}); a run has ended all the same, "
-                "and its summary.json says what it did"
-            ) from None
+_SAYS_SO = re.compile(
+    r"(wrote nothing|nothing (was|is) (written|replaced))|store is (as it was|unchanged)"
+    r"|reembed status says"
+)
+
+
+def _deliver(text: str, code: int, *, otherwise: str) -> int:
+    """Print a result; return the exit code, that of what happened to the store.
+
+    A result that can't be written turns 0 into 1; `otherwise` says where it is, or what the
+    store holds.
+    """
+    why = print_result(text)
+    if why:
+        tell(
+            f"reembed: error: done, but the result could not be written ({one_line(why)}); "
+            f"{one_line(otherwise)}"
+        )
+    return code or (ReembedError.exit_code if why else 0)
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -155,11 +166,10 @@ def _run_command(options: CommandOptions) -> int:
                 Path.cwd(),
             ),
         )
-    _print_result(report.json if options.json else report.text)
-    if report.trouble is None:
-        return 0
-    _print_error(report.trouble)
-    return report.trouble.exit_code
+    code = 0 if report.trouble is None else report.trouble.exit_code
+    shown = report.json if options.json else report.text
+    code = _deliver(shown, code, otherwise=report.kept or NOTHING_WRITTEN)
+    return code if report.trouble is None else _fail(report.trouble)
 
 
 def _run(options: Options) -> int:
@@ -183,10 +193,13 @@ def _run(options: Options) -> int:
             recover_store(database)
         plan = make_plan(database, settings, options)
     for line in report.preflight_lines(plan) if plan.ranges else [report.empty_line(plan)]:
-        print(line, file=sys.stderr, flush=True)
+        tell(line)
     if options.dry_run:
-        _print_result(report.plan_json(plan) if options.json else report.plan_text(plan))
-        return IncompleteError.exit_code if plan.late else 0
+        return _deliver(
+            report.plan_json(plan) if options.json else report.plan_text(plan),
+            IncompleteError.exit_code if plan.late else 0,
+            otherwise=NOTHING_WRITTEN,
+        )
     from pipeline import surroundings
     from pipeline.progress import showing_progress
 
@@ -194,7 +207,7 @@ def _run(options: Options) -> int:
         for line in surroundings.warnings(database):
             _logger.warning("%s", line)
         doing = "loading" if plan.target.access is None else "asking the server for"
-        print(f"reembed: {doing} {plan.target}", file=sys.stderr, flush=True)
+        tell(f"reembed: {doing} {plan.target}")
     with naming_incomplete(database, options.run_dir):
         outcome = run_plan(
             plan,
@@ -210,11 +223,15 @@ def _run(options: Options) -> int:
             ),
         )
     show = report.outcome_json if options.json else report.outcome_text
-    _print_result(show(plan, outcome))
-    if not outcome.summary.remaining:
-        return 0
-    print(f"reembed: error: {report.incomplete_line(outcome.summary)}", file=sys.stderr)
-    return IncompleteError.exit_code
+    remaining = outcome.summary.remaining
+    code = _deliver(
+        show(plan, outcome),
+        IncompleteError.exit_code if remaining else 0,
+        otherwise=report.kept_in(plan, outcome),
+    )
+    if remaining:
+        tell(f"reembed: error: {report.incomplete_line(outcome.summary)}")
+    return code
 
 
 def _choose_database(settings: Settings) -> Path:
@@ -238,10 +255,9 @@ def _choose_database(settings: Settings) -> Path:
                 f"the demo store {settings.demo} can't be made ({error.strerror}); name a database "
                 "with --db"
             ) from None
-    print(
+    tell(
         f"reembed: no database was named, so this is the demo store {settings.demo}; delete it to "
-        "have it made anew",
-        file=sys.stderr,
+        "have it made anew"
     )
     return settings.demo
 
@@ -251,7 +267,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see reembed --help")
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        _print_result(self.format_help().rstrip("\n"))
+        if why := print_result(self.format_help().rstrip("\n")):
+            raise RunError(f"the help could not be written ({why}); send stdout elsewhere")
 
 
 def _parser() -> _Parser:
@@ -452,7 +469,7 @@ def _quieten() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.CRITICAL)
-    handler = logging.StreamHandler()
+    handler = _Warnings()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     logging.addLevelName(logging.WARNING, "WARN")
     _logger.handlers = [handler]
@@ -461,6 +478,13 @@ def _quieten() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     threading.excepthook = _tell_of_thread
+
+
+class _Warnings(logging.Handler):
+    """What is logged, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(self.format(record))
 
 
 def _tell_of_thread(trouble: threading.ExceptHookArgs) -> None:

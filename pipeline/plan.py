@@ -19,6 +19,7 @@ from pipeline.resume import (
 )
 from pipeline.settings import Settings, check_is_store
 from pipeline.store_options import store_config
+from pipeline.words import nearest
 from transforms.embedders import Access, Target
 from transforms.embedders.devices import check_device
 from transforms.embedders.endpoint import EGRESS, check_endpoint
@@ -184,6 +185,10 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         Mode(scope.mode), model=target.model, dimension=target.dimension, keys=keys
     )
     survey = take_survey(store)
+    if earlier is None:
+        _check_namespace(store, survey)
+    if earlier is None or earlier.manifest.state is State.STAGING:
+        store.check_namespace()
     store.check_skipped(sum(survey.by_rule.values()), target.dimension)
     rows = _range_rows(target, settings, options, survey)
     ranges, sampled = store.cut_ranges(rows, SAMPLED_ROWS)
@@ -191,6 +196,8 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     estimate = estimate_tokens(counter, texts, rows=survey.to_embed)
     if earlier:
         ranges = earlier.manifest.ranges
+    elif not survey.meant:
+        ranges = ()  # So that no run is made that does nothing.
     elif keys is not None and store.ordered_by_key:
         ranges = holding(ranges, keys)
     late = earlier is not None and earlier.manifest.state is State.REPLACING
@@ -245,6 +252,17 @@ def _check_store(store: Store, options: Options, mode: Mode) -> None:
             f"{store.described} are moved as wholes, so only --namespace chooses some of "
             f"{store.path}; leave out what chooses rows"
         )
+
+
+def _check_namespace(store: Store, survey: Survey) -> None:
+    """Raise UsageError for a namespace that isn't there; ai-memory's own command takes any."""
+    name = store.namespace
+    if name is None or survey.rows or name in survey.existing or store.kind == "ai-memory":
+        return
+    raise UsageError(
+        f"{store.path} has no {store.namespace_word} {name!r} ({nearest(name, survey.existing)}); "
+        "correct --namespace"
+    )
 
 
 def _find_target(settings: Settings, options: Options) -> tuple[Target, TokenCounter]:

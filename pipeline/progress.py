@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.output import tell
 from pipeline.plan import Plan
 from transforms.errors import StagingError
 
@@ -23,7 +24,7 @@ def showing_progress(plan: Plan) -> Iterator[None]:
     same on every runner.
     """
     stop = threading.Event()
-    show = _show_bar if sys.stderr.isatty() else _show_lines
+    show = _show_bar if sys.stderr is not None and sys.stderr.isatty() else _show_lines
     thread = threading.Thread(target=show, args=(plan, stop), daemon=True)
     thread.start()
     try:
@@ -71,11 +72,7 @@ def _show_lines(plan: Plan, stop: threading.Event) -> None:
     for done, rate in _watch(plan, stop, _LINE_SECONDS):
         left = f", about {(total - done) / rate:.0f} s left" if rate and done < total else ""
         if not stop.is_set():
-            print(
-                f"reembed: {done:,} of {total:,} rows embedded, {rate:.0f} rows/s{left}",
-                file=sys.stderr,
-                flush=True,
-            )
+            tell(f"reembed: {done:,} of {total:,} rows embedded, {rate:.0f} rows/s{left}")
 
 
 def _watch(plan: Plan, stop: threading.Event, seconds: float) -> Iterator[tuple[int, float]]:

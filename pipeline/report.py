@@ -14,11 +14,11 @@ from typing import Any
 from pipeline.plan import Plan
 from pipeline.resume import describe
 from pipeline.settings import LOCAL
-from pipeline.words import counts, duration, one_line, table
+from pipeline.words import NOTHING_WRITTEN, counts, duration, nearest, one_line, table
 from transforms.embedders.endpoint import host
 from transforms.modes import Mode
 from transforms.rows import Summary
-from transforms.staging.runs import REMAINING
+from transforms.staging.runs import REMAINING, SUMMARY
 
 
 @dataclass(frozen=True)
@@ -107,100 +107,117 @@ _AFFECTED = {
 
 def empty_line(plan: Plan) -> str:
     """Say that there is nothing to do, and what there is instead."""
+    survey, name = plan.survey, plan.store.namespace
+    named = "" if name is None else f"the {plan.store.namespace_word} {name!r}"
+    of = named and f" of {named}"
     if plan.mode is Mode.RETRY_SKIPPED:
         return "reembed: the last run skipped no rows; nothing to try again"
-    if plan.store.namespace is None:
-        return "reembed: the store has no rows; nothing to do"
-    existing = ", ".join(plan.survey.existing) or "none"
-    return (
-        f"reembed: the namespace {plan.store.namespace!r} has no rows; nothing to do "
-        f"(namespaces that have rows: {existing})"
-    )
+    if survey.rows:
+        return f"reembed: {_DONE[plan.mode].format(rows=survey.rows, of=of)}; nothing to do"
+    if survey.elsewhere and plan.scope.store.get("where"):
+        return (
+            f"reembed: no row{of} meets --where; the table has {survey.elsewhere:,}; nothing to do"
+        )
+    if name is None or name in survey.existing:
+        return f"reembed: {named or 'the store'} has no rows; nothing to do"
+    return f"WARN {named} has no rows; nothing to do ({nearest(name, survey.existing)})"
+
+
+_DONE = {
+    Mode.ALL: "no row{of} can be moved",
+    Mode.MISSING_ONLY: "each of the {rows:,} rows{of} has a vector",
+    Mode.SKIP_CURRENT_SPACE: "each of the {rows:,} rows{of} has the target's stamp and length",
+    Mode.STAMP_ONLY: "no row{of} has a vector of the target's length without its stamp",
+}
 
 
 def plan_json(plan: Plan) -> str:
     """The plan as one line of JSON."""
+    return _line(plan_values(plan))
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON has it; its text is made of these values."""
     survey, tokens, target = plan.survey, plan.tokens, plan.target
-    return _line(
-        {
-            "total_rows": survey.rows,
-            "rows_with_embeddings": survey.with_vector,
-            "rows_missing_embeddings": survey.rows - survey.with_vector,
-            "target_model": str(plan.target),
-            "target_dim": plan.target.dimension,
-            "backend": plan.backend,
-            **plan.run.stamp,
-            "database": str(plan.store.path),
-            "store": plan.store.config,
-            "namespace": plan.store.namespace,
-            "rows_by_namespace": survey.namespaces,
-            "rows_by_stored_dim": survey.dimensions,
-            "rows_skipped_by_rule": survey.by_rule,
-            "rows_hidden": survey.hidden,
-            "tokens_estimated": tokens and tokens.tokens,
-            "texts_cut_estimated": tokens and tokens.texts_cut,
-            "rows_sampled": tokens and tokens.sampled_rows,
-            "requests_estimated": plan.requests if target.access else None,
-            "cost_estimated": cost(plan, tokens.tokens if tokens else None),
-            "server": target.access and target.access.url,
-            "settings": setting_values(plan),
-            "run_directory": str(plan.run.path),
-            "work_directory": plan.work,
-            "mode": str(plan.mode),
-            "rows_meant": survey.meant,
-            "rows_staged": plan.staged_rows,
-            "sample_pairs": plan.sample_pairs,
-            "warnings": plan.warnings,
-        }
-    )
+    return {
+        "total_rows": survey.rows,
+        "rows_with_embeddings": survey.with_vector,
+        "rows_missing_embeddings": survey.rows - survey.with_vector,
+        "target_model": str(plan.target),
+        "target_dim": plan.target.dimension,
+        "backend": plan.backend,
+        **plan.run.stamp,
+        "database": str(plan.store.path),
+        "store": plan.store.config,
+        "namespace": plan.store.namespace,
+        "rows_by_namespace": survey.namespaces,
+        "rows_by_stored_dim": survey.dimensions,
+        "rows_skipped_by_rule": survey.by_rule,
+        "rows_hidden": survey.hidden,
+        "tokens_estimated": tokens and tokens.tokens,
+        "texts_cut_estimated": tokens and tokens.texts_cut,
+        "rows_sampled": tokens and tokens.sampled_rows,
+        "window": tokens and tokens.window,
+        "requests_estimated": plan.requests if target.access else None,
+        "cost_estimated": cost(plan, tokens.tokens if tokens else None),
+        "server": target.access and target.access.url,
+        "settings": setting_values(plan),
+        "run_directory": str(plan.run.path),
+        "work_directory": plan.work,
+        "mode": str(plan.mode),
+        "rows_meant": survey.meant,
+        "rows_to_embed": survey.to_embed,
+        "rows_staged": plan.staged_rows,
+        "sample_pairs": plan.sample_pairs,
+        "warnings": plan.warnings,
+    }
 
 
 def plan_text(plan: Plan) -> str:
     """The plan for a person."""
-    survey, target = plan.survey, plan.target
-    missing = survey.rows - survey.with_vector
-    stored = {f"{dimension}-dim": rows for dimension, rows in survey.dimensions.items()}
-    stored = {
-        "can't be decoded" if name == "0-dim" else name: rows for name, rows in stored.items()
-    }
+    values, target = plan_values(plan), plan.target
+    missing = values["rows_missing_embeddings"]
+    stored = {_dimension(dim): rows for dim, rows in values["rows_by_stored_dim"].items()}
     left_out = plan.store.config.get("no_hidden", False)
-    pairs = enumerate(plan.sample_pairs, start=1)
+    pairs = enumerate(values["sample_pairs"], start=1)
     lines = {
-        "database": str(plan.store.path),
+        "database": values["database"],
         "store": plan.store.described,
-        "rows": f"{survey.rows:,} ({survey.to_embed:,} to embed)",
-        "staged": f"{plan.staged_rows:,} of them, by an earlier try",
-        "namespaces": counts(survey.namespaces),
+        "rows": f"{values['total_rows']:,} ({values['rows_to_embed']:,} to embed)",
+        "staged": f"{values['rows_staged']:,} of them, by an earlier try",
+        "namespaces": counts(values["rows_by_namespace"]),
         "stored vectors": counts(stored | ({"no vector": missing} if missing else {})),
-        "skipped by rule": counts(survey.by_rule),
-        "hidden": f"{counts(survey.hidden)} (ai-memory does not show them; {_HIDDEN[left_out]})",
-        "target": str(target),
+        "skipped by rule": counts(values["rows_skipped_by_rule"]),
+        "hidden": f"{counts(values['rows_hidden'])} (ai-memory does not show them; "
+        f"{_HIDDEN[left_out]})",
+        "target": values["target_model"],
         **{f"sample pair {at}": one_line(f"{key}: {text}") for at, (key, text) in pairs},
-        "tokens": _tokens(plan),
-        "requests": f"about {plan.requests:,}",
-        "cost": _money(cost(plan, plan.tokens.tokens if plan.tokens else None)),
-        "server": target.access.url if target.access else "",
-        "staged in": str(plan.run.path),
-        "workers": f"read texts and leave vectors in {plan.work}",
+        "tokens": _tokens(values, served=target.access is not None),
+        "requests": f"about {values['requests_estimated'] or 0:,}",
+        "cost": _money(values["cost_estimated"]),
+        "server": values["server"],
+        "staged in": values["run_directory"],
+        "workers": f"read texts and leave vectors in {values['work_directory']}",
     }
     if plan.work is None:
         del lines["workers"]
-    if not any(survey.namespaces):
+    if not any(values["rows_by_namespace"]):
         del lines["namespaces"]
     if not plan.staged_rows:
         del lines["staged"]
-    if not survey.hidden:
+    if not values["rows_hidden"]:
         del lines["hidden"]
     if target.access is None:
         del lines["requests"], lines["server"]
     if plan.price is None or target.access is None:
         del lines["cost"]
     head = (
-        f"reembed plan: total_rows={survey.rows} rows_with_embeddings={survey.with_vector} "
+        f"reembed plan: total_rows={values['total_rows']} "
+        f"rows_with_embeddings={values['rows_with_embeddings']} "
         f"rows_missing_embeddings={missing} target_model='{target}' "
-        f"target_dim={target.dimension} backend={plan.backend} (dry-run: nothing written)"
+        f"target_dim={values['target_dim']} backend={plan.backend} (dry-run: nothing written)"
     )
-    settings = {n: f"{value} ({source})" for n, (value, source) in setting_values(plan).items()}
+    settings = {n: f"{value} ({source})" for n, (value, source) in values["settings"].items()}
     return f"{head}\n\n{table(lines)}\n\nsettings, and where each came from:\n{table(settings)}"
 
 
@@ -210,26 +227,32 @@ def outcome_json(plan: Plan, outcome: Outcome) -> str:
 
 
 def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """What was done, as JSON has it; also kept in the run directory."""
-    summary = outcome.summary
+    """What was done, as JSON has it; also kept in the run directory, and made into the text."""
+    summary, seconds, target = outcome.summary, outcome.seconds, plan.target
+    only_staged = outcome.staged is not None
+    # What was skipped is kept in the table only once rows are replaced.
+    skipped = summary.skipped if only_staged else summary.kept
     return {
-        "total": plan.survey.meant if outcome.staged is not None else summary.total,
+        "total": plan.survey.meant if only_staged else summary.total,
         "reembedded": summary.replaced,
-        "skipped": sum(summary.kept.values()),
-        "model": str(plan.target),
-        "dim": plan.target.dimension,
-        "duration_ms": round(outcome.seconds * 1000),
+        "skipped": sum(skipped.values()),
+        "model": str(target),
+        "dim": target.dimension,
+        "duration_ms": round(seconds * 1000),
         **plan.run.stamp,
-        "skipped_by_cause": dict(summary.kept),
+        "skipped_by_cause": dict(skipped),
+        "embedded": summary.embedded,
+        "rows_per_second": round(summary.embedded / seconds) if seconds else None,
         "remaining": summary.remaining,
         "unwritten": summary.unwritten,
         "in_old_space": summary.in_old_space,
         "staged": outcome.staged,
-        "forecast": None if outcome.staged is None else forecast(plan, outcome),
-        "texts_cut": outcome.cut if plan.target.window or not plan.target.access else None,
-        "texts_cut_counted": plan.target.access is None,
-        "tokens": outcome.tokens if plan.target.access else None,
+        "forecast": forecast(plan, outcome) if only_staged else None,
+        "texts_cut": outcome.cut if target.window or not target.access else None,
+        "texts_cut_counted": target.access is None,
+        "tokens": outcome.tokens if target.access else None,
         "cost": cost(plan, outcome.tokens),
+        "previous_dims": [dim for dim in plan.survey.dimensions if dim != target.dimension],
         "mode": str(plan.mode),
         "run_directory": str(plan.run.path),
     }
@@ -237,49 +260,49 @@ def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
 
 def outcome_text(plan: Plan, outcome: Outcome) -> str:
     """What was done, for a person."""
-    summary, seconds = outcome.summary, outcome.seconds
-    target, kept = plan.target, sum(summary.kept.values())
-    if outcome.staged is not None:
-        return _staged_text(plan, outcome)
+    values = outcome_values(plan, outcome)
+    if values["staged"] is not None:
+        return _staged_text(values)
+    kept, before = values["skipped"], values["previous_dims"]
     head = (
-        f"reembed: {summary.replaced}/{summary.total} re-embedded, {kept} skipped "
-        f"(model {target}, {target.dimension}-dim, {round(seconds * 1000)} ms)"
+        f"reembed: {values['reembedded']}/{values['total']} re-embedded, {kept} skipped "
+        f"(model {values['model']}, {values['dim']}-dim, {values['duration_ms']} ms)"
     )
-    before = [dimension for dimension in plan.survey.dimensions if dimension != target.dimension]
-    rate = f" ({summary.embedded / seconds:,.0f} rows/s)" if summary.embedded and seconds else ""
+    rate = f" ({values['rows_per_second']:,} rows/s)" if values["embedded"] else ""
     vectors = "cleared" if plan.rules.clear_skipped else "kept"
     lines = {
-        "rows": f"{summary.total:,}",
-        "re-embedded": f"{summary.replaced:,}",
-        "skipped": counts(summary.kept) + (f" (previous vectors {vectors})" if kept else ""),
-        "old vectors": f"{summary.in_old_space:,} rows still hold a vector that this run did not "
+        "rows": f"{values['total']:,}",
+        "re-embedded": f"{values['reembedded']:,}",
+        "skipped": counts(values["skipped_by_cause"])
+        + (f" (previous vectors {vectors})" if kept else ""),
+        "old vectors": f"{values['in_old_space']:,} rows still hold a vector that this run did not "
         "make; searches can't compare it with the new ones",
-        "texts cut": _texts_cut(plan, outcome.cut),
-        "tokens": f"{outcome.tokens:,} by the server's count",
-        "cost": _money(cost(plan, outcome.tokens)),
-        "remaining": f"{summary.remaining:,} rows are not done "
+        "texts cut": _texts_cut(values),
+        "tokens": f"{values['tokens'] or 0:,} by the server's count",
+        "cost": _money(values["cost"]),
+        "remaining": f"{values['remaining']:,} rows are not done "
         f"(named in {plan.run.path / REMAINING})",
-        "not written": f"{summary.unwritten:,} of them hold their previous vectors again",
-        "time": f"{duration(seconds)}{rate}",
-        "model": str(target),
-        "dimension": f"{target.dimension}"
+        "not written": f"{values['unwritten']:,} of them hold their previous vectors again",
+        "time": f"{duration(values['duration_ms'] / 1000)}{rate}",
+        "model": values["model"],
+        "dimension": f"{values['dim']}"
         + (f" (was {', '.join(map(str, before))})" if before else ""),
         "way back": "reembed rollback puts the previous vectors back",
         "next": _NEXT.get(plan.store.kind, "embed queries with this model, too, from now on"),
     }
-    if not outcome.cut:
+    if not values["texts_cut"]:
         del lines["texts cut"]
     if plan.target.access is None:
         del lines["tokens"]
     if plan.price is None or plan.target.access is None:
         del lines["cost"]
-    if not summary.in_old_space:
+    if not values["in_old_space"]:
         del lines["old vectors"]
-    if not summary.remaining:
+    if not values["remaining"]:
         del lines["remaining"]
-    if not summary.unwritten:
+    if not values["unwritten"]:
         del lines["not written"]
-    if not summary.replaced:
+    if not values["reembedded"]:
         del lines["next"], lines["way back"]
     return head + "\n\n" + table(lines)
 
@@ -298,23 +321,33 @@ def incomplete_line(summary: Summary) -> str:
     )
 
 
-def _staged_text(plan: Plan, outcome: Outcome) -> str:
+def _staged_text(values: Mapping[str, Any]) -> str:
     """What a run did that was only to stage some rows."""
-    skipped = sum(outcome.summary.skipped.values())
     head = (
-        f"reembed: {outcome.staged:,} of {plan.survey.meant:,} rows staged, nothing is replaced yet"
+        f"reembed: {values['staged']:,} of {values['total']:,} rows staged, nothing is replaced yet"
     )
+    skipped = f"{values['skipped']:,} skipped"
+    if values["skipped"]:
+        skipped += f" ({counts(values['skipped_by_cause'])})"
     lines = {
-        "staged now": f"{outcome.summary.embedded:,} embedded, {skipped:,} skipped",
-        "time": duration(outcome.seconds),
-        "texts cut": _texts_cut(plan, outcome.cut),
-        "forecast": _forecast(plan, outcome),
-        "staged in": str(plan.run.path),
+        "staged now": f"{values['embedded']:,} embedded, {skipped}",
+        "time": duration(values["duration_ms"] / 1000),
+        "texts cut": _texts_cut(values),
+        "forecast": _forecast(values["forecast"]),
+        "staged in": values["run_directory"],
         "next": "the same command goes on; without --max-rows it stages the rest and replaces",
     }
-    if not outcome.cut:
+    if not values["texts_cut"]:
         del lines["texts cut"]
     return head + "\n\n" + table(lines)
+
+
+def kept_in(plan: Plan, outcome: Outcome) -> str:
+    """Say where the result of a run is kept, or that the run wrote nothing to the store."""
+    if not plan.ranges or outcome.staged is not None:
+        return NOTHING_WRITTEN
+    kept = plan.run.path / SUMMARY
+    return f"it is kept in {kept}" if kept.exists() else "reembed status says what the store holds"
 
 
 def forecast(plan: Plan, outcome: Outcome) -> dict[str, Any]:
@@ -334,8 +367,7 @@ def forecast(plan: Plan, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _forecast(plan: Plan, outcome: Outcome) -> str:
-    values = forecast(plan, outcome)
+def _forecast(values: Mapping[str, Any]) -> str:
     parts = [f"{values['rows']:,} rows are left"]
     if values["seconds"] is not None:
         parts.append(f"about {duration(values['seconds'])} at this pace")
@@ -376,10 +408,16 @@ def setting_values(plan: Plan) -> dict[str, tuple[str, str]]:
     }
 
 
-def _texts_cut(plan: Plan, cut: int) -> str:
-    about = "" if plan.target.access is None else "about "
-    end = "" if plan.target.access is None else " (estimated from the server's count)"
+def _texts_cut(values: Mapping[str, Any]) -> str:
+    about, end = "", ""
+    if not values["texts_cut_counted"]:
+        about, end = "about ", " (estimated from the server's count)"
+    cut = values["texts_cut"] or 0
     return f"{about}{cut:,} texts are longer than the model looks at; their ends don't count{end}"
+
+
+def _dimension(dimension: int) -> str:
+    return f"{dimension}-dim" if dimension else "can't be decoded"
 
 
 def _money(amount: float | None) -> str:
@@ -393,16 +431,16 @@ def _money(amount: float | None) -> str:
     return f"{amount:,.2f}" if amount >= 1 else f"{float(f'{amount:.2g}'):.9f}".rstrip("0")
 
 
-def _tokens(plan: Plan) -> str:
-    tokens = plan.tokens
-    if tokens is None:
+def _tokens(values: Mapping[str, Any], *, served: bool) -> str:
+    if values["tokens_estimated"] is None:
         return "not estimated (no text to sample, or no fast tokenizer)"
-    how = "" if plan.target.access is None else ", by their length"
-    text = f"about {tokens.tokens:,} (from a sample of {tokens.sampled_rows} rows{how})"
-    if tokens.texts_cut:
+    how = ", by their length" if served else ""
+    text = f"about {values['tokens_estimated']:,} (from a sample of {values['rows_sampled']} rows"
+    text += f"{how})"
+    if cut := values["texts_cut_estimated"]:
         text += (
-            f"; about {tokens.texts_cut:,} texts are longer than the model's {tokens.window} "
-            "tokens and are cut"
+            f"; about {cut:,} texts are longer than the model's {values['window']} tokens and are "
+            "cut"
         )
     return text
 

@@ -22,11 +22,15 @@ Chosen = tuple[RunDirectory, Manifest]
 
 @dataclass(frozen=True)
 class Report:
-    """A result as text and as JSON; `trouble` is what the exit code comes from, if not 0."""
+    """A result as text and as JSON; `trouble` is what the exit code comes from, if not 0.
+
+    `kept` says where the result of a command that wrote to the store is, besides.
+    """
 
     text: str
     values: Mapping[str, Any]
     trouble: ReembedError | None = None
+    kept: str = ""
 
     @property
     def json(self) -> str:

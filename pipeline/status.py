@@ -126,7 +126,7 @@ def _new_ranges(path: Path, run: RunDirectory, manifest: Manifest) -> frozenset[
 
 
 def _text(values: Mapping[str, Any]) -> str:
-    new, last = places(values["ranges_replaced"]), values["ranges"] - 1
+    new = places(values["ranges_replaced"])
     lines = {
         "state": values["state"] + (f" ({values['stopped']})" if values["stopped"] else ""),
         "target": f"{values['model']} ({values['dim']}-dim)",
@@ -138,8 +138,8 @@ def _text(values: Mapping[str, Any]) -> str:
         "re-embedded": f"{values['reembedded'] or 0:,}",
         "skipped": f"{values['skipped'] or 0:,}",
         "remaining": f"{values['remaining'] or 0:,}",
-        "new vectors": f"in ranges {new} of 0-{last}: {values['rows_in_ranges_replaced']:,} rows; "
-        "the others hold the previous ones",
+        "new vectors": f"in ranges {new} of {values['ranges']} (counted from 0): "
+        f"{values['rows_in_ranges_replaced']:,} rows; the others hold the previous ones",
         "on disk": f"{size(values['bytes'])}, of which the backup {size(values['backup_bytes'])}",
         "directory": values["run_directory"],
         "next": values["next"],

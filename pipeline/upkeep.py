@@ -145,7 +145,12 @@ def undo(path: Path, chosen: Chosen, runs: Runs = ()) -> Report:
     }
     if ending.trouble is not None:
         del lines["next"]
-    return Report(f"reembed: {ending.head}\n\n{table(lines)}", values, ending.trouble)
+    return Report(
+        f"reembed: {ending.head}\n\n{table(lines)}",
+        values,
+        ending.trouble,
+        kept=f"it is kept in {run.path / ROLLBACK}",
+    )
 
 
 def _end(store: Store, run: RunDirectory, manifest: Manifest, result: RolledBack) -> _Ending:
@@ -243,6 +248,7 @@ def _undo_values(run: RunDirectory, result: RolledBack, state: State) -> dict[st
         "left": len(result.left),
         "left_by_reason": dict(Counter(result.left.values())),
         "in_the_way": result.in_the_way,
+        "run_directory": str(run.path),
     }
 
 

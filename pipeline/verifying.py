@@ -265,6 +265,7 @@ def _values(run_id: str, findings: Findings, compared: Compared) -> dict[str, An
         "changed": findings.changed,
         "deleted": findings.deleted,
         "put_back": findings.put_back,
+        "findings": sum(findings.wrong.values()),
         "unwritten": findings.unwritten,
         "sampled": compared.rows,
         "lowest_cosine": compared.lowest,

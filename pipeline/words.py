@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
+NOTHING_WRITTEN = "this command wrote nothing to the store"
+"""What ends the message of a failure that changed nothing."""
+
 _SHOWN = 10
+_LONG = 80
 
 
 def one_line(text: str) -> str:
@@ -52,6 +57,28 @@ def table(lines: Mapping[str, str]) -> str:
     """Lay out names and values in two columns."""
     width = max(map(len, lines)) + 2
     return "\n".join(f"{name:<{width}}{value}" for name, value in lines.items())
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """List the names that are like one, else the first ones; at most ten, none of them long.
+
+    >>> nearest("note", ["global", "notes"]), nearest("x", ["global", "notes"])
+    ("like it: 'notes'", "there are: 'global', 'notes'")
+    """
+    if found := get_close_matches(name, names, _SHOWN):
+        return f"like it: {listed(found)}"
+    return f"there are: {listed(names, shown=_SHOWN)}"
+
+
+def listed(names: Sequence[str], *, shown: int = _SHOWN) -> str:
+    """List names, the last ones left out if there are many, and long ones cut short.
+
+    >>> listed(["a", "b", "c"], shown=2), listed([])
+    ("'a', 'b' and 1 more", 'none')
+    """
+    left = len(names) - shown
+    short = (one if len(one) <= _LONG else f"{one[:_LONG]}..." for one in names[:shown])
+    return (", ".join(map(repr, short)) + (f" and {left:,} more" if left > 0 else "")) or "none"
 
 
 def places(spans: Iterable[tuple[int, int]]) -> str:

@@ -240,6 +240,7 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "rows_hidden": {},
         "texts_cut_estimated": 1,
         "rows_sampled": 3,
+        "window": 256,
         "requests_estimated": None,
         "cost_estimated": None,
         "server": None,
@@ -255,6 +256,7 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "work_directory": None,
         "mode": "all",
         "rows_meant": 7,
+        "rows_to_embed": 4,
         "rows_staged": 0,
     }
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{4}", run_id)
@@ -320,10 +322,8 @@ def test_where_no_row_is_meant_all_counts_are_zero_and_nothing_is_created(
 
     said = "reembed: the store has no rows; nothing to do\n"
     if name is not None:
-        said = (
-            f"reembed: the namespace {name!r} has no rows; nothing to do "
-            "(namespaces that have rows: global, notes/work)\n"
-        )
+        near = "like it: 'notes/work'" if name == "notes" else "there are: 'global', 'notes/work'"
+        said = f"WARN the namespace {name!r} has no rows; nothing to do ({near})\n"
     assert (done.returncode, done.stderr) == (0, said)
     assert (text.returncode, text.stderr) == (0, said)
     result = json.loads(done.stdout)
@@ -365,7 +365,6 @@ def test_each_row_that_is_skipped_is_named_once_and_keeps_its_vector(
         "reembedded": 3,
         "skipped": 4,
         "remaining": 0,
-        "unwritten": 0,
     }
     assert result["skipped_by_cause"] == {
         "encrypted": 1,

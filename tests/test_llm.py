@@ -108,6 +108,48 @@ def test_a_collection_with_items_without_content_stays_and_is_named(
     assert select(path, "SELECT * FROM embeddings WHERE collection_id = 2") == before
 
 
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_a_collection_that_was_named_and_stays_is_a_failure(
+    flags: list[str], reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "embeddings.db"
+    collect(path, "full", NOTES)
+    collect(path, "half", ["stored"])
+    collect(path, "half", ["stored", *(f"secret {at}" for at in range(29))], store=False)
+    change(path, "UPDATE embeddings SET content = NULL WHERE content <> 'stored' AND id <> 'i0'")
+    before = all_columns(path)
+
+    ran = reembed("--db", path, "--model", "m", "--namespace", "half", "--json", *flags)
+
+    assert (ran.code, ran.out, ran.texts) == (5, "", set())
+    assert ran.error.startswith(
+        "the collection 'half' keeps its model and its vectors: 29 of its items have no stored "
+        "content to embed ('i1', 'i10', 'i11', "
+    )
+    assert " and 9 more), so nothing is replaced; store their content" in ran.error
+    assert all_columns(path) == before
+    assert not path.with_name("embeddings.db.reembed").exists()
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_a_collection_that_is_not_there_is_refused_with_those_like_it(
+    flags: list[str], reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "embeddings.db"
+    collect(path, "notes", NOTES)
+    change(path, "INSERT INTO collections (name, model) VALUES ('empty', 'letters')")
+    before = all_columns(path)
+
+    wrong = reembed("--db", path, "--model", "m", "--namespace", "note", *flags)
+    empty = reembed("--db", path, "--model", "m", "--namespace", "empty", *flags)
+
+    said = f"{path} has no collection 'note' (like it: 'notes'); correct --namespace"
+    assert (wrong.code, wrong.out, wrong.error) == (2, "", said)
+    assert empty.code == 0
+    assert "reembed: the collection 'empty' has no rows; nothing to do" in empty.err
+    assert all_columns(path) == before
+
+
 def test_one_collection_is_moved_and_the_others_stay(reembed: Call, tmp_path: Path) -> None:
     path = tmp_path / "embeddings.db"
     for name in ("one", "two"):

@@ -14,7 +14,8 @@ from pipeline.options import Options
 from pipeline.plan import Plan, TokenEstimate
 from pipeline.report import Outcome
 from pipeline.settings import read_settings
-from tests.conftest import begin, change, fake_plan, make_store, memory
+from tests.conftest import FAKE, begin, change, fake_plan, make_store, memory
+from tests.test_figures import missing
 from transforms.embedders import Access, Target
 from transforms.rows import Cause, Summary
 from transforms.staging import RunDirectory, State
@@ -88,6 +89,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "tokens_estimated": 1234,
         "texts_cut_estimated": 2,
         "rows_sampled": 4,
+        "window": 256,
         "requests_estimated": None,
         "cost_estimated": None,
         "server": None,
@@ -103,6 +105,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "work_directory": None,
         "mode": "all",
         "rows_meant": 5,
+        "rows_to_embed": 4,
         "rows_staged": 0,
     }
 
@@ -147,6 +150,8 @@ def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: P
         "schema_version": 1,
         "run_id": plan.run.run_id,
         "skipped_by_cause": {"encrypted": 1},
+        "embedded": 4,
+        "rows_per_second": 3,
         "remaining": 1,
         "unwritten": 0,
         "in_old_space": 1,
@@ -156,6 +161,7 @@ def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: P
         "texts_cut_counted": True,
         "tokens": None,
         "cost": None,
+        "previous_dims": [3],
         "mode": "all",
         "run_directory": str(plan.run.path),
     }
@@ -184,11 +190,51 @@ def test_nothing_to_do_is_said_with_what_there_is(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", rows)
 
     assert report.empty_line(fake_plan(path, namespace="note")) == (
-        "reembed: the namespace 'note' has no rows; nothing to do "
-        "(namespaces that have rows: global, notes)"
+        "WARN the namespace 'note' has no rows; nothing to do (like it: 'notes')"
     )
     empty = fake_plan(make_store(tmp_path / "empty.db", []))
     assert report.empty_line(empty) == "reembed: the store has no rows; nothing to do"
+
+
+def test_a_message_names_at_most_ten_namespaces_and_none_at_length(tmp_path: Path) -> None:
+    rows = [memory(f"{i:04}", namespace=f"project {i:04} {'x' * 200}") for i in range(3_000)]
+    path = make_store(tmp_path / "m.db", rows)
+
+    for name in ("project 0007 " + "x" * 199, "absent"):
+        line = report.empty_line(fake_plan(path, namespace=name))
+        assert line.count("'project ") == 11 if name != "absent" else 10
+        assert len(line) < 1_500
+    assert line.endswith(" and 2,990 more)")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"missing_only": True}, "each of the 2 rows has a vector"),
+        (
+            {"missing_only": True, "namespace": "notes"},
+            "each of the 1 rows of the namespace 'notes' has a vector",
+        ),
+        ({"skip_current_space": True}, "each of the 2 rows has the target's stamp and length"),
+        ({"stamp_only": True}, "no row has a vector of the target's length without its stamp"),
+    ],
+    ids=str,
+)
+def test_nothing_to_do_is_told_by_what_was_asked_for(
+    flags: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    new: dict[str, Any] = {"embedding": b"\1" + bytes(32), "embedding_dim": 8}
+    path = make_store(
+        tmp_path / "m.db", [memory("a", **new), memory("b", namespace="notes", **new)]
+    )
+    change(path, "ALTER TABLE memories ADD COLUMN embedding_space TEXT")
+    stamp = fake_plan(path).store.space(FAKE.model)
+    change(path, f"UPDATE memories SET embedding_space = '{stamp}'")
+
+    plan = fake_plan(path, **flags)
+
+    assert report.empty_line(plan) == f"reembed: {says}; nothing to do"
+    assert plan.ranges == ()
 
 
 def test_many_namespaces_are_cut_short_for_people_only(tmp_path: Path) -> None:
@@ -225,7 +271,7 @@ def test_rows_that_are_only_staged_are_not_called_re_embedded(plan: Plan) -> Non
     assert report.outcome_text(plan, STAGED).splitlines() == [
         "reembed: 3 of 5 rows staged, nothing is replaced yet",
         "",
-        "staged now  2 embedded, 1 skipped",
+        "staged now  2 embedded, 1 skipped (rejected by the model 1)",
         "time        1.5 s",
         "forecast    1 rows are left, about 1.0 s at this pace",
         f"staged in   {plan.run.path}",
@@ -400,3 +446,11 @@ def test_texts_that_a_model_of_this_machine_cuts_are_counted(plan: Plan) -> None
         "texts cut    2 texts are longer than the model looks at; their ends don't count"
         in report.outcome_text(plan, outcome).splitlines()
     )
+
+
+def test_all_figures_of_a_server_are_in_the_json(served: Plan) -> None:
+    for outcome in (DONE, STAGED):
+        outcome = dataclasses.replace(outcome, cut=17, tokens=6_543_210)
+        values = json.loads(report.outcome_json(served, outcome))
+        assert missing(report.outcome_text(served, outcome), values) == set()
+    assert missing(report.plan_text(served), json.loads(report.plan_json(served))) == set()

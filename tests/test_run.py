@@ -108,6 +108,8 @@ def test_a_run_replaces_all_and_keeps_what_it_did_and_what_was_there_before(
         "schema_version": 1,
         "run_id": plan.run.run_id,
         "skipped_by_cause": {},
+        "embedded": 9,
+        "rows_per_second": round(9 / outcome.seconds),
         "remaining": 0,
         "unwritten": 0,
         "in_old_space": 0,
@@ -117,6 +119,7 @@ def test_a_run_replaces_all_and_keeps_what_it_did_and_what_was_there_before(
         "texts_cut_counted": True,
         "tokens": None,
         "cost": None,
+        "previous_dims": [],
         "mode": "all",
         "run_directory": str(plan.run.path),
     }

@@ -28,6 +28,7 @@ INTERRUPTED = (
     "reembed: interrupted; what is staged stays and the same command goes on from there "
     "(reembed status says how far it has come)"
 )
+UNCHANGED = "reembed: this command wrote nothing to the store"
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
@@ -230,7 +231,7 @@ def test_a_second_run_is_refused_while_status_and_a_dry_run_work_beside_the_firs
     )
     for refused in (second, cleanup):
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert refused.stderr.splitlines()[-1] == refusal
+        assert refused.stderr.splitlines()[-2:] == [refusal, UNCHANGED]
     assert status.returncode == dry.returncode == 0
     [run] = json.loads(status.stdout)["runs"]
     assert run["state"] == "staging"

@@ -245,10 +245,15 @@ def test_rows_are_chosen_by_a_condition_and_by_namespace(
     assert (ran.code, ran.values["reembedded"]) == (0, 3)
     assert select(path, "SELECT id FROM docs WHERE length(v) = 32") == [(1,), (3,), (5,)]
     none = reembed(*flags, "--namespace", "2")
-    assert none.code == 0
-    assert "the namespace '2' has no rows; nothing to do (namespaces that have rows: 0, 1)" in (
-        none.err
-    )
+    said = f"{path} has no namespace '2' (there are: '0', '1'); correct --namespace"
+    assert (none.code, none.out, none.error) == (2, "", said)
+    rest = ("--db", path, *FLAGS, "--namespace-column", "kind", "--where", "id > 99")
+    for more, of in (([], ""), (["--namespace", "1"], " of the namespace '1'")):
+        for dry in ([], ["--dry-run"]):
+            nothing = reembed(*rest, *more, *dry)
+            assert nothing.code == 0
+            said = f"reembed: no row{of} meets --where; the table has 10; nothing to do\n"
+            assert nothing.err == said
 
 
 def test_a_rollback_finds_rows_that_the_condition_has_left_since(
@@ -368,7 +373,7 @@ def test_a_file_that_is_no_known_store_is_told_with_the_flags_that_would_choose_
     docs = ["  --table docs --text body --vector v", '      "text 0"']
     notes = ["  --table 'my notes' --text body --vector v", '      "text 0"']
     assert refused.error.endswith("or select a table of it by the flags of one line below")
-    assert refused.err.splitlines()[1:] == [*docs, *notes]
+    assert refused.err.splitlines()[1:-1] == [*docs, *notes]
     assert half.error.endswith("give --vector; select one by the flags of one line below")
     assert half.err.splitlines()[1:] == docs
     assert "--text, --table, --vector do not go with --store ai-memory" in wrong.error

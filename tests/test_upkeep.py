@@ -134,6 +134,7 @@ def test_after_a_run_and_its_rollback_all_columns_of_all_tables_are_as_before(
         "left": 0,
         "left_by_reason": {},
         "in_the_way": {},
+        "run_directory": str(root(path) / run_id),
     }
     assert all_columns(path) == before
     assert path.read_bytes()[18:20] == mode
@@ -366,6 +367,7 @@ def test_a_table_that_is_as_the_run_left_it_is_clean(reembed: Call, path: Path) 
         "changed": 0,
         "deleted": 0,
         "put_back": 0,
+        "findings": 0,
         "unwritten": 0,
         "sampled": 10,
         "lowest_cosine": 1,
@@ -688,7 +690,8 @@ def test_status_tells_it_to_a_person(reembed: Call, tmp_path: Path) -> None:
     assert first.splitlines()[0].startswith(f"run {done}, begun 20")
     assert "state        replacing (SQLite can't work with " in second
     assert "about        all, all namespaces\n" in second
-    assert "new vectors  in ranges 0 of 0-4: 2 rows; the others hold the previous ones" in second
+    said = "in ranges 0 of 5 (counted from 0): 2 rows; the others hold the previous ones"
+    assert f"new vectors  {said}" in second
 
 
 def test_status_names_the_process_that_is_at_work_and_does_not_disturb_it(
@@ -853,14 +856,14 @@ def test_cleanup_of_one_run_leaves_the_others(reembed: Call, path: Path) -> None
 
 
 def docs(path: Path, count: int = 6) -> tuple[str, ...]:
-    """An ordinary table of which the last row has no text; the flags that choose it."""
+    """An ordinary table of which the last row has no text and no vector; the flags for it."""
     change(
         path,
         "CREATE TABLE docs (id INTEGER PRIMARY KEY, body TEXT, v BLOB)",
+        f"INSERT INTO docs (id) VALUES ({count - 1})",
         *(
-            f"INSERT INTO docs VALUES ({at}, {'NULL' if at == count - 1 else f'{at!r}'}, "
-            "x'0000803f0000803f')"
-            for at in range(count)
+            f"INSERT INTO docs VALUES ({at}, {at!r}, x'0000803f0000803f')"
+            for at in range(count - 1)
         ),
     )
     return ("--table", "docs", "--text", "body", "--vector", "v")
@@ -877,7 +880,7 @@ def test_a_run_that_wrote_nothing_hides_no_other(
         flags = docs(path)
     else:
         rows = [memory(f"{i}", embedding=former(i), embedding_dim=8) for i in range(5)]
-        sealed = memory("9", embedding=former(9), embedding_dim=8, encrypted_envelope=b"sealed")
+        sealed = memory("9", encrypted_envelope=b"sealed")
         make_store(path, [*rows, sealed])
     before = all_columns(path)
     first = reembed("--db", path, *flags, "--json").values["run_id"]
@@ -941,8 +944,12 @@ def note(path: Path, **changes: Any) -> RunDirectory:
 def test_an_empty_run_of_an_older_version_is_ended_by_a_rollback_that_finds_nothing(
     reembed: Call, path: Path
 ) -> None:
+    change(
+        path,
+        "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at, "
+        "encrypted_envelope) VALUES ('sealed', 'mid', 'global', 'sealed', '', '', '', x'00')",
+    )
     first = reembed("--db", path, "--json").values["run_id"]
-    change(path, "UPDATE memories SET embedding = x'00' WHERE embedding IS NULL")
     empty = reembed("--db", path, "--missing-only", "--json").values["run_id"]
     run = RunDirectory(root(path) / empty)
     run.write_manifest(replace(run.read_manifest(), state=State.REPLACED, wrote=True))
@@ -954,6 +961,7 @@ def test_an_empty_run_of_an_older_version_is_ended_by_a_rollback_that_finds_noth
     assert f"the run {empty} wrote nothing, so there is nothing to verify" in checked.error
     assert f"the run {empty} wrote nothing, so there was nothing to put back" in undone.error
     assert reembed("rollback", "--db", path, "--json").values["run_id"] == first
+    change(path, "DELETE FROM memories WHERE id = 'sealed'")
     assert stored(path) == old(*range(10))
 
 

@@ -126,7 +126,7 @@ class RunDirectory:
         if manifest.attempt != attempt:
             raise RunError(
                 f"another process has taken over the run {self.run_id}; this one stops and writes "
-                "nothing more"
+                "nothing more, and reembed status says what the store holds"
             )
         changed = replace(manifest, **changes)
         if changed.writing:

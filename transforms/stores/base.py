@@ -72,6 +72,9 @@ class Store(ABC):
     space_name: ClassVar[str] = "space"
     """What `replaced_columns` calls the column of stamps, if there is one."""
 
+    namespace_word: ClassVar[str] = "namespace"
+    """What its user calls what --namespace names."""
+
     no_stamps: ClassVar[str]
     """Why it keeps no stamps, if it keeps none."""
 
@@ -202,6 +205,9 @@ class Store(ABC):
         columns = [self.vector_column, *(self.replaced_columns[name] for name in own)]
         settings = ", ".join(f"{column} = NULL" for column in columns)
         return f"UPDATE {self.table} SET {settings} WHERE {self.rowid} = 1"
+
+    def check_namespace(self) -> None:  # noqa: B027 - most move any
+        """Raise TooManySkippedError if the one namespace that is meant can't be moved."""
 
     def check_skipped(self, rows: int, dimension: int) -> None:  # noqa: B027 - most take any
         """Raise StoreError if rows can't be skipped where the others get such vectors."""

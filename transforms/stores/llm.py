@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transforms.errors import StoreError
+from transforms.errors import StoreError, TooManySkippedError
 from transforms.rows import Stored
 from transforms.stores import sqlite
 from transforms.stores.base import describe_value
@@ -37,6 +37,13 @@ _HELD = (
     "SELECT collection_id, (SELECT name FROM collections WHERE collections.id = collection_id), "
     "count(*) FROM embeddings WHERE content IS NULL GROUP BY 1"
 )
+_ITEMS = (
+    "SELECT CAST(id AS BLOB) FROM embeddings WHERE content IS NULL AND "
+    "collection_id = (SELECT id FROM collections WHERE name = ?) ORDER BY id"
+)
+_NAMED_ITEMS = 20
+"""Items that are named where a collection can't be moved."""
+_LONG_ID = 80
 _NAME = "(SELECT CAST(name AS BLOB) FROM collections WHERE collections.id = collection_id)"
 
 
@@ -44,13 +51,16 @@ _NAME = "(SELECT CAST(name AS BLOB) FROM collections WHERE collections.id = coll
 class LlmStore(TableStore):
     """A database of llm's, and the one collection of it that is meant (None: all of them).
 
-    `held` are the collections that stay as they are, since items of theirs have no content.
+    `held` are the collections that stay as they are, since items of theirs have no content;
+    `held_items` are these of the one that is meant.
     """
 
     held: tuple[int, ...] = ()
     held_notes: tuple[str, ...] = ()
+    held_items: tuple[str, ...] = ()
 
     kind = "llm"
+    namespace_word = "collection"
     no_stamps = "llm keeps one model for a collection"
     whole = True
 
@@ -69,6 +79,23 @@ class LlmStore(TableStore):
     def notes(self) -> tuple[str, ...]:
         """Which collections stay as they are."""
         return self.held_notes + self.trigger_notes
+
+    def check_namespace(self) -> None:
+        """Raise TooManySkippedError if the one collection that is meant stays as it is."""
+        if not self.held_items:
+            return
+        named = ", ".join(repr(key[:_LONG_ID]) for key in self.held_items[:_NAMED_ITEMS])
+        left = len(self.held_items) - _NAMED_ITEMS
+        named += f" and {left:,} more" if left > 0 else ""
+        raise TooManySkippedError(
+            f"{self.held_notes[0]} ({named}), so nothing is replaced; store their content (llm "
+            "embed-multi --store) or delete them, and run again"
+        )
+
+    def namespaces(self, db: sqlite3.Connection) -> tuple[str, ...]:
+        """All collections that there are, those without items, too."""
+        names = db.execute("SELECT CAST(name AS BLOB) FROM collections ORDER BY name")
+        return tuple((raw or b"").decode(errors="replace") for (raw,) in names)
 
     @property
     def not_clearable(self) -> str:
@@ -178,11 +205,13 @@ def open_llm(path: Path, namespace: str | None, *, space: str | None, wal: bool)
             for _, name, count in held
             if namespace in (None, name)
         ]
+        items = db.execute(_ITEMS, [namespace]).fetchall()
         return replace(
             store,
             held=tuple(number for number, *_ in held),
             held_notes=tuple(notes),
             vec0_triggers=needs_vec0(db, store.update_statement),
+            held_items=tuple((raw or b"").decode(errors="replace") for (raw,) in items),
         )
 
     return sqlite.read_only(path, wal=wal, query=query)

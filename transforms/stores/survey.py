@@ -18,8 +18,9 @@ class Survey:
     `meant` of them are those that the run is about. `dimensions` counts the stored vectors by
     length; 0 stands for one that can't be decoded. `vector_bytes` is the size of all of them.
     `by_rule` counts the rows, of those that are meant, that will be skipped without being
-    offered to the model. Where there is no row, `existing` names the namespaces that there are.
-    `hidden` counts, by why, the rows that the store's own program does not show.
+    offered to the model. Where there is no row, `existing` names the namespaces that there are,
+    and `elsewhere` counts the rows of the whole table. `hidden` counts, by why, the rows that the
+    store's own program does not show.
     """
 
     rows: int
@@ -31,6 +32,7 @@ class Survey:
     by_rule: Mapping[Cause, int]
     existing: tuple[str, ...]
     hidden: Mapping[str, int] = field(default_factory=dict)
+    elsewhere: int = 0
 
     @property
     def to_embed(self) -> int:
@@ -71,4 +73,5 @@ def _survey(db: sqlite3.Connection, store: Store) -> Survey:
         by_rule={cause: rules[cause] for cause in Cause if rules[cause]},
         existing=() if namespaces else store.namespaces(db),
         hidden=store.count_hidden(db),
+        elsewhere=0 if namespaces else store.everywhere().places(db)[0],
     )

@@ -295,7 +295,8 @@ class TableStore(Store):
     @property
     def where(self) -> str:
         """The SQL condition for a row of the table that is looked at at all."""
-        return f"{self._condition} AND {self._of_namespace}"
+        condition = "TRUE" if self.unfiltered else self._condition
+        return f"{condition} AND {self._of_namespace}"
 
     @property
     def meant(self) -> str:
