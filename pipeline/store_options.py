@@ -47,6 +47,8 @@ def _read(path: str) -> dict[str, Any]:
         if known not in _NAMES:
             known_names = ", ".join(_NAMES)
             raise UsageError(f"--config {path} sets {name}, which is not one of {known_names}")
+        if known in found:
+            raise UsageError(f"--config {path} sets {name} twice, with a hyphen and without one")
         listed = value if known in STORE_LISTS and isinstance(value, list) else [value]
         if not all(isinstance(one, str) and one for one in listed):
             shown = repr(value)

@@ -372,9 +372,9 @@ def test_a_file_that_is_no_known_store_is_told_with_the_flags_that_would_choose_
 
     docs = ["  --table docs --text body --vector v", '      "text 0"']
     notes = ["  --table 'my notes' --text body --vector v", '      "text 0"']
-    assert refused.error.endswith("or select a table of it by the flags of one line below")
+    assert refused.error.endswith("or select a table of it with the flags on a line below")
     assert refused.err.splitlines()[1:-1] == [*docs, *notes]
-    assert half.error.endswith("give --vector; select one by the flags of one line below")
+    assert half.error.endswith("give --vector, or the flags on a line below")
     assert half.err.splitlines()[1:] == docs
     assert "--text, --table, --vector do not go with --store ai-memory" in wrong.error
     assert unknown.error == "--store nope is not one of ai-memory, llm, sqlite-vec, table"
@@ -400,6 +400,7 @@ def test_a_file_of_settings_says_the_same_as_flags_and_these_go_first(
         ("tabel = 'a'", "sets tabel, which is not one of key, text, store, table"),
         ("table = 3", "sets table to 3, which is no text"),
         ("text = ['a', 3]", "sets text to ['a', 3], which is no text"),
+        ("text-key = 'a'\ntext_key = 'b'", "sets text_key twice, with a hyphen and without one"),
         ("text = [['a']]", "sets text to [['a']], which is no text"),
         ("key = ''", "sets key to '', which is no text"),
         ("table = { a = 1 }", "sets table to {'a': 1}, which is no text"),

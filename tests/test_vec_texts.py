@@ -145,7 +145,7 @@ def test_of_two_keys_the_one_that_the_link_agrees_with_is_proposed(
     assert (refused.code, refused.error) == (
         2,
         "--text-key must say which column of chunks holds the keys of the vec0 table v: it has no "
-        "INTEGER PRIMARY KEY; give the flags of one line below",
+        "INTEGER PRIMARY KEY; give the flags on a line below",
     )
     [command] = below(refused)
     assert command == "--table v --text body --text-table chunks --text-key n"
@@ -160,6 +160,7 @@ def test_of_two_keys_the_one_that_the_link_agrees_with_is_proposed(
         ("(n TEXT UNIQUE, body)", map(str, range(1, 11)), "n"),
         ("(n INTEGER, body)", range(1, 11), "n"),
         ("(n INTEGER, body)", [None, *range(2, 11)], "n"),
+        ("(n INTEGER, body)", [0, 0, *range(3, 11)], "n"),
         ("(n INTEGER, body)", [1, *range(1, 10)], None),
         ("(n TEXT UNIQUE, body)", [f"{at:03}" for at in range(1, 11)], None),
         ("(n TEXT UNIQUE, body)", [f"{at}.0" for at in range(1, 11)], None),
@@ -315,7 +316,7 @@ def test_without_text_the_columns_that_could_be_it_are_listed(
     ran = reembed("--db", path)
 
     assert ran.code == 2
-    assert ran.error.endswith("of another table; select it by the flags of one line below")
+    assert ran.error.endswith("of another table; give the flags on a line below")
     assert below(ran) == [
         "--table v --text body --text-table chunks --text-key id",
         f'"{TEXTS[0]}"',

@@ -89,7 +89,7 @@ def open_store(
         missing = [name for name in ("table", "text", "vector") if not settings.get(name)]
         if missing:
             found = _hint(path, settings.get("table"), wal=wal)
-            below = "; select one by the flags of one line below" if found else ""
+            below = ", or the flags on a line below" if found else ""
             raise UsageError(
                 f"a table's rows are found by --table, --text and --vector; give {_flags(missing)}"
                 f"{below}",
@@ -105,7 +105,7 @@ def open_store(
         if not found:
             raise
         raise StoreError(
-            f"{error}, or select a table of it by the flags of one line below", *found
+            f"{error}, or select a table of it with the flags on a line below", *found
         ) from None
     _check_settings(store.kind, namespace, settings)
     return store

@@ -82,7 +82,7 @@ def open_vec(path: Path, config: Mapping[str, Any], *, wal: bool) -> VecStore:
         )
     if not config.get("text"):
         found = _hint(path, [table], wal=wal)
-        advice = "select it by the flags of one line below" if found else "give --text"
+        advice = "give the flags on a line below" if found else "give --text"
         raise UsageError(
             f"the texts of the vec0 table {table} are found by --text, which names auxiliary "
             f"columns of it, or with --text-table those of another table; {advice}",
@@ -183,9 +183,11 @@ def _checked(db: sqlite3.Connection, store: VecStore, definition: _Definition) -
         return store
     if not store.text_key:
         store = _with_default_key(db, store, definition)
-    key = quoted(store.text_key)
-    twice = f"SELECT {key} FROM {quoted(texts)} GROUP BY 1 HAVING count(*) > 1 AND {key} NOT NULL"
-    if found := db.execute(f"{twice} LIMIT 1").fetchone():
+    twice = (
+        f"SELECT place.rowid FROM {definition.rows} AS place JOIN {quoted(texts)} AS texts "
+        f"ON {store.joins} GROUP BY 1 HAVING count(*) > 1 LIMIT 1"
+    )
+    if found := db.execute(twice).fetchone():
         raise StoreError(
             f"two rows of {texts} have the {store.text_key} {found[0]}, so it is not known "
             "which has a vector's text; correct --text-key"
@@ -267,7 +269,7 @@ def _not_joined(
     flags = ["--table", table, *(f for text in store.settings.text for f in ("--text", text))]
     lines = [shlex.join([*flags, "--text-table", texts, "--text-key", key]) for key in keys]
     if lines:
-        return UsageError(f"{why}; give the flags of one line below", *lines)
+        return UsageError(f"{why}; give the flags on a line below", *lines)
     if links:
         link = links[0]
         view = quoted(f"{table}_texts")
