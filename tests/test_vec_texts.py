@@ -54,6 +54,7 @@ def text_of_each(path: Path, flags: Sequence[str]) -> dict[int, str]:
     return {rowid: known[tuple(decode("f32le", raw).tolist())] for rowid, raw in rows}
 
 
+KEYS = [f"c{at:03}" for at in range(10)]
 IN_ORDER = {at + 1: text for at, text in enumerate(TEXTS)}
 REVERSED = {at + 1: text for at, text in enumerate(reversed(TEXTS))}
 
@@ -86,9 +87,6 @@ def test_a_table_of_its_own_texts_has_no_pairs(reembed: Call, tmp_path: Path) ->
     ran = reembed("--db", path, "--text", "body", "--dry-run", "--json")
 
     assert (ran.code, ran.values["sample_pairs"]) == (0, [])
-
-
-KEYS = [f"c{at:03}" for at in range(10)]
 
 
 @pytest.mark.parametrize("flags", [(), ("--text-key", "rowid"), ("--text-key", "id")])
@@ -127,10 +125,42 @@ def test_nor_are_those_that_a_number_links(
     refused = reembed("--db", path, *BODY, *flags)
 
     assert refused.code == 2
-    assert refused.error.startswith("--text-key id joins 2 of 10 sampled vectors to other rows of")
+    assert refused.error.startswith(
+        "--text-key id joins 2 of 10 sampled vectors to other rows of"
+        if flags
+        else "--text-key must say which column of chunks holds the keys of the vec0 table v: its "
+        "column chunk_id names other rows of chunks than the INTEGER PRIMARY KEY id does"
+    )
     for other in (same, year):
         assert reembed("--db", other, *BODY, *flags).code == 0
         assert text_of_each(other, flags) == IN_ORDER
+
+
+@pytest.mark.parametrize(
+    ("column", "links", "noted"),
+    [
+        (", parent TEXT", [KEYS[at // 3] for at in range(10)], True),
+        (", chunk_id INTEGER", [1 + at // 3 for at in range(10)], True),
+        (", user_id INTEGER partition key", [1 + at // 3 for at in range(10)], False),
+        (", language TEXT", ["en", "de"] * 5, False),
+    ],
+)
+def test_what_may_be_a_rows_parent_needs_the_key_to_be_given_and_is_noted(
+    column: str, links: list[object], noted: bool, reembed: Call, tmp_path: Path
+) -> None:
+    rows = [(at + 1, KEYS[at], text) for at, text in enumerate(TEXTS)]
+    schema = "(n INTEGER PRIMARY KEY, id TEXT UNIQUE, body)"
+    path = make(tmp_path / "m.db", schema, rows, column, *links)
+
+    ran = reembed("--db", path, *BODY, "--dry-run")
+    given = reembed("--db", path, *BODY, "--text-key", "n")
+
+    assert ran.code == (2 if noted else 0)
+    assert below(ran) == ["--table v --text body --text-table chunks --text-key n"] * noted
+    assert given.code == 0
+    name = column.split()[1]
+    assert (f"NOTE — the column {name} of the vec0 table v names other rows" in given.err) == noted
+    assert text_of_each(path, ()) == IN_ORDER
 
 
 def test_of_two_keys_the_one_that_the_link_agrees_with_is_proposed(

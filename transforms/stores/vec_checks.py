@@ -32,7 +32,7 @@ _KEY = re.compile(r"^\s*(\w+)\s+(\w+)\s+primary\s+key\s*$", re.I)
 _ROWID_NAMES = ("rowid", "oid", "_rowid_")
 _COLUMNS = "SELECT name, type, pk FROM pragma_table_xinfo(?) WHERE hidden <> 1"
 _KIND = "SELECT type, wr FROM pragma_table_list WHERE schema = 'main' AND name = ? COLLATE NOCASE"
-_IS_LINK = re.compile(r"(.*[_ ])?(id|key|rowid|ref)|.*(Id|Key)")
+_IS_LINK = re.compile(r"(?:(.*)[_ ])?(?:id|key|rowid|ref)|(.*)(?:Id|Key)")
 _MIN_LINKED = 3
 """Of fewer rows it can't be said that a column names rows of another table."""
 
@@ -206,9 +206,16 @@ def _with_default_key(db: sqlite3.Connection, store: VecStore, definition: _Defi
     if len(primary) == 1 and primary[0][1] == "INTEGER":
         store = replace(store, text_key=primary[0][0])
         rows, found = _joined(db, store, definition)
-        if rows == found:
+        links = _links(db, texts, definition)
+        wrong = [link for link in links if link.wrong(db, texts, store.text_key)]
+        if rows == found and not wrong:
             return store
-        why = f"{found:,} of its {rows:,} keys are in the INTEGER PRIMARY KEY {store.text_key}"
+        why = (
+            f"its column {wrong[0].column} names other rows of {texts} than the INTEGER PRIMARY "
+            f"KEY {store.text_key} does"
+            if wrong
+            else f"{found:,} of its {rows:,} keys are in the INTEGER PRIMARY KEY {store.text_key}"
+        )
     else:
         why = "it has no INTEGER PRIMARY KEY"
     raise _not_joined(
@@ -239,7 +246,13 @@ def _check_joined(db: sqlite3.Connection, store: VecStore, definition: _Definiti
         )
     for link in _links(db, texts, definition):
         wrong = link.wrong(db, texts, key)
-        if wrong:
+        if wrong and not link.sure:
+            notes.append(
+                f"the column {link.column} of the vec0 table {definition.table} names other rows "
+                f"of {texts} than --text-key {key} for {wrong} of {len(link.values)} sampled "
+                "vectors; compare the sample pairs of --dry-run"
+            )
+        elif wrong:
             raise _not_joined(
                 db,
                 store,
@@ -260,13 +273,15 @@ def _not_joined(
 ) -> UsageError:
     """The error, with the keys that would join, and what else does."""
     texts, table = str(store.text_table), definition.table
-    links = _links(db, texts, definition)
+    links = sorted(_links(db, texts, definition), key=lambda link: not link.sure)
     keys = [
         name
         for name in _matching_keys(db, texts, _sampled(db, definition))
-        if not any(link.wrong(db, texts, name) for link in links)
+        if not any(link.sure and link.wrong(db, texts, name) for link in links)
     ]
-    flags = ["--table", table, *(f for text in store.settings.text for f in ("--text", text))]
+    flags = ["--table", table]
+    flags += ["--vector", store.settings.vector] if len(definition.vectors) > 1 else []
+    flags += [flag for text in store.settings.text for flag in ("--text", text)]
     lines = [shlex.join([*flags, "--text-table", texts, "--text-key", key]) for key in keys]
     if lines:
         return UsageError(f"{why}; give the flags on a line below", *lines)
@@ -292,12 +307,14 @@ def _not_joined(
 class _Link:
     """A column of a vec0 table that names rows of a text table by a unique column of it.
 
-    `values` are what it holds in sampled rows, by their numbers.
+    `values` are what it holds in sampled rows, by their numbers. It is `sure` if each names a row
+    of its own: else it may be the row's parent, or its group.
     """
 
     column: str
     target: str
     values: Mapping[int, Any]
+    sure: bool
 
     def wrong(self, db: sqlite3.Connection, texts: str, key: str) -> int:
         """How many of the sampled rows a key of the text table joins to other rows of it."""
@@ -319,15 +336,28 @@ def _links(db: sqlite3.Connection, texts: str, definition: _Definition) -> list[
     for at, name in enumerate(names):
         values = {n: row[at] for n, row in rows.items() if row and row[at] not in (None, "")}
         kinds = {type(value) for value in values.values()}
-        named = kinds == {str} or (kinds == {int} and _IS_LINK.fullmatch(name))
-        if not named or len(values) < _MIN_LINKED or len(set(values.values())) < len(values):
+        sure = len(set(values.values())) == len(values)
+        # Small numbers are found in any table: its name must say so, or even of which it is one.
+        named = kinds == {int} and (stem := _link_stem(name)) is not None
+        named = named and (sure or folded(texts).startswith(stem or "?"))
+        if len(values) < _MIN_LINKED or not (named or kinds == {str}):
             continue
         for target in targets:
             known = set(_found(db, texts, target, list(values.values())))
-            if len(known) * 2 > len(values):
-                there = {n: value for n, value in values.items() if value in known}
-                links.append(_Link(name, target, there))
+            there = {n: value for n, value in values.items() if value in known}
+            if len(there) * 2 > len(values):
+                links.append(_Link(name, target, there, sure))
     return links
+
+
+def _link_stem(name: str) -> str | None:
+    """What a column is named after that is named as a key; None for another one.
+
+    >>> _link_stem("chunk_id"), _link_stem("docId"), _link_stem("id"), _link_stem("year")
+    ('chunk', 'doc', '', None)
+    """
+    found = _IS_LINK.fullmatch(name)
+    return None if found is None else folded(found[1] or found[2] or "")
 
 
 def _of_vec(
@@ -346,7 +376,7 @@ def _of_vec(
         ]
         links = _links(db, texts, definition) if keys else []
         for key in keys:
-            if any(link.wrong(db, texts, key) for link in links):
+            if any(link.sure and link.wrong(db, texts, key) for link in links):
                 continue
             names = [name for name, *_ in db.execute(_COLUMNS, [texts]).fetchall()]
             columns = read_columns(db, quoted(texts), names, rowids, quoted(key))
