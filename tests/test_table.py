@@ -434,7 +434,8 @@ def test_what_is_no_file_of_settings_is_refused(path: str) -> None:
         (("--text-table", "docs"), "--text-table does not go with an ordinary table, whose texts"),
         (
             ("--text-key", "id", "--text-table", "docs"),
-            "--text-table, --text-key do not go with an ordinary table, whose texts must be in",
+            "--text-table, --text-key do not go with an ordinary table, whose texts must be in "
+            "columns of its own; leave them out",
         ),
         (("--space", "m"), "--space needs --space-column, which says where a model's name is"),
         (("--text", ""), "--text is empty; name a column, or leave it out"),
@@ -456,8 +457,16 @@ def test_a_flag_that_a_table_has_no_use_for_is_refused(
 @pytest.mark.parametrize(
     ("store", "flags", "says"),
     [
-        ("ai-memory", ("--space", "m"), "--space does not go with --store ai-memory; it is for"),
-        ("llm", ("--key", "id"), "--key does not go with --store llm; it is for --store table"),
+        (
+            "ai-memory",
+            ("--space", "m"),
+            "--space does not go with --store ai-memory, whose",
+        ),
+        (
+            "llm",
+            ("--key", "id"),
+            "--key does not go with --store llm, whose columns are",
+        ),
         ("sqlite-vec", ("--dim-column", "d"), "--dim-column does not go with a vec0 table, which"),
     ],
 )

@@ -32,8 +32,8 @@ _SETTINGS = {
 """What may be said of each kind of store."""
 
 _ELSE = {
-    AiMemoryStore.kind: "--store ai-memory; it is for --store table",
-    LlmStore.kind: "--store llm; it is for --store table",
+    AiMemoryStore.kind: "--store ai-memory, whose columns are known",
+    LlmStore.kind: "--store llm, whose columns are known",
     VecStore.kind: "a vec0 table, which is moved as a whole",
     TableStore.kind: "an ordinary table, whose texts must be in columns of its own",
 }
@@ -159,8 +159,8 @@ def _check_settings(kind: str, namespace: str | None, settings: Mapping[str, Any
     if kind == VecStore.kind and namespace is not None:
         others.append("namespace")
     if others:
-        verb = "does" if len(others) == 1 else "do"
-        raise UsageError(f"{_flags(others)} {verb} not go with {_ELSE[kind]}")
+        verb, they = ("does", "it") if len(others) == 1 else ("do", "them")
+        raise UsageError(f"{_flags(others)} {verb} not go with {_ELSE[kind]}; leave {they} out")
 
 
 def _flags(names: Iterable[str]) -> str:
