@@ -707,3 +707,28 @@ def test_a_key_that_names_two_rows_is_refused_also_outside_the_condition(
     assert reembed(*flags).code == 0
     assert reembed("rollback", "--db", path).code == 0
     assert select(path, "SELECT v FROM docs ORDER BY rowid") == [(VECTOR,), (None,)]
+
+
+def test_stamps_of_rows_that_the_condition_loses_are_counted_and_verified(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = stamped(tmp_path / "m.db", 8)
+    vectors = FakeEmbedder(8).embed([f"text {at}" for at in range(8)])
+    change(
+        path,
+        *(
+            f"UPDATE docs SET v = x'{v.tobytes().hex()}' WHERE id = 'k{i:02d}'"
+            for i, v in enumerate(vectors)
+        ),
+        "CREATE TABLE log (id)",
+        "CREATE TRIGGER noted AFTER UPDATE ON docs BEGIN INSERT INTO log VALUES (new.id); END",
+    )
+
+    ran = reembed("--db", path, *FLAGS, *ON_THE_STAMP, "--model", "m", "--stamp-only", "--json")
+
+    assert (ran.code, ran.values["total"], ran.values["reembedded"]) == (0, 4, 4)
+    assert select(path, "SELECT model, count(*) FROM docs GROUP BY 1") == [("m", 4), ("other", 4)]
+    checked = reembed("verify", "--db", path, "--json")
+    assert (checked.code, checked.values["checked"]) == (0, 4)
+    assert reembed("rollback", "--db", path, "--json").values["restored"] == 4
+    assert select(path, "SELECT count(*) FROM docs WHERE model = 'former'") == [(4,)]

@@ -238,3 +238,15 @@ def test_only_the_length_of_the_named_vector_changes() -> None:
 
     assert with_dimension(sql, "a", 8) == sql.replace("a float[4]", "a float[8]")
     assert with_dimension(sql, "ab", 8) == sql.replace("[ 4 ]", "[ 8 ]")
+
+
+def test_rows_that_a_run_skipped_are_in_no_rollbacks_way(reembed: Call, tmp_path: Path) -> None:
+    path = make(tmp_path / "m.db", dimension=6)
+    query(path, "INSERT INTO docs (rowid, embedding) VALUES (99, zeroblob(24))")
+    before = query(path, "SELECT rowid, embedding, body FROM docs ORDER BY rowid")
+    assert reembed("--db", path, *FLAGS, "--dim", "6").code == 0
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["in_the_way"]) == (0, {})
+    assert query(path, "SELECT rowid, embedding, body FROM docs ORDER BY rowid") == before
