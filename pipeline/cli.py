@@ -449,6 +449,7 @@ def _command_parser(command: str) -> _Parser:
         which = "only this run" if command == "cleanup" else "the run (the newest that fits)"
         add("--run", metavar="ID", help=which)
     if command == "verify":
+        add("--model", metavar="DIR", help="where the run's model is now, if not at a server")
         add("--base-url", metavar="URL", help="where the run's server is now")
         add(
             "--key-secret",

@@ -202,12 +202,13 @@ class CommandOptions:
     run: str | None = None
     yes: bool = False
     json: bool = False
+    model: str | None = None
     base_url: str | None = None
     key_secret: str | None = None
     insecure_key: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("db", "run_dir", "run", "base_url", "key_secret"):
+        for name in ("db", "run_dir", "run", "model", "base_url", "key_secret"):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
         _check_secret(self.key_secret)

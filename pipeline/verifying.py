@@ -25,6 +25,7 @@ from transforms.embedders import (
     same_vectors,
 )
 from transforms.embedders.endpoint import host
+from transforms.embedders.models import absolute_source
 from transforms.errors import (
     EmbedderError,
     IncompleteError,
@@ -101,6 +102,11 @@ def verify(
 
 
 def _check_flags(options: CommandOptions, target: Target) -> None:
+    if options.model and target.access is not None:
+        raise UsageError(
+            f"--model is about a model on this machine, and {target} is behind a server; leave it "
+            "out, or name the server with --base-url"
+        )
     given = {
         "--base-url": options.base_url,
         "--key-secret": options.key_secret,
@@ -151,14 +157,14 @@ class _OtherModelError(EmbedderError):
 
 
 def _as_reached_now(target: Target, options: CommandOptions, settings_of: ServerSettings) -> Target:
-    """The target with its server as flags and settings have it now.
+    """The target where flags and settings say that its model, or its server, is now.
 
     The run's manifest says at most where the server is. Which key is sent is never taken from it,
     and none is sent to where only the manifest says.
     """
     access = target.access
     if access is None:
-        return target
+        return replace(target, source=absolute_source(options.model)) if options.model else target
     settings = settings_of(target.backend)
     url = options.base_url or access.url
     if settings.key_source and url != settings.base_url:

@@ -616,3 +616,14 @@ def test_a_key_goes_over_http_to_another_machine_only_if_it_is_said_again(
     monkeypatch.setenv("AI_MEMORY_INFERENCE_EGRESS", "loopback-only")
     forbidden = reembed("verify", "--db", path, *elsewhere, "--insecure-key", "--json", real=True)
     assert "AI_MEMORY_INFERENCE_EGRESS is loopback-only" in forbidden.values["unchecked"]
+
+
+def test_a_served_model_is_not_looked_for_on_this_machine(
+    reembed: Call, serve: Serve, tmp_path: Path
+) -> None:
+    path = store_of(tmp_path / "m.db", 20)
+    assert reembed("--db", path, *fake_at(serve(dimension=DIMENSION)), real=True).code == 0
+
+    refused = reembed("verify", "--db", path, "--model", "m", real=True)
+
+    assert (refused.code, "name the server with --base-url" in refused.error) == (2, True)

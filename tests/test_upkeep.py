@@ -30,6 +30,7 @@ from tests.conftest import (
 )
 from transforms import embedders
 from transforms.embedders.fake import POISON, FakeEmbedder
+from transforms.embedders.models import MINILM, find_model
 from transforms.errors import EmbedderError
 from transforms.rows import RangeVectors
 from transforms.staging import RunDirectory, State, lock_database, read_shards
@@ -487,7 +488,7 @@ def forge(path: Path, key: str) -> None:
 
 @pytest.mark.parametrize("real", [False, True], ids=["fake", "real model"])
 def test_a_vector_that_is_not_the_models_is_found_in_the_sample(
-    reembed: Call, path: Path, real: bool
+    reembed: Call, path: Path, real: bool, tmp_path: Path
 ) -> None:
     reembed("--db", path, "--max-rows", "9", real=real)
     forge(path, "4")
@@ -499,6 +500,12 @@ def test_a_vector_that_is_not_the_models_is_found_in_the_sample(
     assert checked.values["wrong_ids"] == {"other vector": ["4"]}
     assert (checked.values["sampled"], checked.values["lowest_cosine"] < 0.9) == (10, True)
     assert "a sampled row's vector that is not what the model gives for its text" in checked.err
+    if real:  # The model may lie elsewhere by now.
+        model = find_model(MINILM)
+        assert model is not None
+        (tmp_path / "moved").symlink_to(model)
+        moved = reembed("verify", "--db", path, "--json", "--model", tmp_path / "moved", real=True)
+        assert (moved.code, moved.values["sampled"]) == (1, 10)
 
 
 def test_verify_with_a_model_that_is_another_now_says_so(reembed: Call, path: Path) -> None:
