@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.options import LOCAL_RUNNERS, Options
+from pipeline.outside import Moved, Outside, find_moved, is_part, look_outside
 from pipeline.resume import (
     Earlier,
     find_earlier,
@@ -83,7 +84,8 @@ class Plan:
     pass. In the `last` pass before the replacement it goes ahead whatever has changed; `late`
     passes are those after it was begun.
     `others` are unfinished runs that are not about the same rows, and `former` says how the
-    target differs from that of the last run.
+    target differs from that of the last run. For a run that is about a part of the store,
+    `outside` says what the whole holds now, and `moved` what earlier runs have moved.
     """
 
     store: Store
@@ -103,6 +105,8 @@ class Plan:
     staged_rows: int = 0
     others: tuple[RunDirectory, ...] = ()
     former: tuple[str, ...] = ()
+    outside: Outside | None = None
+    moved: Moved = field(default_factory=dict)
     discarded: tuple[RunDirectory, ...] = ()
     rules: Rules = field(default_factory=Rules)
     pause: float = 0.0
@@ -194,6 +198,9 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         ranges = ()  # So that no run is made that does nothing.
     elif keys is not None and store.ordered_by_key:
         ranges = holding(ranges, keys)
+    outside, moved = None, find_moved(runs, scope, target)
+    if ranges and is_part(store, scope):
+        outside = look_outside(store, target, moved, left=survey.meant_with_vector)
     parent = Path(options.run_dir).expanduser() if options.run_dir else staging_root(store.path)
     ours = [earlier.run] if earlier else discarded
     return Plan(
@@ -214,6 +221,8 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         staged_rows=min(earlier.run.staged_rows(), survey.meant) if earlier else 0,
         others=tuple(run for run, m in runs if not m.state.ended and run not in ours),
         former=tuple(target.differences(former)) if (former := former_target(runs, scope)) else (),
+        outside=outside,
+        moved=moved,
         discarded=tuple(discarded),
         rules=Rules(
             most_skipped=0.0 if store.whole else options.max_skipped,

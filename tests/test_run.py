@@ -111,6 +111,8 @@ def test_a_run_replaces_all_and_keeps_what_it_did_and_what_was_there_before(
         "rows_per_second": round(9 / outcome.seconds),
         "remaining": 0,
         "in_old_space": 0,
+        "rows_held": None,
+        "outside_in_old_space": None,
         "staged": None,
         "forecast": None,
         "texts_cut": 0,

@@ -4,11 +4,12 @@ from transforms.stores.ai_memory import AiMemoryStore, space_stamp
 from transforms.stores.base import Replacement, Store
 from transforms.stores.codec import decode
 from transforms.stores.opening import KINDS, open_store, real_path, recover_store
-from transforms.stores.survey import Survey, take_survey
+from transforms.stores.survey import Holding, Survey, take_stock, take_survey
 
 __all__ = [
     "KINDS",
     "AiMemoryStore",
+    "Holding",
     "Replacement",
     "Store",
     "Survey",
@@ -17,5 +18,6 @@ __all__ = [
     "real_path",
     "recover_store",
     "space_stamp",
+    "take_stock",
     "take_survey",
 ]
