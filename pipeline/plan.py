@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.options import LOCAL_RUNNERS, Options
+from pipeline.outside import Moved, Outside, find_moved, is_part, look_outside
 from pipeline.resume import (
     Earlier,
     find_earlier,
@@ -85,7 +86,9 @@ class Plan:
     passes are those after it was begun.
     `others` are unfinished runs that are not about the same rows, and `former` says how the
     target differs from that of the last run. `sample_pairs` are keys with the beginnings of their
-    texts, where these are joined; `warnings` say which columns may be the wrong ones.
+    texts, where these are joined; `warnings` say which columns may be the wrong ones. For a run
+    that is about a part of the store, `outside` says what the whole holds now, and `moved` what
+    earlier runs have moved.
     """
 
     store: Store
@@ -105,6 +108,8 @@ class Plan:
     staged_rows: int = 0
     others: tuple[RunDirectory, ...] = ()
     former: tuple[str, ...] = ()
+    outside: Outside | None = None
+    moved: Moved = field(default_factory=dict)
     discarded: tuple[RunDirectory, ...] = ()
     sample_pairs: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
@@ -205,6 +210,9 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         tried = ranges if survey.to_embed else ()
         notes = check_update(store, tried, model=target.model, dimension=target.dimension)
         store = replace(store, trigger_notes=notes)
+    outside, moved = None, find_moved(runs, scope, target)
+    if ranges and is_part(store, scope):
+        outside = look_outside(store, target, moved, left=survey.meant_with_vector)
     parent = Path(options.run_dir).expanduser() if options.run_dir else staging_root(store.path)
     ours = [earlier.run] if earlier else discarded
     return Plan(
@@ -225,6 +233,8 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         staged_rows=min(earlier.run.staged_rows(), survey.meant) if earlier else 0,
         others=tuple(run for run, m in runs if not m.state.ended and run not in ours),
         former=tuple(target.differences(former)) if (former := former_target(runs, scope)) else (),
+        outside=outside,
+        moved=moved,
         discarded=tuple(discarded),
         sample_pairs=store.sample_pairs(sampled),
         warnings=(*store.notes, *store.text_warnings(sampled)),

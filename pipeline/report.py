@@ -7,10 +7,12 @@ these may not go. JSON is one line.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.outside import Outside, by_dimension
 from pipeline.plan import Plan
 from pipeline.resume import describe
 from pipeline.settings import LOCAL
@@ -26,7 +28,8 @@ class Outcome:
     """What a run did, and for how long; `staged` rows wait where it was only to stage some.
 
     Of the rows that are staged, earlier tries' too, `cut` have a text that is longer than the
-    model looks at, and a server has counted `tokens` for them.
+    model looks at, and a server has counted `tokens` for them. For a run about a part of the
+    store, `outside` says what the whole holds afterwards.
     """
 
     summary: Summary
@@ -34,6 +37,7 @@ class Outcome:
     staged: int | None = None
     cut: int = 0
     tokens: int = 0
+    outside: Outside | None = None
 
 
 def preflight_lines(plan: Plan) -> list[str]:
@@ -57,16 +61,22 @@ def preflight_lines(plan: Plan) -> list[str]:
         )
     other = [dimension for dimension in stored if dimension != target.dimension]
     if other and plan.mode is Mode.ALL and not plan.partial:
+        those = "they" if plan.outside is None else "those of this run"
         lines.append(
             f"reembed: NOTE — stored vectors of dimension {', '.join(map(str, other))} can't be "
-            f"compared with the target's {target.dimension}; they are replaced all at once, and "
+            f"compared with the target's {target.dimension}; {those} are replaced all at once, and "
             "until then the store stays as it is"
         )
-    elif other:
+    elif other and plan.partial:
         lines.append(
             f"reembed: NOTE — stored vectors of dimension {', '.join(map(str, other))} can't be "
             f"compared with the target's {target.dimension}; those of rows that this run is not "
             "about stay in the store beside the new ones"
+        )
+    if plan.outside is not None and plan.outside.old:
+        lines.append(
+            f"reembed: NOTE — {plan.outside.old:,} rows that this run is not about keep vectors of "
+            "other runs or models, which can't be compared with the new ones"
         )
     lines += [f"reembed: NOTE — {one_line(note)}" for note in plan.warnings]
     whole = plan.mode in (Mode.ALL, Mode.SKIP_CURRENT_SPACE) and plan.store.namespace is None
@@ -170,6 +180,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "rows_staged": plan.staged_rows,
         "sample_pairs": plan.sample_pairs,
         "warnings": plan.warnings,
+        **_outside_values(plan.outside),
     }
 
 
@@ -187,6 +198,7 @@ def plan_text(plan: Plan) -> str:
         "staged": f"{values['rows_staged']:,} of them, by an earlier try",
         "namespaces": counts(values["rows_by_namespace"]),
         "stored vectors": counts(stored | ({"no vector": missing} if missing else {})),
+        "the others": _others(plan.outside),
         "skipped by rule": counts(values["rows_skipped_by_rule"]),
         "hidden": f"{counts(values['rows_hidden'])} (ai-memory does not show them; "
         f"{_HIDDEN[left_out]})",
@@ -207,6 +219,8 @@ def plan_text(plan: Plan) -> str:
         del lines["staged"]
     if not values["rows_hidden"]:
         del lines["hidden"]
+    if not lines["the others"]:
+        del lines["the others"]
     if target.access is None:
         del lines["requests"], lines["server"]
     if plan.price is None or target.access is None:
@@ -246,6 +260,7 @@ def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "remaining": summary.remaining,
         "unwritten": summary.unwritten,
         "in_old_space": summary.in_old_space,
+        **_outside_values(None if only_staged else outcome.outside),
         "staged": outcome.staged,
         "forecast": forecast(plan, outcome) if only_staged else None,
         "texts_cut": outcome.cut if target.window or not target.access else None,
@@ -277,6 +292,9 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         + (f" (previous vectors {vectors})" if kept else ""),
         "old vectors": f"{values['in_old_space']:,} rows still hold a vector that this run did not "
         "make; searches can't compare it with the new ones",
+        "the store": _held(outcome.outside),
+        "outside": f"{values['outside_in_old_space'] or 0:,} rows that this run is not about hold "
+        "vectors of other runs or models; searches can't compare them with the new ones",
         "texts cut": _texts_cut(values),
         "tokens": f"{values['tokens'] or 0:,} by the server's count",
         "cost": _money(values["cost"]),
@@ -288,7 +306,7 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         "dimension": f"{values['dim']}"
         + (f" (was {', '.join(map(str, before))})" if before else ""),
         "way back": "reembed rollback puts the previous vectors back",
-        "next": _NEXT.get(plan.store.kind, "embed queries with this model, too, from now on"),
+        "next": _next(plan, values),
     }
     if not values["texts_cut"]:
         del lines["texts cut"]
@@ -298,6 +316,10 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         del lines["cost"]
     if not values["in_old_space"]:
         del lines["old vectors"]
+    if values["rows_held"] is None:
+        del lines["the store"]
+    if not values["outside_in_old_space"]:
+        del lines["outside"]
     if not values["remaining"]:
         del lines["remaining"]
     if not values["unwritten"]:
@@ -319,6 +341,50 @@ def incomplete_line(summary: Summary) -> str:
         f"{summary.remaining} rows remain, so the replacement is incomplete; run again to finish "
         "it, or undo it with reembed rollback"
     )
+
+
+def _outside_values(outside: Outside | None) -> dict[str, Any]:
+    if outside is None:
+        return {"rows_held": None, "outside_in_old_space": None}
+    groups: Counter[tuple[bool, int | None, str | None]] = Counter()
+    for held in outside.holdings:
+        groups[held.selected, held.dimension, held.stamp] += held.rows
+    names = ("selected", "dim", "stamp", "rows")
+    held_rows = [dict(zip(names, (*group, rows), strict=True)) for group, rows in groups.items()]
+    return {"rows_held": held_rows, "outside_in_old_space": outside.old}
+
+
+def _held(outside: Outside | None) -> str:
+    """What the whole store holds: the rows of the run's namespace or condition, and the others."""
+    if outside is None:
+        return ""
+    selected = tuple(held for held in outside.holdings if held.selected)
+    others = _others(outside)
+    return counts(by_dimension(selected)) + (f"; outside the selection {others}" if others else "")
+
+
+def _others(outside: Outside | None) -> str:
+    others = () if outside is None else outside.holdings
+    others = tuple(held for held in others if not held.selected)
+    return counts(by_dimension(others)) if others else ""
+
+
+def _next(plan: Plan, values: Mapping[str, Any]) -> str:
+    """What to do after a run, so that all vectors that are searched together can be compared."""
+    if values["remaining"]:
+        return "run again to finish; until then the store holds vectors of more than one model"
+    if values["outside_in_old_space"]:
+        scope = plan.scope
+        flags = [
+            *(["--namespace"] if scope.namespace is not None else []),
+            *(["--where"] if scope.store.get("where") else []),
+            *([f"--{scope.mode.replace(' ', '-')}"] if scope.mode != Mode.ALL else []),
+        ]
+        return (
+            "the store holds vectors of more than one model: run without "
+            f"{' and '.join(flags)} to move the rest, or go back with reembed rollback"
+        )
+    return _NEXT.get(plan.store.kind, "embed queries with this model, too, from now on")
 
 
 def _staged_text(values: Mapping[str, Any]) -> str:

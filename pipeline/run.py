@@ -20,6 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipeline.build import build, work_directory
+from pipeline.outside import Outside, look_outside
 from pipeline.plan import Plan
 from pipeline.remote import serving, take_over
 from pipeline.report import Outcome, outcome_values
@@ -32,6 +33,7 @@ from transforms.errors import (
     ReembedError,
     RunError,
     StagingError,
+    StoreError,
     unwrap,
 )
 from transforms.modes import Mode
@@ -149,7 +151,26 @@ def _run_begun(
     cut = _name_skipped(plan, warn)
     staged = None if replaces else _staged_rows(plan)
     tokens = sum(read_tokens(shards) for shards in plan.run.list_shards().values())
-    return Outcome(summary, time.monotonic() - started, staged, cut=cut, tokens=tokens)
+    outside = _look_outside(plan, summary) if staged is None else None
+    seconds = time.monotonic() - started
+    return Outcome(summary, seconds, staged, cut=cut, tokens=tokens, outside=outside)
+
+
+def _look_outside(plan: Plan, summary: Summary) -> Outside | None:
+    """What the rows hold that a run about a part of the store has left; None for the whole."""
+    if plan.outside is None:
+        return None
+    try:
+        return look_outside(
+            plan.store,
+            plan.target,
+            plan.moved,
+            replaced=summary.replaced,
+            left=summary.in_old_space,
+        )
+    except StoreError as error:  # All is replaced, so the run has not failed.
+        _logger.warning("[%s] the rows outside were not counted: %s", plan.run.run_id, error)
+        return None
 
 
 def _staged_rows(plan: Plan) -> int:

@@ -109,6 +109,8 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "rows_staged": 0,
         "sample_pairs": [],
         "warnings": [],
+        "rows_held": None,
+        "outside_in_old_space": None,
     }
 
 
@@ -157,6 +159,8 @@ def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: P
         "remaining": 1,
         "unwritten": 0,
         "in_old_space": 1,
+        "rows_held": None,
+        "outside_in_old_space": None,
         "staged": None,
         "forecast": None,
         "texts_cut": 0,
@@ -183,8 +187,13 @@ def test_the_outcome_as_text(plan: Plan) -> None:
         f"model        {MODEL}",
         "dimension    8 (was 3)",
         "way back     reembed rollback puts the previous vectors back",
-        "next         restart the ai-memory daemon with this model; it keeps its index in memory",
+        "next         run again to finish; until then the store holds vectors of more than one "
+        "model",
     ]
+    done = dataclasses.replace(DONE, summary=Summary(replaced=3))
+    assert report.outcome_text(plan, done).endswith(
+        "next         restart the ai-memory daemon with this model; it keeps its index in memory"
+    )
 
 
 def test_nothing_to_do_is_said_with_what_there_is(tmp_path: Path) -> None:
@@ -316,9 +325,17 @@ def test_what_leaves_old_vectors_in_the_store_says_so_up_front(plan: Plan) -> No
         "reembed: NOTE — stored vectors of dimension 3 can't be compared with the target's 8; "
         "those of rows that this run is not about stay in the store beside the new ones"
     )
+    others = (
+        "reembed: NOTE — 3 rows that this run is not about keep vectors of other runs or models, "
+        "which can't be compared with the new ones"
+    )
 
-    for flags in ({"missing_only": True}, {"max_rows": 1, "partial": True}):
-        assert report.preflight_lines(fake_plan(path, **flags))[1:] == [note]
+    parts = fake_plan(path, max_rows=1, partial=True)
+    assert report.preflight_lines(parts)[1:] == [note]
+    assert report.preflight_lines(fake_plan(path, missing_only=True))[1:] == [others]
+    of_notes = report.preflight_lines(fake_plan(path, namespace="notes"))
+    assert "those of this run are replaced all at once" in of_notes[1]
+    assert of_notes[2:] == [others.replace("3 rows", "2 rows")]
 
 
 def stopped(run: RunDirectory, **changes: Any) -> None:
@@ -360,7 +377,7 @@ def test_runs_that_are_discarded_or_left_waiting_are_named(plan: Plan) -> None:
     other = report.preflight_lines(fake_plan(plan.store.path, namespace="notes"))
 
     assert fresh[2:] == [f"reembed: starting over; what run {first.run_id} has staged is discarded"]
-    assert other[2:] == [
+    assert other[3:] == [
         f"reembed: NOTE — run {first.run_id} about other rows is not finished; its own command "
         "goes on with it"
     ]

@@ -11,12 +11,13 @@ from transforms.stores.opening import (
     real_path,
     recover_store,
 )
-from transforms.stores.survey import Survey, take_survey
+from transforms.stores.survey import Holding, Survey, take_stock, take_survey
 from transforms.stores.trial import check_update, try_restore, try_update
 
 __all__ = [
     "KINDS",
     "AiMemoryStore",
+    "Holding",
     "Replacement",
     "Store",
     "Survey",
@@ -29,6 +30,7 @@ __all__ = [
     "real_path",
     "recover_store",
     "space_stamp",
+    "take_stock",
     "take_survey",
     "try_restore",
     "try_update",

@@ -209,22 +209,33 @@ class AiMemoryStore(Store):
 
         Counting them takes half the time of SQLite's GROUP BY, which sorts the whole table.
         """
-        dimension = _BLOB_DIMENSION
-        if "embedding_dim" in self.columns:
-            sound = "typeof(embedding_dim) = 'integer' AND embedding_dim > 0"
-            dimension = f"CASE WHEN {sound} THEN embedding_dim ELSE {dimension} END"
         return db.execute(
-            "SELECT CAST(namespace AS BLOB), "
-            f"CASE WHEN embedding IS NOT NULL THEN {dimension} END, "
+            f"SELECT {self.namespace_of()}, "
+            f"CASE WHEN embedding IS NOT NULL THEN {self.dimension_of(db)} END, "
             f"CASE WHEN {self.encrypted} THEN '{Cause.ENCRYPTED}' "
             f"WHEN {TEXT_BYTES} > {TEXT_CAP_BYTES} THEN '{Cause.OVER_CAP}' "
             f"WHEN typeof(id) <> 'text' THEN '{Cause.NOT_TEXT}' END, {self.meant}, "
             # Of a BLOB, SQLite says the length without reading it.
             "CASE typeof(embedding) WHEN 'blob' THEN length(embedding) "
             "ELSE ifnull(length(CAST(embedding AS BLOB)), 0) END "
-            "FROM memories WHERE :namespace IS NULL OR namespace = :namespace",
+            f"FROM memories WHERE {self.in_scope(db)}",
             self.values,
         )
+
+    def dimension_of(self, db: sqlite3.Connection) -> str:
+        """The SQL expression for the dimension of a vector: as it is noted, else by its length."""
+        if "embedding_dim" not in self.columns:
+            return _BLOB_DIMENSION
+        sound = "typeof(embedding_dim) = 'integer' AND embedding_dim > 0"
+        return f"CASE WHEN {sound} THEN embedding_dim ELSE {_BLOB_DIMENSION} END"
+
+    def in_scope(self, db: sqlite3.Connection) -> str:
+        """The SQL condition for a row of the namespace."""
+        return "(:namespace IS NULL OR namespace = :namespace)"
+
+    def namespace_of(self) -> str:
+        """The SQL expression for a row's namespace, as bytes."""
+        return "CAST(namespace AS BLOB)"
 
     def namespaces(self, db: sqlite3.Connection) -> tuple[str, ...]:
         """All namespaces that there are."""

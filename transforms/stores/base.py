@@ -50,6 +50,12 @@ is meant; the bytes that its vector takes. A plain tuple: SQLite makes it, and t
 """
 
 
+Held = tuple[bool, bytes | None, int | None, bytes | None]
+"""Whether a row is in the scope of a run, its namespace, its vector's dimension as in `Surveyed`,
+and its stamp.
+"""
+
+
 @dataclass(frozen=True)
 class Store(ABC):
     """A table of a SQLite database, and the one namespace of it that is meant (None: all of them).
@@ -157,6 +163,28 @@ class Store(ABC):
     @abstractmethod
     def survey(self, db: sqlite3.Connection) -> Iterator[Surveyed]:
         """Look at each row of the namespace."""
+
+    @abstractmethod
+    def dimension_of(self, db: sqlite3.Connection) -> str:
+        """The SQL expression for the dimension of a vector that is there (0: can't be decoded)."""
+
+    @abstractmethod
+    def in_scope(self, db: sqlite3.Connection) -> str:
+        """The SQL condition for a row of the namespace, which a run does not change."""
+
+    @abstractmethod
+    def namespace_of(self) -> str:
+        """The SQL expression for a row's namespace, as bytes."""
+
+    def holdings(self, db: sqlite3.Connection) -> Iterator[Held]:
+        """Look at what each row of the table holds, wherever it is."""
+        stamp = self.replaced_columns.get(self.space_name, "NULL")
+        dimension = f"CASE WHEN {self.vector_column} IS NOT NULL THEN {self.dimension_of(db)} END"
+        return db.execute(
+            f"SELECT {self.in_scope(db)}, {self.namespace_of()}, {dimension}, "
+            f"CAST({stamp} AS BLOB) FROM {self.table}",
+            self.values,
+        )
 
     @abstractmethod
     def namespaces(self, db: sqlite3.Connection) -> tuple[str, ...]:

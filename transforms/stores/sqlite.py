@@ -181,6 +181,23 @@ def fires_triggers(connection: sqlite3.Connection, statement: str) -> bool:
     return any(row[1] == "Program" for row in _rows(connection, f"EXPLAIN {statement}"))
 
 
+def columns_read(connection: sqlite3.Connection, statement: str) -> frozenset[str]:
+    """The columns, of whatever table, that a statement reads."""
+    found: set[str] = set()
+
+    def note(action: int, _: str | None, column: str | None, *__: str | None) -> int:
+        if action == sqlite3.SQLITE_READ and column:
+            found.add(column)
+        return sqlite3.SQLITE_OK
+
+    connection.set_authorizer(note)
+    try:
+        connection.execute(f"EXPLAIN {statement}").fetchall()
+    finally:
+        connection.set_authorizer(None)
+    return frozenset(found)
+
+
 def _rows(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
     return _patiently(lambda: connection.execute(query).fetchall(), COMMIT_BUSY_SECONDS)
 

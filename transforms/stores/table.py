@@ -28,6 +28,7 @@ from transforms.rows import (
     skipped_digest,
     text_digest,
 )
+from transforms.stores import sqlite
 from transforms.stores.base import Store, Surveyed, describe_value, stored_values, utf8
 from transforms.stores.columns import read_columns
 from transforms.stores.formats import FORMATS, NUMBERS, decode, encode
@@ -259,23 +260,44 @@ class TableStore(Store):
     def survey(self, db: sqlite3.Connection) -> Iterator[Surveyed]:
         """Look at each row of the namespace."""
         vector, settings = self.vector_column, self.settings
-        length = f"length({vector})"
-        if settings.format in NUMBERS:
-            size = np.dtype(NUMBERS[settings.format]).itemsize
-            dimension = f"CASE WHEN {length} % {size} = 0 THEN {length} / {size} ELSE 0 END"
-        else:
-            db.create_function("vector_dimension", 1, self._dimension, deterministic=True)
-            dimension = f"vector_dimension(CAST({vector} AS BLOB))"
         keyless = " OR ".join(f"{quoted(name)} IS NULL" for name in settings.key) or "FALSE"
         no_text = " AND ".join(f"{quoted(name)} IS NULL" for name in settings.text_columns)
         return db.execute(
-            f"SELECT {self._namespace}, CASE WHEN {vector} IS NOT NULL THEN {dimension} END, "
+            f"SELECT {self._namespace}, "
+            f"CASE WHEN {vector} IS NOT NULL THEN {self.dimension_of(db)} END, "
             f"CASE WHEN {keyless} OR {no_text or 'FALSE'} THEN '{Cause.NOT_TEXT}' "
             f"WHEN {self._text_bytes} > {MOST_TEXT_BYTES} THEN '{Cause.OVER_CAP}' END, "
             f"{self.meant}, ifnull(length(CAST({vector} AS BLOB)), 0) "
             f"FROM {self.source} WHERE {self.where}",
             self.values,
         )
+
+    def dimension_of(self, db: sqlite3.Connection) -> str:
+        """The SQL expression for the dimension of a vector that is there."""
+        length, format = f"length({self.vector_column})", self.settings.format
+        if format in NUMBERS:
+            size = np.dtype(NUMBERS[format]).itemsize
+            return f"CASE WHEN {length} % {size} = 0 THEN {length} / {size} ELSE 0 END"
+        db.create_function("vector_dimension", 1, self._dimension, deterministic=True)
+        return f"vector_dimension(CAST({self.vector_column} AS BLOB))"
+
+    def in_scope(self, db: sqlite3.Connection) -> str:
+        """The SQL condition for a row of the namespace and of --where.
+
+        The latter is left out if it reads what a run writes.
+        """
+        if self.settings.where is not None:
+            statement = f"SELECT 1 FROM {self.table} WHERE ({self.settings.where}\n)"
+            settings = self.settings
+            written = (settings.vector, settings.dim_column, settings.space_column)
+            read = {folded(name) for name in sqlite.columns_read(db, statement)}
+            if read & {folded(name) for name in written if name is not None}:
+                return replace(self, settings=replace(settings, where=None)).where
+        return self.where
+
+    def namespace_of(self) -> str:
+        """The SQL expression for a row's namespace, as bytes."""
+        return self._namespace
 
     def namespaces(self, db: sqlite3.Connection) -> tuple[str, ...]:
         """All namespaces that there are."""
