@@ -108,6 +108,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "rows_staged": 0,
         "rows_held": None,
         "outside_in_old_space": None,
+        "copies": [],
     }
 
 
@@ -157,6 +158,7 @@ def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: P
         "in_old_space": 1,
         "rows_held": None,
         "outside_in_old_space": None,
+        "copies": [],
         "staged": None,
         "forecast": None,
         "texts_cut": 0,

@@ -3,21 +3,25 @@
 from transforms.stores.ai_memory import AiMemoryStore, space_stamp
 from transforms.stores.base import Replacement, Store
 from transforms.stores.codec import decode
+from transforms.stores.copies import Copy, find_copies, unchanged_copies
 from transforms.stores.opening import KINDS, open_store, real_path, recover_store
 from transforms.stores.survey import Holding, Survey, take_stock, take_survey
 
 __all__ = [
     "KINDS",
     "AiMemoryStore",
+    "Copy",
     "Holding",
     "Replacement",
     "Store",
     "Survey",
     "decode",
+    "find_copies",
     "open_store",
     "real_path",
     "recover_store",
     "space_stamp",
     "take_stock",
     "take_survey",
+    "unchanged_copies",
 ]

@@ -234,6 +234,16 @@ def vec_tables(db: sqlite3.Connection) -> dict[str, str]:
     return {name: sql for name, sql in found if _IS_VEC0.match(sql)}
 
 
+def vector_columns(sql: str) -> dict[str, int]:
+    """The columns of vectors of a vec0 table, of whatever numbers, with their lengths.
+
+    >>> vector_columns("CREATE VIRTUAL TABLE v USING vec0(a float[4], b bit[8], +c text)")
+    {'a': 4, 'b': 8}
+    """
+    found = map(_VECTOR.match, _definitions(sql))
+    return {one[1]: int(one[3]) for one in found if one}
+
+
 def open_vec(path: Path, config: Mapping[str, Any], *, wal: bool) -> VecStore:
     """Look at a vec0 table and describe it.
 
