@@ -1,4 +1,4 @@
-"""What a run that is about a part of a store leaves beside its vectors."""
+"""What a run leaves beside its vectors: other rows of its table, and other columns of the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.resume import Runs
 from transforms.embedders import Target
 from transforms.modes import Mode
 from transforms.staging import Scope, State
-from transforms.stores import Holding, Store, take_stock
+from transforms.stores import Copy, Holding, Store, Survey, find_copies, take_stock
 
 Moved = Mapping[str | None, bool]
 """Whether earlier runs have given a namespace the target's vectors; None stands for the others."""
@@ -76,6 +76,28 @@ def look_outside(
     outside = vectors[False] - targets[False]
     inside = vectors[True] - max(targets[True], replaced) - left
     return Outside(holdings, outside + max(0, inside))
+
+
+def other_columns(
+    store: Store, survey: Survey, target: Target, runs: Runs, mode: Mode
+) -> tuple[Copy, ...]:
+    """Find the columns that a run leaves, with vectors as long as those that it replaces.
+
+    Or as long as those that earlier runs have replaced. What one has moved to the same target is
+    none of them.
+    """
+    if not survey.meant_with_vector or mode is Mode.STAMP_ONLY:
+        return ()
+    done = [manifest for _, manifest in runs if manifest.state is State.REPLACED]
+    moved = [m.scope.store for m in done if not target.differences(m.target)]
+    former = {int(dim) for m in done for dim in m.outcome.get("previous_dims", ())}
+    return tuple(
+        copy
+        for copy in find_copies(store, former | survey.dimensions.keys())
+        if copy.dimension != target.dimension
+        or (copy.table, copy.column)
+        not in [(config.get("table"), config.get("vector")) for config in moved]
+    )
 
 
 def by_dimension(holdings: Iterator[Holding] | tuple[Holding, ...]) -> dict[str, int]:

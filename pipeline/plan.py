@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.options import LOCAL_RUNNERS, Options
-from pipeline.outside import Moved, Outside, find_moved, is_part, look_outside
+from pipeline.outside import Moved, Outside, find_moved, is_part, look_outside, other_columns
 from pipeline.resume import (
     Earlier,
     find_earlier,
@@ -46,7 +46,7 @@ from transforms.modes import Mode
 from transforms.replacing import ReplaceJob, Rules
 from transforms.rows import KeyRange
 from transforms.staging import RunDirectory, Scope, State, new_run, new_token, staging_root
-from transforms.stores import Store, Survey, check_update, choose_store, take_survey
+from transforms.stores import Copy, Store, Survey, check_update, choose_store, take_survey
 
 RANGE_ROWS = 2_048
 """Rows of a range for a local model, which are sorted by length before they are embedded in parts.
@@ -88,7 +88,8 @@ class Plan:
     target differs from that of the last run. `sample_pairs` are keys with the beginnings of their
     texts, where these are joined; `warnings` say which columns may be the wrong ones. For a run
     that is about a part of the store, `outside` says what the whole holds now, and `moved` what
-    earlier runs have moved.
+    earlier runs have moved. `copies` are other columns of the file with vectors as long as the
+    stored ones.
     """
 
     store: Store
@@ -110,6 +111,7 @@ class Plan:
     former: tuple[str, ...] = ()
     outside: Outside | None = None
     moved: Moved = field(default_factory=dict)
+    copies: tuple[Copy, ...] = ()
     discarded: tuple[RunDirectory, ...] = ()
     sample_pairs: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
@@ -235,6 +237,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         former=tuple(target.differences(former)) if (former := former_target(runs, scope)) else (),
         outside=outside,
         moved=moved,
+        copies=other_columns(store, survey, target, runs, store.selection.mode) if ranges else (),
         discarded=tuple(discarded),
         sample_pairs=store.sample_pairs(sampled),
         warnings=(*store.notes, *store.text_warnings(sampled)),

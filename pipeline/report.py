@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from transforms.embedders.endpoint import host
 from transforms.modes import Mode
 from transforms.rows import Summary
 from transforms.staging.runs import REMAINING, SUMMARY
+from transforms.stores import Copy
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Outcome:
 
     Of the rows that are staged, earlier tries' too, `cut` have a text that is longer than the
     model looks at, and a server has counted `tokens` for them. For a run about a part of the
-    store, `outside` says what the whole holds afterwards.
+    store, `outside` says what the whole holds afterwards; `copies` are the columns that hold
+    vectors as long as the former ones.
     """
 
     summary: Summary
@@ -38,6 +40,7 @@ class Outcome:
     cut: int = 0
     tokens: int = 0
     outside: Outside | None = None
+    copies: tuple[Copy, ...] = ()
 
 
 def preflight_lines(plan: Plan) -> list[str]:
@@ -78,6 +81,8 @@ def preflight_lines(plan: Plan) -> list[str]:
             f"reembed: NOTE — {plan.outside.old:,} rows that this run is not about keep vectors of "
             "other runs or models, which can't be compared with the new ones"
         )
+    if plan.copies:
+        lines.append(f"reembed: NOTE — {_left_copies(plan, plan.copies)}")
     lines += [f"reembed: NOTE — {one_line(note)}" for note in plan.warnings]
     whole = plan.mode in (Mode.ALL, Mode.SKIP_CURRENT_SPACE) and plan.store.namespace is None
     if plan.former and (plan.partial or not whole):
@@ -181,6 +186,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "sample_pairs": plan.sample_pairs,
         "warnings": plan.warnings,
         **_outside_values(plan.outside),
+        "copies": _copies_values(plan.copies),
     }
 
 
@@ -199,6 +205,7 @@ def plan_text(plan: Plan) -> str:
         "namespaces": counts(values["rows_by_namespace"]),
         "stored vectors": counts(stored | ({"no vector": missing} if missing else {})),
         "the others": _others(plan.outside),
+        "copies": _copies(plan.copies),
         "skipped by rule": counts(values["rows_skipped_by_rule"]),
         "hidden": f"{counts(values['rows_hidden'])} (ai-memory does not show them; "
         f"{_HIDDEN[left_out]})",
@@ -221,6 +228,8 @@ def plan_text(plan: Plan) -> str:
         del lines["hidden"]
     if not lines["the others"]:
         del lines["the others"]
+    if not plan.copies:
+        del lines["copies"]
     if target.access is None:
         del lines["requests"], lines["server"]
     if plan.price is None or target.access is None:
@@ -261,6 +270,7 @@ def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "unwritten": summary.unwritten,
         "in_old_space": summary.in_old_space,
         **_outside_values(None if only_staged else outcome.outside),
+        "copies": _copies_values(outcome.copies),
         "staged": outcome.staged,
         "forecast": forecast(plan, outcome) if only_staged else None,
         "texts_cut": outcome.cut if target.window or not target.access else None,
@@ -295,6 +305,7 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         "the store": _held(outcome.outside),
         "outside": f"{values['outside_in_old_space'] or 0:,} rows that this run is not about hold "
         "vectors of other runs or models; searches can't compare them with the new ones",
+        "copies": _left_copies(plan, outcome.copies),
         "texts cut": _texts_cut(values),
         "tokens": f"{values['tokens'] or 0:,} by the server's count",
         "cost": _money(values["cost"]),
@@ -316,6 +327,8 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         del lines["cost"]
     if not values["in_old_space"]:
         del lines["old vectors"]
+    if not outcome.copies:
+        del lines["copies"]
     if values["rows_held"] is None:
         del lines["the store"]
     if not values["outside_in_old_space"]:
@@ -367,6 +380,46 @@ def _others(outside: Outside | None) -> str:
     others = () if outside is None else outside.holdings
     others = tuple(held for held in others if not held.selected)
     return counts(by_dimension(others)) if others else ""
+
+
+def _copies_values(copies: Sequence[Copy]) -> list[dict[str, Any]]:
+    return [
+        {
+            "table": copy.table,
+            "column": copy.column,
+            "dim": copy.dimension,
+            "rows": copy.rows,
+            "counted": copy.counted,
+        }
+        for copy in copies
+    ]
+
+
+def _copies(copies: Sequence[Copy]) -> str:
+    """Name the columns that hold vectors of the stored lengths."""
+    return ", ".join(
+        f"{one_line(f'{copy.table}.{copy.column}')} "
+        f"({'' if copy.counted else 'about '}{copy.rows:,}, {copy.dimension}-dim)"
+        for copy in copies
+    )
+
+
+def _left_copies(plan: Plan, copies: Sequence[Copy]) -> str:
+    """Say which columns a run leaves as they are, and what follows."""
+    said = f"this run does not write to {_copies(copies)}: these vectors stay in their former space"
+    if any(copy.dimension == plan.target.dimension for copy in copies):
+        said += " (the former model's, though as long as the new ones)"
+    said += ", and can't be compared with the new ones"
+    archive = [copy for copy in copies if copy.table == "archived_memories"]
+    if plan.store.kind != "ai-memory" or len(archive) < len(copies):
+        said += "; move a column with flags of its own, or empty or rebuild it if it is a cache"
+    if plan.store.kind == "ai-memory" and archive:
+        again = "with --skip-current-space" if plan.store.space("") is not None else "again"
+        said += (
+            "; ai-memory's restore brings an archived memory back with its old vector, so run "
+            f"reembed {again} after a restore"
+        )
+    return said
 
 
 def _next(plan: Plan, values: Mapping[str, Any]) -> str:

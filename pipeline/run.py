@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipeline.build import build, work_directory
-from pipeline.outside import Outside, look_outside
+from pipeline.outside import look_outside
 from pipeline.plan import Plan
 from pipeline.remote import serving, take_over
 from pipeline.report import Outcome, outcome_values
@@ -58,7 +58,7 @@ from transforms.staging import (
 )
 from transforms.staging.runs import REMAINING, SKIPPED, SUMMARY
 from transforms.stamp import check_witnesses, stage_stored
-from transforms.stores import try_update
+from transforms.stores import try_update, unchanged_copies
 from transforms.workdir import WorkDirectory
 
 MOST_STALE_PASSES = 3
@@ -151,26 +151,26 @@ def _run_begun(
     cut = _name_skipped(plan, warn)
     staged = None if replaces else _staged_rows(plan)
     tokens = sum(read_tokens(shards) for shards in plan.run.list_shards().values())
-    outside = _look_outside(plan, summary) if staged is None else None
-    seconds = time.monotonic() - started
-    return Outcome(summary, seconds, staged, cut=cut, tokens=tokens, outside=outside)
+    outcome = Outcome(summary, 0.0, staged, cut=cut, tokens=tokens, copies=plan.copies)
+    if replaces:
+        outcome = _look_beside(plan, outcome)
+    return replace(outcome, seconds=time.monotonic() - started)
 
 
-def _look_outside(plan: Plan, summary: Summary) -> Outside | None:
-    """What the rows hold that a run about a part of the store has left; None for the whole."""
-    if plan.outside is None:
-        return None
+def _look_beside(plan: Plan, outcome: Outcome) -> Outcome:
+    """Count what the run has left as it was: other rows of the table, other columns of the file."""
+    summary, store, target = outcome.summary, plan.store, plan.target
+    counts = {"replaced": summary.replaced, "left": summary.in_old_space}
     try:
-        return look_outside(
-            plan.store,
-            plan.target,
-            plan.moved,
-            replaced=summary.replaced,
-            left=summary.in_old_space,
-        )
+        if plan.outside is not None:
+            found = look_outside(store, target, plan.moved, **counts)
+            outcome = replace(outcome, outside=found)
+        if plan.copies:
+            copies = unchanged_copies(store, plan.copies, dimension=target.dimension)
+            outcome = replace(outcome, copies=copies)
     except StoreError as error:  # All is replaced, so the run has not failed.
-        _logger.warning("[%s] the rows outside were not counted: %s", plan.run.run_id, error)
-        return None
+        _logger.warning("[%s] what it leaves was not counted: %s", plan.run.run_id, error)
+    return outcome
 
 
 def _staged_rows(plan: Plan) -> int:

@@ -262,6 +262,7 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "warnings": [],
         "rows_held": None,
         "outside_in_old_space": None,
+        "copies": [],
     }
     assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{4}", run_id)
     assert 256 < tokens < 512

@@ -111,6 +111,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "warnings": [],
         "rows_held": None,
         "outside_in_old_space": None,
+        "copies": [],
     }
 
 
@@ -161,6 +162,7 @@ def test_the_outcome_as_json_has_the_originals_keys_and_more_on_one_line(plan: P
         "in_old_space": 1,
         "rows_held": None,
         "outside_in_old_space": None,
+        "copies": [],
         "staged": None,
         "forecast": None,
         "texts_cut": 0,

@@ -115,6 +115,7 @@ def test_a_run_replaces_all_and_keeps_what_it_did_and_what_was_there_before(
         "in_old_space": 0,
         "rows_held": None,
         "outside_in_old_space": None,
+        "copies": [],
         "staged": None,
         "forecast": None,
         "texts_cut": 0,

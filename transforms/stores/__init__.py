@@ -3,6 +3,7 @@
 from transforms.stores.ai_memory import AiMemoryStore, space_stamp
 from transforms.stores.base import Replacement, Store, Written
 from transforms.stores.codec import decode
+from transforms.stores.copies import Copy, find_copies, unchanged_copies
 from transforms.stores.opening import (
     KINDS,
     check_database,
@@ -17,6 +18,7 @@ from transforms.stores.trial import check_update, try_restore, try_update
 __all__ = [
     "KINDS",
     "AiMemoryStore",
+    "Copy",
     "Holding",
     "Replacement",
     "Store",
@@ -26,6 +28,7 @@ __all__ = [
     "check_update",
     "choose_store",
     "decode",
+    "find_copies",
     "open_store",
     "real_path",
     "recover_store",
@@ -34,4 +37,5 @@ __all__ = [
     "take_survey",
     "try_restore",
     "try_update",
+    "unchanged_copies",
 ]

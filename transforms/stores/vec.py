@@ -23,6 +23,9 @@ from transforms.stores.vec0 import connect
 
 _IS_VEC0 = re.compile(r"^\s*CREATE\s+VIRTUAL\s+TABLE\b.*?\bUSING\s+vec0\s*\(", re.I | re.S)
 
+VECTOR = re.compile(r"^\s*(\w+)\s+(float|f32|int8|i8|bit)\s*\[\s*(\d+)\s*\]", re.I)
+"""A vector's definition in a vec0 table's schema: its column, what it is made of, its length."""
+
 _SAMPLED_PAIRS = 8
 _ROWID = '"reembed rowid"'
 _SCHEMA = "(SELECT sql FROM sqlite_schema WHERE name = {})"
@@ -237,6 +240,26 @@ def vec_tables(db: sqlite3.Connection) -> dict[str, str]:
     """The vec0 tables of a database, with their schemas."""
     found = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND sql NOT NULL")
     return {name: sql for name, sql in found if _IS_VEC0.match(sql)}
+
+
+def vector_columns(sql: str) -> dict[str, int]:
+    """The columns of vectors of a vec0 table, of whatever numbers, with their lengths.
+
+    >>> vector_columns("CREATE VIRTUAL TABLE v USING vec0(a float[4], b bit[8], +c text)")
+    {'a': 4, 'b': 8}
+    """
+    found = map(VECTOR.match, definitions(sql))
+    return {one[1]: int(one[3]) for one in found if one}
+
+
+def definitions(sql: str) -> list[str]:
+    """What stands between the commas of a vec0 table's schema.
+
+    >>> definitions("CREATE VIRTUAL TABLE v USING vec0(a float[4], +b text)")
+    ['a float[4]', '+b text']
+    """
+    inner = sql[sql.index("(") + 1 : sql.rindex(")")]
+    return [part.strip() for part in inner.split(",")]
 
 
 def _literal(text: str) -> str:

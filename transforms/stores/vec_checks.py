@@ -23,10 +23,9 @@ from transforms.stores.candidates import (
 from transforms.stores.columns import read_columns, spread_rowids
 from transforms.stores.sqlite import folded, quoted
 from transforms.stores.table import TableConfig
-from transforms.stores.vec import VecStore, vec_tables
+from transforms.stores.vec import VECTOR, VecStore, definitions, vec_tables
 from transforms.stores.vec0 import connect
 
-_VECTOR = re.compile(r"^\s*(\w+)\s+(float|f32|int8|i8|bit)\s*\[\s*(\d+)\s*\]", re.I)
 _KEY = re.compile(r"^\s*(\w+)\s+(\w+)\s+primary\s+key\s*$", re.I)
 
 _ROWID_NAMES = ("rowid", "oid", "_rowid_")
@@ -151,8 +150,8 @@ def _hint(path: Path, tables: Sequence[str], *, wal: bool) -> list[str]:
 def _parsed(table: str, sql: str) -> _Definition:
     """Read a vec0 table's SQL; raise StoreError if its key is no whole number."""
     vectors, primary = {}, "rowid"
-    for definition in _definitions(sql):
-        if found := _VECTOR.match(definition):
+    for definition in definitions(sql):
+        if found := VECTOR.match(definition):
             vectors[found[1]] = (found[2].lower(), int(found[3]))
         elif key := _KEY.match(definition):
             primary = quoted(key[1])
@@ -441,13 +440,3 @@ def _is_rowid(db: sqlite3.Connection, table: str, name: str) -> bool:
     kind, without_rowid = db.execute(_KIND, [table]).fetchone()
     has_one = kind in ("table", "virtual", "shadow") and not without_rowid
     return has_one and folded(name) in _ROWID_NAMES and folded(name) not in columns
-
-
-def _definitions(sql: str) -> list[str]:
-    """What stands between the commas of a vec0 table's schema.
-
-    >>> _definitions("CREATE VIRTUAL TABLE v USING vec0(a float[4], +b text)")
-    ['a float[4]', '+b text']
-    """
-    inner = sql[sql.index("(") + 1 : sql.rindex(")")]
-    return [part.strip() for part in inner.split(",")]
