@@ -15,8 +15,9 @@ from pipeline.store_options import store_config
 from tests.conftest import Call, change, files, make_store, memory, select
 from transforms.embedders.fake import FakeEmbedder
 from transforms.errors import ReembedError, StoreError, UsageError
+from transforms.modes import Mode
 from transforms.rows import KeyRange
-from transforms.stores import open_store
+from transforms.stores import Store, open_store
 from transforms.stores.formats import encode
 from transforms.stores.table import TableConfig
 from transforms.stores.vec0 import connect
@@ -732,3 +733,21 @@ def test_stamps_of_rows_that_the_condition_loses_are_counted_and_verified(
     assert (checked.code, checked.values["checked"]) == (0, 4)
     assert reembed("rollback", "--db", path, "--json").values["restored"] == 4
     assert select(path, "SELECT count(*) FROM docs WHERE model = 'former'") == [(4,)]
+
+
+def test_rows_beside_the_condition_are_read_only_where_they_may_be_the_runs(tmp_path: Path) -> None:
+    """A narrow condition makes wide ranges; before anything is written, only its rows matter."""
+    path = stamped(tmp_path / "m.db", 8)
+    change(path, "UPDATE docs SET v = zeroblob(32) WHERE id = 'k02'")
+    config = {"table": "docs", "text": ["body"], "vector": "v", "where": "model = 'former'"}
+    store = open_store(path, None, config).select(Mode.ALL, model="m", dimension=8)
+
+    def keys(some: Store, *, with_stored: bool = True) -> dict[str, bool]:
+        rows = some.read_range(EVERYTHING, with_stored=with_stored)
+        return {row.key: row.meant for row in rows}
+
+    chosen = {"k01": True, "k03": True, "k05": True, "k07": True}
+    assert keys(store, with_stored=False) == keys(store.selected()) == chosen
+    assert keys(store) == chosen | {"k02": False}
+    others = {"k00": False, "k04": False, "k06": False}
+    assert keys(store.everywhere()) == chosen | {"k02": False} | others

@@ -92,12 +92,10 @@ class ReplaceJob:
         """Match the rows of a range, as they are now, with what is staged and saved."""
         with_vectors = with_stored if with_vectors is None else with_vectors
         staged = read_shards(self.run.shards_of(keys.index), with_vectors=with_vectors)
-        return self.match_with(
-            keys,
-            self.store.read_range(keys, with_stored=with_stored),
-            staged,
-            read_ledger(self.run.backup, keys.index, with_vectors=False),
-        )
+        ledger = read_ledger(self.run.backup, keys.index, with_vectors=False)
+        store = self.store if ledger.keys else self.store.selected()
+        rows = store.read_range(keys, with_stored=with_stored)
+        return self.match_with(keys, rows, staged, ledger)
 
     def match_with(
         self, keys: KeyRange, rows: Iterable[Row], staged: Iterable[StagedRow], ledger: Ledger

@@ -312,6 +312,10 @@ class Store(ABC):
         """The same store with all of its rows, wherever those of a run may have gone since."""
         return replace(self, namespace=None)
 
+    def selected(self) -> Self:
+        """The same store for a run that has written nothing: of rows that it is not about, none."""
+        return self
+
     def cut_ranges(self, rows: int, samples: int) -> tuple[tuple[KeyRange, ...], tuple[str, ...]]:
         """Cut the table, in its order, into ranges of `rows` rows; also sample some places.
 

@@ -115,7 +115,7 @@ class TableStore(Store):
     """A table with texts and vectors, and the one namespace of it that is meant.
 
     With `unfiltered`, all of its rows are read with what they hold, also those that no run can
-    have been about.
+    have been about; if `narrowed`, only those that the run is about now.
     """
 
     settings: TableConfig = field(kw_only=True)
@@ -123,6 +123,7 @@ class TableStore(Store):
     moves: bool = False
     nullable: bool = True
     unfiltered: bool = False
+    narrowed: bool = False
 
     kind = "table"
     ordered_by_key = False
@@ -184,6 +185,10 @@ class TableStore(Store):
         """The same table with all of its rows; the condition still says which are meant."""
         return replace(self, namespace=None, unfiltered=True)
 
+    def selected(self) -> Self:
+        """The same table, of which no other rows are read than those that the run is about."""
+        return replace(self, narrowed=True)
+
     def space(self, model: str) -> str | None:
         """The stamp of a model's vectors, its name; None without a column for it."""
         if self.settings.space_column is None:
@@ -213,7 +218,7 @@ class TableStore(Store):
             conditions.append(f"{self.rowid} > :after")
         if keys.until is not None:
             conditions.append(f"{self.rowid} <= :until")
-        if not with_stored:
+        if not with_stored or self.narrowed:
             conditions.append(self.meant)
         elif not self.unfiltered:
             conditions.append(f"({self._condition} OR {self._may_be_written})")
