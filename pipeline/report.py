@@ -31,7 +31,7 @@ class Outcome:
     Of the rows that are staged, earlier tries' too, `cut` have a text that is longer than the
     model looks at, and a server has counted `tokens` for them. For a run about a part of the
     store, `outside` says what the whole holds afterwards; `copies` are the columns that hold
-    vectors as long as the former ones.
+    vectors as long as the former ones. What `wrote` nothing can't be undone.
     """
 
     summary: Summary
@@ -41,6 +41,7 @@ class Outcome:
     tokens: int = 0
     outside: Outside | None = None
     copies: tuple[Copy, ...] = ()
+    wrote: bool = True
 
 
 def preflight_lines(plan: Plan) -> list[str]:
@@ -338,7 +339,9 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
     if not values["unwritten"]:
         del lines["not written"]
     if not values["reembedded"]:
-        del lines["next"], lines["way back"]
+        del lines["next"]
+    if not (values["reembedded"] and outcome.wrote):
+        del lines["way back"]
     return head + "\n\n" + table(lines)
 
 
@@ -424,6 +427,8 @@ def _left_copies(plan: Plan, copies: Sequence[Copy]) -> str:
 
 def _next(plan: Plan, values: Mapping[str, Any]) -> str:
     """What to do after a run, so that all vectors that are searched together can be compared."""
+    if values["unwritten"]:
+        return "drop the trigger or stop the program that puts these back, and run again"
     if values["remaining"]:
         return "run again to finish; until then the store holds vectors of more than one model"
     if values["outside_in_old_space"]:

@@ -151,10 +151,17 @@ def _run_begun(
     cut = _name_skipped(plan, warn)
     staged = None if replaces else _staged_rows(plan)
     tokens = sum(read_tokens(shards) for shards in plan.run.list_shards().values())
-    outcome = Outcome(summary, 0.0, staged, cut=cut, tokens=tokens, copies=plan.copies)
+    outcome = Outcome(summary, 0.0, staged, cut, tokens, copies=plan.copies, wrote=_wrote(plan))
     if replaces:
         outcome = _look_beside(plan, outcome)
     return replace(outcome, seconds=time.monotonic() - started)
+
+
+def _wrote(plan: Plan) -> bool:
+    """Whether the run has written to the store; if its manifest can't be read now, it may have."""
+    with contextlib.suppress(StagingError):
+        return plan.run.read_manifest().wrote
+    return True
 
 
 def _look_beside(plan: Plan, outcome: Outcome) -> Outcome:

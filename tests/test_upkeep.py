@@ -909,6 +909,15 @@ def test_a_run_that_wrote_nothing_hides_no_other(
     assert reembed("cleanup", "--db", path, "--json").values["removed"] == [first, run_id]
 
 
+def test_only_a_run_that_wrote_something_names_a_way_back(reembed: Call, path: Path) -> None:
+    first, again = reembed("--db", path), reembed("--db", path)
+
+    assert [run.out.splitlines()[0].split(",")[0] for run in (first, again)] == [
+        "reembed: 10/10 re-embedded"
+    ] * 2
+    assert ("way back" in first.out, "way back" in again.out) == (True, False)
+
+
 def test_skipped_rows_are_retried_after_runs_that_wrote_nothing(
     reembed: Call, tmp_path: Path
 ) -> None:
