@@ -94,7 +94,8 @@ def _fail(error: ReembedError) -> int:
 
 
 _SAYS_SO = re.compile(
-    r"(wrote nothing|nothing (was|is) (written|replaced))|store is (as it was|unchanged)"
+    r"(wrote nothing|nothing (was|is) (written|replaced|put back|embedded or changed))"
+    r"|store is (as it was|unchanged)"
     r"|reembed status says"
 )
 
