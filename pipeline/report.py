@@ -409,7 +409,10 @@ def _copies(copies: Sequence[Copy]) -> str:
 
 def _left_copies(plan: Plan, copies: Sequence[Copy]) -> str:
     """Say which columns a run leaves as they are, and what follows."""
-    said = f"this run does not write to {_copies(copies)}: these vectors stay in their former space"
+    said = (
+        f"this run does not itself write to {_copies(copies)}: these vectors stay in their former "
+        "space"
+    )
     if any(copy.dimension == plan.target.dimension for copy in copies):
         said += " (the former model's, though as long as the new ones)"
     said += ", and can't be compared with the new ones"

@@ -176,9 +176,9 @@ def test_plan_and_result_name_the_copies_and_what_follows(reembed: Call, tmp_pat
     again = reembed("--db", path, *FLAGS, "--json")
 
     said = (
-        f"this run does not write to {NAMED}: these vectors stay in their former space, and can't "
-        "be compared with the new ones; move a column with flags of its own, or empty or rebuild "
-        "it if it is a cache"
+        f"this run does not itself write to {NAMED}: these vectors stay in their former space, and "
+        "can't be compared with the new ones; move a column with flags of its own, or empty or "
+        "rebuild it if it is a cache"
     )
     assert f"NOTE — {said}\n" in dry.err
     assert f"copies           {NAMED}\n" in dry.out
@@ -201,7 +201,7 @@ def test_copies_as_long_as_the_new_vectors_are_the_former_models(
 
     ran = reembed("--db", path, *FLAGS, "--dim", str(DIM))
 
-    assert f"this run does not write to {NAMED}" in ran.out
+    assert f"this run does not itself write to {NAMED}" in ran.out
     assert "(the former model's, though as long as the new ones)" in ran.out
     # A column that was moved to the same target with flags of its own is no copy any more.
     change(path, "UPDATE docs SET id = id + 100", "UPDATE docs SET id = id - 99")
@@ -250,9 +250,9 @@ def test_the_archive_of_ai_memory_comes_back_by_a_restore(
     again = "with --skip-current-space" if stamps else "again"
     assert ran.code == 0
     assert (
-        f"copies       this run does not write to archived_memories.embedding (3, {DIM}-dim): "
-        "these vectors stay in their former space, and can't be compared with the new ones; "
-        "ai-memory's restore brings an archived memory back with its old vector, so run reembed "
+        "copies       this run does not itself write to archived_memories.embedding "
+        f"(3, {DIM}-dim): these vectors stay in their former space, and can't be compared with "
+        "the new ones; ai-memory's restore brings an archived memory back with its old vector, so run reembed "
         f"{again} after a restore\n"
     ) in ran.out
 
