@@ -252,8 +252,8 @@ def test_the_archive_of_ai_memory_comes_back_by_a_restore(
     assert (
         "copies       this run does not itself write to archived_memories.embedding "
         f"(3, {DIM}-dim): these vectors stay in their former space, and can't be compared with "
-        "the new ones; ai-memory's restore brings an archived memory back with its old vector, so run reembed "
-        f"{again} after a restore\n"
+        "the new ones; ai-memory's restore brings an archived memory back with its old vector, so "
+        f"run reembed {again} after a restore\n"
     ) in ran.out
 
 
