@@ -483,7 +483,7 @@ def _quieten() -> None:
 
 
 class _Warnings(logging.Handler):
-    """What is logged, as lines on stderr."""
+    """Log records as lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tell(self.format(record))

@@ -1,4 +1,4 @@
-"""What a run leaves beside its vectors: other rows of its table, and other columns of the file."""
+"""Vectors that a run leaves as they are: other rows of its table, other columns of the file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.resume import Runs
 from transforms.embedders import Target
 from transforms.modes import Mode
-from transforms.staging import Scope, State
+from transforms.staging import Scope
 from transforms.stores import Copy, Holding, Store, Survey, find_copies, take_stock
 
 Moved = Mapping[str | None, bool]
@@ -18,7 +18,7 @@ Moved = Mapping[str | None, bool]
 
 @dataclass(frozen=True)
 class Outside:
-    """What the rows of a store hold, and how many of those that a run is not about are old.
+    """Vectors of all rows of a store, and how many of the rows outside a run hold old ones.
 
     `old` counts vectors that neither the run nor, by their stamps or by earlier runs, another one
     to the same target has made.
@@ -40,7 +40,7 @@ def find_moved(runs: Runs, scope: Scope, target: Target) -> Moved:
     for _, manifest in runs:
         other = manifest.scope
         same_table = Scope(store=other.store).shares_rows(Scope(store=scope.store))
-        if manifest.state is not State.REPLACED or not same_table:
+        if not manifest.holds or not same_table:
             continue
         whole = other.mode in (Mode.ALL, Mode.SKIP_CURRENT_SPACE) and not other.store.get("where")
         is_targets = not target.differences(manifest.target)
@@ -88,7 +88,7 @@ def other_columns(
     """
     if not survey.meant_with_vector or mode is Mode.STAMP_ONLY:
         return ()
-    done = [manifest for _, manifest in runs if manifest.state is State.REPLACED]
+    done = [manifest for _, manifest in runs if manifest.holds]
     moved = [m.scope.store for m in done if not target.differences(m.target)]
     former = {int(dim) for m in done for dim in m.outcome.get("previous_dims", ())}
     return tuple(

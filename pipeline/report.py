@@ -251,7 +251,7 @@ def outcome_json(plan: Plan, outcome: Outcome) -> str:
 
 
 def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """What was done, as JSON has it; also kept in the run directory, and made into the text."""
+    """The outcome as JSON has it; also kept in the run directory, and the source of the text."""
     summary, seconds, target = outcome.summary, outcome.seconds, plan.target
     only_staged = outcome.staged is not None
     # What was skipped is kept in the table only once rows are replaced.
@@ -371,7 +371,7 @@ def _outside_values(outside: Outside | None) -> dict[str, Any]:
 
 
 def _held(outside: Outside | None) -> str:
-    """What the whole store holds: the rows of the run's namespace or condition, and the others."""
+    """Count the store's vectors, in the namespace or condition of the run and outside of it."""
     if outside is None:
         return ""
     selected = tuple(held for held in outside.holdings if held.selected)
@@ -429,7 +429,7 @@ def _left_copies(plan: Plan, copies: Sequence[Copy]) -> str:
 
 
 def _next(plan: Plan, values: Mapping[str, Any]) -> str:
-    """What to do after a run, so that all vectors that are searched together can be compared."""
+    """The next step after a run: all vectors that are searched together must be comparable."""
     if values["unwritten"]:
         return "drop the trigger or stop the program that puts these back, and run again"
     if values["remaining"]:

@@ -115,7 +115,7 @@ def fresh_runs(runs: Runs, scope: Scope) -> list[RunDirectory]:
 
 def former_target(runs: Runs, scope: Scope) -> Mapping[str, Any] | None:
     """The target of the newest run about such rows that came to its end; None if there is none."""
-    ended = (m for _, m in reversed(runs) if m.state.undoable or m.is_confirmation)
+    ended = (m for _, m in reversed(runs) if m.holds)
     return next(
         (m.target for m in ended if m.scope.shares_rows(replace(scope, namespace=None))), None
     )

@@ -35,7 +35,7 @@ def show_status(path: Path, runs: Runs) -> Report:
 
 
 def next_step(runs: Runs, run: RunDirectory, manifest: Manifest) -> str:
-    """What gets a run further, or brings it to its end."""
+    """The next step of a run in each state."""
     for other, state in ((other, m.state) for other, m in runs):
         if state.incomplete and other != run:
             what = "rolled back" if state is State.ROLLING_BACK else "finished or rolled back"
@@ -68,7 +68,7 @@ def next_step(runs: Runs, run: RunDirectory, manifest: Manifest) -> str:
 
 
 def _retry(run: RunDirectory, manifest: Manifest) -> str:
-    """What helps where too many rows failed: the same command would fail again."""
+    """The next step after too many failed rows: the same command would fail again."""
     mode = manifest.scope.mode
     chosen = ["--max-rows"]
     if mode not in (Mode.ALL, Mode.RETRY_SKIPPED):

@@ -214,7 +214,7 @@ def _trouble(
 
 
 def _choosing(manifest: Manifest) -> str:
-    """How the rows that a run has written are chosen again, if not by the same command."""
+    """The flags that select the rows of a run again, where its own command no longer does."""
     mode = manifest.scope.mode
     changes = [f"without --{mode.replace(' ', '-')}"] if mode != Mode.ALL else []
     if manifest.scope.store.get("where"):

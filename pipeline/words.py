@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 NOTHING_WRITTEN = "this command wrote nothing to the store"
-"""What ends the message of a failure that changed nothing."""
+"""Ends the message of a failure that changed nothing."""
 
 _SHOWN = 10
 _LONG = 80

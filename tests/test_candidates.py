@@ -1,4 +1,4 @@
-"""What is proposed for a file that is no known store, what is warned of, and who else moves it."""
+"""Hints for files of no known store, warnings of odd columns, files that others must move."""
 
 from __future__ import annotations
 

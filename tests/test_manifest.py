@@ -99,7 +99,7 @@ def test_another_version_is_refused(version: object) -> None:
 
 
 LATER = {"wrote", "stopped_code"}
-"""What the first versions did not note."""
+"""Manifests of the first versions."""
 
 
 @pytest.mark.parametrize("name", sorted(set(MANIFEST.to_json()) - LATER))

@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def run_of(reembed: Call, path: Path, at: int = -1) -> dict[str, Any]:
-    """What status says of a run."""
+    """The part of status about one run."""
     found: dict[str, Any] = reembed("status", "--db", path, "--json").values["runs"][at]
     return found
 

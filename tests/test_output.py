@@ -1,4 +1,4 @@
-"""What happens where a result, or a warning, can't be written."""
+"""Results and warnings that can't be written."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def run(reembed: Call, path: Path, *flags: str, **more: Any) -> Ran:
 
 
 def outside(reembed: Call, path: Path, *flags: str, **more: Any) -> int | None:
-    """What a dry run and the run itself count, which is the same."""
+    """Counts of a dry run, and of the run itself, which are the same."""
     planned = run(reembed, path, "--dry-run", *flags, **more).values["outside_in_old_space"]
     done: int | None = run(reembed, path, *flags, **more).values["outside_in_old_space"]
     assert planned == done
@@ -126,9 +126,9 @@ def test_once_the_rest_is_moved_too_nothing_is_left(
     assert f"next         {RESTART}" in last.out
     assert outside(reembed, path, *SAME, "--namespace", "people") == 0
     # Another model in one of them, and back by a rollback.
-    assert outside(reembed, path, *SAME, "--namespace", "bare", "--model", "n") == 12
+    other = ("--namespace", "bare", "--model", "n")
+    assert outside(reembed, path, *SAME, *other, prompt="n: ") == 12
     assert outside(reembed, path, *SAME, "--namespace", "people") == 2
-    assert reembed("rollback", "--db", path).code == 0
     assert reembed("rollback", "--db", path).code == 0
     assert outside(reembed, path, *SAME, "--namespace", "people") == 0
 

@@ -1,4 +1,4 @@
-"""What can't be stored is refused before anything is embedded."""
+"""Vectors that can't be stored are refused before anything is embedded."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ HELD_BACK = "other rows that must have the same model can't be put back"
 
 @dataclass
 class RolledBack:
-    """What a rollback did: rows put back, rows that were as before, rows left, with why.
+    """Result of a rollback: rows put back, rows that were as before, rows left, with why.
 
     `in_the_way` names, by namespace, the rows for which others could not be put back, with why.
     """
@@ -175,7 +175,7 @@ def _roll_back_whole(
     attempt: str,
     moved: bool,
 ) -> RolledBack:
-    """The same for a store of which each namespace has one model: all at once.
+    """Roll back a store of which each namespace has one model: all at once.
 
     What keeps a namespace from going back as a whole is found before anything is written.
     """

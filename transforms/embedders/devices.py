@@ -61,7 +61,7 @@ def _here() -> str:
 
 
 def _counts() -> dict[str, int]:
-    """How many devices of each kind are here."""
+    """Count the devices of each kind."""
     import torch
 
     return {

@@ -104,6 +104,11 @@ class Manifest:
         """Whether the run wrote nothing since all rows held their vectors already."""
         return self.state is State.EMPTY and self.reembedded > 0
 
+    @property
+    def holds(self) -> bool:
+        """Whether the run ended, and its rows held the target's vectors then."""
+        return self.state.undoable or self.is_confirmation
+
     def to_json(self) -> dict[str, Any]:
         """The manifest in types that JSON has; `from_json` is its inverse."""
         return {

@@ -79,7 +79,7 @@ class Store(ABC):
     """What `replaced_columns` calls the column of stamps, if there is one."""
 
     namespace_word: ClassVar[str] = "namespace"
-    """What its user calls what --namespace names."""
+    """The store's own word for a namespace."""
 
     no_stamps: ClassVar[str]
     """Why it keeps no stamps, if it keeps none."""
@@ -313,7 +313,7 @@ class Store(ABC):
         return replace(self, namespace=None)
 
     def selected(self) -> Self:
-        """The same store for a run that has written nothing: of rows that it is not about, none."""
+        """The store without rows that a run is not about, for one that has written nothing."""
         return self
 
     def cut_ranges(self, rows: int, samples: int) -> tuple[tuple[KeyRange, ...], tuple[str, ...]]:
@@ -447,7 +447,7 @@ class Store(ABC):
 
 
 class Written:
-    """What rows were given, as a digest of each: 16 bytes a row.
+    """Digests of what rows were given, 16 bytes a row.
 
     Python's own hash (SipHash, 64 bits, with a key of this process) takes a quarter of BLAKE2b's
     time; that two values share one by chance is as unlikely as 1 in 2**64.

@@ -1,4 +1,4 @@
-"""What the columns of a table hold, from a sample of rows spread over it."""
+"""A table's columns, judged by a sample of rows spread over it."""
 
 from __future__ import annotations
 

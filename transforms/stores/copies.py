@@ -62,7 +62,7 @@ class Copy:
 
     @property
     def place(self) -> tuple[str, str, int]:
-        """What tells it from others."""
+        """The place that tells it from other copies."""
         return self.table, self.column, self.dimension
 
 
@@ -167,7 +167,7 @@ def _value(column: str) -> str:
 def _sample(
     db: sqlite3.Connection, table: str, columns: Sequence[str], rowid: str | None, most: int
 ) -> dict[str, list[bytes]]:
-    """What some rows hold in each column that may be a vector."""
+    """Sample the values of each column that may be vectors."""
     if not columns:
         return {}
     select = f"SELECT {', '.join(map(_value, columns))} FROM {quoted(table)}"
@@ -239,7 +239,7 @@ def _digests(values: Sequence[bytes]) -> frozenset[bytes]:
 
 
 def _dimension(size: int, values: Sequence[bytes], wanted: frozenset[int]) -> int:
-    """How many numbers BLOBs of a size hold; 0 if they are no vectors of a wanted length."""
+    """The dimension of BLOBs of a size; 0 if they are no vectors of a wanted length."""
     if values[0].startswith(_NPY) and fitting_formats(values, ["npy"]):
         length = len(decode("npy", values[0]))
         return length if length in wanted else 0
@@ -254,7 +254,7 @@ def _dimension(size: int, values: Sequence[bytes], wanted: frozenset[int]) -> in
 
 
 def _json_length(raw: bytes) -> int:
-    """How many numbers a JSON array holds; 0 for what is none."""
+    """The length of a JSON array of numbers; 0 for anything else."""
     if not raw.startswith(b"["):
         return 0
     try:
@@ -267,7 +267,7 @@ def _json_length(raw: bytes) -> int:
 def _count_json(
     db: sqlite3.Connection, table: str, column: str, length: int, share: float
 ) -> tuple[int, bool]:
-    """How many values are arrays of a length, and whether they were counted or estimated."""
+    """Count the arrays of a length; also say whether they were counted or estimated."""
     name, source = quoted(column), quoted(table)
     (present,) = db.execute(f"SELECT count(*) FROM {source} WHERE {name} IS NOT NULL").fetchone()
     if present > _PARSED_VALUES:

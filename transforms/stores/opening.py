@@ -29,7 +29,7 @@ _SETTINGS = {
     VecStore.kind: frozenset({"table", "text", "vector", "text_table", "text_key"}),
     TableStore.kind: frozenset(field.name for field in fields(TableConfig)),
 }
-"""What may be said of each kind of store."""
+"""The settings that each kind of store takes."""
 
 _ELSE = {
     AiMemoryStore.kind: "--store ai-memory, whose columns are known",

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from transforms.errors import StoreError
@@ -181,13 +181,26 @@ def fires_triggers(connection: sqlite3.Connection, statement: str) -> bool:
     return any(row[1] == "Program" for row in _rows(connection, f"EXPLAIN {statement}"))
 
 
-def columns_read(connection: sqlite3.Connection, statement: str) -> frozenset[str]:
-    """The columns, of whatever table, that a statement reads."""
-    found: set[str] = set()
+class Action(NamedTuple):
+    """A part of a statement as SQLite asks whether it may be done, by its code.
 
-    def note(action: int, _: str | None, column: str | None, *__: str | None) -> int:
-        if action == sqlite3.SQLITE_READ and column:
-            found.add(column)
+    What the two arguments are depends on the code: of a read, a table and its column. Source:
+    https://sqlite.org/c3ref/c_alter_table.html.
+    """
+
+    code: int
+    first: str | None
+    second: str | None
+    database: str | None
+    trigger: str | None
+
+
+def actions_of(connection: sqlite3.Connection, statement: str) -> list[Action]:
+    """Prepare a statement, without a write, and list all that it would do."""
+    found: list[Action] = []
+
+    def note(*action: Any) -> int:
+        found.append(Action(*action))
         return sqlite3.SQLITE_OK
 
     connection.set_authorizer(note)
@@ -195,7 +208,14 @@ def columns_read(connection: sqlite3.Connection, statement: str) -> frozenset[st
         connection.execute(f"EXPLAIN {statement}").fetchall()
     finally:
         connection.set_authorizer(None)
-    return frozenset(found)
+    return found
+
+
+def columns_read(connection: sqlite3.Connection, statement: str) -> frozenset[str]:
+    """The columns, of whatever table, that a statement reads."""
+    actions = actions_of(connection, statement)
+    reads = (action.second for action in actions if action.code == sqlite3.SQLITE_READ)
+    return frozenset(column for column in reads if column)
 
 
 def _rows(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:

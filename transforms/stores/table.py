@@ -182,11 +182,11 @@ class TableStore(Store):
         return {name: quoted(column) for name, column in named.items() if column is not None}
 
     def everywhere(self) -> Self:
-        """The same table with all of its rows; the condition still says which are meant."""
+        """The table with all of its rows; the condition still says which are meant."""
         return replace(self, namespace=None, unfiltered=True)
 
     def selected(self) -> Self:
-        """The same table, of which no other rows are read than those that the run is about."""
+        """The table with only the rows that the run is about."""
         return replace(self, narrowed=True)
 
     def space(self, model: str) -> str | None:

@@ -28,7 +28,7 @@ _REFUSALS = (
     sqlite3.SQLITE_CONSTRAINT,
     sqlite3.SQLITE_MISMATCH,
 )
-"""What SQLite says of a statement or its values, not of the file or of other processes."""
+"""Errors about a statement or its values, not about the file or other processes."""
 
 _WRITES = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE)
 _FULL_TEXT = re.compile(r"\bUSING\s+fts[345]\b", re.I)
@@ -150,7 +150,7 @@ def _refusing(db: sqlite3.Connection, store: Store) -> Iterator[None]:
 
 
 def _advice(db: sqlite3.Connection, store: Store, error: str) -> str:
-    """Where an error comes from, as far as that can be told, and what to do about it."""
+    """Say where an error comes from, as far as that can be told, and what to do about it."""
     name = _name(store)
     if function := _MISSING_FUNCTION.search(error):
         select = (
@@ -213,24 +213,16 @@ def _triggers(db: sqlite3.Connection, store: Store) -> dict[str, list[str]]:
     if isinstance(store, VecStore):  # A virtual table has none.
         return written
     own = folded(_name(store))
-
-    def note(action: int, table: str | None, *rest: str | None) -> int:
-        if (trigger := rest[-1]) is not None:
+    for code, table, *_, trigger in sqlite.actions_of(db, store.update_statement):
+        if trigger is not None:
             tables = written.setdefault(trigger, [])
-            if action in _WRITES and table and folded(table) != own and table not in tables:
+            if code in _WRITES and table and folded(table) != own and table not in tables:
                 tables.append(table)
-        return sqlite3.SQLITE_OK
-
-    db.set_authorizer(note)
-    try:
-        db.execute(f"EXPLAIN {store.update_statement}").fetchall()
-    finally:
-        db.set_authorizer(None)
     return written
 
 
 def _notes(db: sqlite3.Connection, fired: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """What triggers write besides; full-text indexes are nobody's copy of a vector."""
+    """Describe what triggers write besides, but for full-text indexes."""
     schemas = db.execute("SELECT name, sql FROM sqlite_schema WHERE sql NOT NULL").fetchall()
     full_text = {name for name, sql in schemas if _FULL_TEXT.search(sql)}
     kept = {trigger: [t for t in tables if t not in full_text] for trigger, tables in fired.items()}

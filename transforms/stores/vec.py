@@ -115,7 +115,7 @@ class VecStore(TableStore):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know of how texts and vectors are joined."""
+        """Notes on how texts and vectors are joined."""
         return self.join_notes
 
     def sample_pairs(self, places: Sequence[str]) -> tuple[tuple[str, str], ...]:

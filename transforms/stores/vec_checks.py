@@ -38,7 +38,7 @@ _MIN_LINKED = 3
 
 @dataclass(frozen=True)
 class _Definition:
-    """What a vec0 table's SQL says: its key, as SQL names it, and its vectors by name."""
+    """The parsed SQL of a vec0 table: its key, as SQL names it, and its vectors by name."""
 
     table: str
     sql: str
@@ -113,7 +113,7 @@ def open_vec(path: Path, config: Mapping[str, Any], *, wal: bool) -> VecStore:
 
 
 def check_joined(store: VecStore) -> VecStore:
-    """The same store with notes on how its texts and vectors are joined.
+    """Return the store with notes on how its texts and vectors are joined.
 
     Raises UsageError if they hardly are, or a column of the vec0 table joins them otherwise.
     """
@@ -316,7 +316,7 @@ class _Link:
     sure: bool
 
     def wrong(self, db: sqlite3.Connection, texts: str, key: str) -> int:
-        """How many of the sampled rows a key of the text table joins to other rows of it."""
+        """Count the sampled rows that a key of the text table joins to other rows of it."""
         select = f"SELECT {quoted(self.target)} FROM {quoted(texts)} WHERE {quoted(key)} = ?"
         found = ((value, db.execute(select, [n]).fetchone()) for n, value in self.values.items())
         return sum(row is not None and str(row[0]) != str(value) for value, row in found)
@@ -350,7 +350,7 @@ def _links(db: sqlite3.Connection, texts: str, definition: _Definition) -> list[
 
 
 def _link_stem(name: str) -> str | None:
-    """What a column is named after that is named as a key; None for another one.
+    """The thing that a key column is named after; None for a column that is no key.
 
     >>> _link_stem("chunk_id"), _link_stem("docId"), _link_stem("id"), _link_stem("year")
     ('chunk', 'doc', '', None)
@@ -428,7 +428,7 @@ def _matching_keys(db: sqlite3.Connection, texts: str, rowids: Sequence[int]) ->
 
 
 def _found(db: sqlite3.Connection, table: str, column: str, values: Sequence[Any]) -> list[Any]:
-    """What a column holds of some values, as often as it does."""
+    """Those of some values that a column holds, as often as it does."""
     places = ", ".join("?" * len(values))
     select = f"SELECT {quoted(column)} FROM {quoted(table)} WHERE {quoted(column)} IN ({places})"
     return [value for (value,) in db.execute(select, values)]
