@@ -312,7 +312,7 @@ def outcome_text(plan: Plan, outcome: Outcome) -> str:
         "cost": _money(values["cost"]),
         "remaining": f"{values['remaining']:,} rows are not done "
         f"(named in {plan.run.path / REMAINING})",
-        "not written": f"{values['unwritten']:,} of them hold their previous vectors again",
+        "not written": f"{values['unwritten']:,} of them don't hold what was written to them",
         "time": f"{duration(values['duration_ms'] / 1000)}{rate}",
         "model": values["model"],
         "dimension": f"{values['dim']}"
@@ -349,9 +349,9 @@ def incomplete_line(summary: Summary) -> str:
     """Say what keeps a replacement from being complete, and what helps."""
     if summary.unwritten:
         return (
-            f"{summary.unwritten} rows hold their previous vectors again, although the new ones "
-            "were written: a trigger of the database or another program puts them back; drop or "
-            "stop it and run again, or undo the replacement with reembed rollback"
+            f"{summary.unwritten} rows don't hold their new vectors, although these were written: "
+            "a trigger of the database or another program puts others back; drop or stop it and "
+            "run again, or undo the replacement with reembed rollback"
         )
     return (
         f"{summary.remaining} rows remain, so the replacement is incomplete; run again to finish "
@@ -431,7 +431,7 @@ def _left_copies(plan: Plan, copies: Sequence[Copy]) -> str:
 def _next(plan: Plan, values: Mapping[str, Any]) -> str:
     """The next step after a run: all vectors that are searched together must be comparable."""
     if values["unwritten"]:
-        return "drop the trigger or stop the program that puts these back, and run again"
+        return "drop the trigger or stop the program that changes these back, and run again"
     if values["remaining"]:
         return "run again to finish; until then the store holds vectors of more than one model"
     if values["outside_in_old_space"]:

@@ -65,7 +65,7 @@ MOST_STALE_PASSES = 3
 """Passes in a row that leave no fewer new and edited rows than before, until it goes on without."""
 
 ADDED_OR_EDITED = "it was added or edited too late"
-NOT_WRITTEN = "it holds its previous vector again, although the new one was written"
+NOT_WRITTEN = "it does not hold its new vector, although that was written"
 """Why a row remains."""
 
 _NAMED_ROWS = 20

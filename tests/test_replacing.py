@@ -366,7 +366,9 @@ def test_a_row_whose_vector_was_overwritten_since_is_found_and_written_again(pla
         "UPDATE memories SET embedding = NULL, embedding_dim = NULL WHERE id = '09'",
     )
     look = sum((plan.job.match(k, with_stored=True).after for k in plan.ranges), Summary())
-    assert look == Summary(replaced=8, remaining=2, in_old_space=1, changed=frozenset({0, 2}))
+    assert look == Summary(
+        replaced=8, remaining=2, unwritten=2, in_old_space=1, changed=frozenset({0, 2})
+    )
 
     assert replace(plan) == Summary(replaced=10)
 

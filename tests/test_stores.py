@@ -135,8 +135,8 @@ def test_rows_whose_writes_are_always_lost_are_named_with_exit_code_6(
         ran = moved()
 
     assert (ran.code, ran.values["remaining"], ran.values["unwritten"]) == (6, 1, 1)
-    assert f"row {kind.key(len(TEXTS) - 1)} remains: it holds its previous vector" in ran.err
-    assert "1 rows hold their previous vectors again" in ran.error
+    assert f"row {kind.key(len(TEXTS) - 1)} remains: it does not hold its new vector" in ran.err
+    assert "1 rows don't hold their new vectors" in ran.error
     finished = moved()
     assert (finished.code, finished.texts) == (0, set())
     assert kind.held(path) == [kind.new(str(text), prompt="doc: ") for text in TEXTS]

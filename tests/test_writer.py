@@ -242,7 +242,7 @@ def test_rows_that_a_daemon_overwrites_again_and_again_are_named_until_it_stops(
     assert {key for key, is_new in new_vectors(path).items() if not is_new} == {*keys[5::60]}
     remaining = Path(ran.values["run_directory"]) / "remaining.jsonl"
     assert read_ids(remaining) == {*keys[5::60]}
-    assert ran.error.startswith("4 rows hold their previous vectors again, although the new ones")
+    assert ran.error.startswith("4 rows don't hold their new vectors, although these were")
     assert reembed("status", "--db", path).code == 6
 
     daemon["times"] = 0

@@ -27,8 +27,8 @@ class Match:
     """What becomes of the rows of a range.
 
     `done` hold their new vector, of which `equal` held it before the run; `kept` are skipped
-    rows, `changes` are to be written, of which the rows with keys in `unwritten` hold what was
-    saved of them, and `unstaged` are the keys of rows that are new or edited. `foreign` counts
+    rows, `changes` are to be written, of which the rows with keys in `unwritten` were saved to be
+    given just that, and `unstaged` are the keys of rows that are new or edited. `foreign` counts
     the vectors which this run has not made of rows that get none now, and `old` those of rows
     that are to be written. Of `unknown` rows it can't be told, without
     the vectors that are staged for them, whether they hold those. `vectors` are the keys and
@@ -121,15 +121,20 @@ def match_rows(
                 match.equal += [change] if change.new == row.stored else []
                 continue
             match.changes.append(change)
-            if row.stored.digest in [saved.was for saved in ledger.of(row.key)]:
+            if was_given(row, change.new, ledger):
                 match.unwritten.append(row.key)
             match.old += _is_foreign(row, ledger)
     return match
 
 
 def concerns(row: Row, ledger: Ledger) -> bool:
-    """Whether a run is about a row: it is meant, or has a vector that the run wrote."""
-    return row.meant or is_ours(row, ledger)
+    """Whether a run is about a row: it is meant, was when it was saved, or holds what was written.
+
+    The first may end with the writing itself; then a row that loses its new vector must not be
+    lost from the count. One that another program has given a text and a vector of its own may be.
+    """
+    saved = row.digest in [saved.digest for saved in ledger.of(row.key)]
+    return row.meant or saved or is_ours(row, ledger)
 
 
 def is_ours(row: Row, ledger: Ledger) -> bool:
@@ -150,6 +155,12 @@ def has_written(row: Row, ledger: Ledger) -> bool:
         for saved in ledger.of(row.key)
         if row.stored is not None
     )
+
+
+def was_given(row: Row, new: Stored, ledger: Ledger) -> bool:
+    """Whether a run has given a row this for its present text, or was about to."""
+    given = row.digest, vector_digest(new.vector)
+    return given in [(saved.digest, saved.written) for saved in ledger.of(row.key)]
 
 
 def holds_written(row: Row, ledger: Ledger) -> bool:

@@ -176,8 +176,8 @@ class Summary:
 
     `embedded` and `skipped` (by cause) count the work of staging. The others say what the
     table holds: `replaced` rows have the new vector, `kept` (by cause) are the skipped ones,
-    `remaining` are new, edited or overwritten since; `unwritten` of these hold what they held
-    before the run, so what was written to them did not stay. `in_old_space` counts the kept and
+    `remaining` are new, edited or overwritten since; to `unwritten` of these the new vector was
+    written, and did not stay. `in_old_space` counts the kept and
     the remaining rows that still have a vector that is not this run's. `changed` names the
     ranges in which rows are remaining.
     """

@@ -178,7 +178,7 @@ def fires_triggers(connection: sqlite3.Connection, statement: str) -> bool:
 
     Source: https://sqlite.org/opcode.html#Program.
     """
-    return any(row[1] == "Program" for row in _rows(connection, f"EXPLAIN {statement}"))
+    return any(row[1] == b"Program" for row in _explain(connection, statement))
 
 
 class Action(NamedTuple):
@@ -205,10 +205,20 @@ def actions_of(connection: sqlite3.Connection, statement: str) -> list[Action]:
 
     connection.set_authorizer(note)
     try:
-        connection.execute(f"EXPLAIN {statement}").fetchall()
+        _explain(connection, statement)
     finally:
         connection.set_authorizer(None)
     return found
+
+
+def _explain(connection: sqlite3.Connection, statement: str) -> list[tuple[Any, ...]]:
+    """Prepare a statement; return its program, texts as bytes: a literal in it may be a BLOB."""
+    factory = connection.text_factory
+    connection.text_factory = bytes
+    try:
+        return _rows(connection, f"EXPLAIN {statement}")
+    finally:
+        connection.text_factory = factory
 
 
 def columns_read(connection: sqlite3.Connection, statement: str) -> frozenset[str]:

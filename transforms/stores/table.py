@@ -210,8 +210,8 @@ class TableStore(Store):
     def rows_in(self, db: sqlite3.Connection, keys: KeyRange, *, with_stored: bool) -> list[Row]:
         """Read the rows of a range over a connection, in the order of the file.
 
-        With what is stored, also rows that the run may have written: its own writing may be why
-        the condition is not true of them any more.
+        With what is stored, also rows of which the condition is not true: the run's own writing
+        may be why.
         """
         conditions = [self._of_namespace]
         if keys.after is not None:
@@ -220,8 +220,6 @@ class TableStore(Store):
             conditions.append(f"{self.rowid} <= :until")
         if not with_stored or self.narrowed:
             conditions.append(self.meant)
-        elif not self.unfiltered:
-            conditions.append(f"({self._condition} OR {self._may_be_written})")
         columns = self._row_columns + (f", {self.stored_columns}" if with_stored else "")
         values = self.values | {
             "after": keys.after and _number(keys.after),
@@ -337,13 +335,6 @@ class TableStore(Store):
     @property
     def _of_namespace(self) -> str:
         return "TRUE" if self.namespace is None else self._in_namespace
-
-    @property
-    def _may_be_written(self) -> str:
-        """The SQL condition for a row that may hold what the run wrote, as far as SQL can tell."""
-        if self.settings.format not in NUMBERS:
-            return "TRUE"
-        return f"{self.vector_column} IS NULL OR {self.fits}"
 
     @property
     def fits(self) -> str:
