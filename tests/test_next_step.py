@@ -224,6 +224,11 @@ def test_runs_that_have_ended_without_a_way_back_are_removed(reembed: Call, path
     reembed("--db", path)
     reembed("rollback", "--db", path)
     assert state(reembed, path) == ("rolled back", "reembed cleanup removes it")
+    change(
+        path,
+        "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at, "
+        "encrypted_envelope) VALUES ('sealed', 'mid', 'global', 'sealed', '', '', '', x'00')",
+    )
     reembed("--db", path, "--missing-only")
     assert state(reembed, path) == ("wrote nothing", "reembed cleanup removes it")
     for _ in range(2):
