@@ -198,7 +198,7 @@ def test_a_bucket_that_is_not_there_is_told_in_one_sentence(
     ran = fake_program(*flags, environment=service.environment)
 
     assert ran.returncode == 1
-    *_, loading, error = ran.stderr.splitlines()
+    *_, loading, error, _ = ran.stderr.splitlines()
     assert loading.startswith("reembed: loading")
     assert re.match(
         r"reembed: error: the work directory gs://nobucket/work/\S+ can't be used", error

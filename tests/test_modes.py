@@ -1183,3 +1183,42 @@ def test_a_row_that_loses_its_new_vector_is_no_longer_missing_and_still_counts(
 
     assert (ran.code, ran.values["total"], ran.values["reembedded"]) == (0, 6, 6)
     assert stored(path) == new(*range(6))
+
+
+def test_another_column_that_does_not_keep_what_was_written_is_noticed(
+    tmp_path: Path, reembed: Call
+) -> None:
+    rows = [memory(key, embedding=former(key), embedding_dim=8) for key in "012345"]
+    path = make_store(tmp_path / "m.db", rows)
+    change(
+        path,
+        ADD_STAMPS,
+        "CREATE TRIGGER touch AFTER UPDATE OF embedding ON memories WHEN new.id = '4' BEGIN "
+        "UPDATE memories SET embedding_space = 'touched' WHERE id = '4'; END",
+    )
+
+    touched = reembed("--db", path, "--json")
+
+    assert (touched.code, touched.values["reembedded"], touched.values["unwritten"]) == (6, 5, 1)
+    change(path, "DROP TRIGGER touch")
+    assert reembed("--db", path).code == 0
+    assert set(stamps(path).values()) == {STAMP}
+
+
+@pytest.mark.parametrize("kind", ["TEXT", "INTEGER", "REAL", "NUMERIC", "BLOB", ""])
+def test_a_column_that_stores_a_value_by_its_own_type_holds_what_was_written(
+    kind: str, tmp_path: Path, reembed: Call
+) -> None:
+    path = tmp_path / "m.db"
+    change(
+        path,
+        f"CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT, model {kind}, dim {kind}, v BLOB)",
+        *(f"INSERT INTO t VALUES ({n}, 'text {n}', 'old', 1, x'0000803f')" for n in range(9)),
+    )
+    table = ("--table", "t", "--text", "body", "--vector", "v", "--space-column", "model")
+    flags = ("--db", path, *table, "--dim-column", "dim", "--space", "12", "--model", "m")
+
+    assert reembed(*flags).code == 0
+    assert reembed("verify", "--db", path).code == 0
+    assert reembed(*flags, prompt="doc: ").code == 0
+    assert reembed("rollback", "--db", path).code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from transforms.staging import Ledger
 
 Describe = Callable[[bytes | None], Stored]
 """What a row holds once it has this vector (little-endian float32), or none."""
+
+Same = Callable[[str, str], bool]
+"""Whether other columns than the vector hold what they were given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ def match_rows(
     *,
     ledger: Ledger,
     describe: Describe,
+    same: Same = operator.eq,
     clear_skipped: bool = False,
 ) -> Match:
     """Match rows with what is staged for them; the last that is staged for a text counts.
@@ -110,13 +115,15 @@ def match_rows(
             match.kept[found.skipped.cause] += 1
             match.foreign += _is_foreign(row, ledger)
         elif found.skipped is None and found.vector is None:
-            held = holds_written(row, ledger) and row.stored.others == described
-            match.done += held or has_written(row, ledger)
-            match.unknown += not (held or has_written(row, ledger))
+            held = holds_written(row, ledger) or has_written(row, ledger)
+            held = held and same(row.stored.others, described)
+            match.done += held
+            match.unknown += not held
         else:
             cause = None if found.skipped is None else found.skipped.cause
             change = Change(row, describe(found.vector), cause)
-            if change.new == row.stored or has_written(row, ledger):
+            held = has_written(row, ledger) and same(row.stored.others, change.new.others)
+            if change.new == row.stored or held:
                 _count(match, found)
                 match.equal += [change] if change.new == row.stored else []
                 continue

@@ -27,7 +27,7 @@ from transforms.staging import (
     require_room,
     write_backup,
 )
-from transforms.stores import Replacement, Store, Written
+from transforms.stores import Replacement, Store, Written, same_columns
 
 ROW_BYTES = 128
 """What a row takes in a shard or in the backup besides its vector: a key and digests."""
@@ -107,6 +107,7 @@ class ReplaceJob:
             staged,
             ledger=ledger,
             describe=self.describe,
+            same=same_columns,
             clear_skipped=self.rules.clear_skipped,
         )
 

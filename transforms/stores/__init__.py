@@ -1,7 +1,7 @@
 """Stores: where rows are read and vectors replaced. All SQL is in this package."""
 
 from transforms.stores.ai_memory import AiMemoryStore, space_stamp
-from transforms.stores.base import Replacement, Store, Written
+from transforms.stores.base import Replacement, Store, Written, same_columns
 from transforms.stores.codec import decode
 from transforms.stores.copies import Copy, find_copies, unchanged_copies
 from transforms.stores.opening import (
@@ -32,6 +32,7 @@ __all__ = [
     "open_store",
     "real_path",
     "recover_store",
+    "same_columns",
     "space_stamp",
     "take_stock",
     "take_survey",

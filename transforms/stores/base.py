@@ -585,6 +585,30 @@ def _parsed(others: str) -> tuple[tuple[str, str, Any], ...]:
     return tuple(_parsed_column(described) for described in others.split())
 
 
+def same_columns(held: str, given: str) -> bool:
+    """Whether columns hold what they were given, whichever way SQLite stores it.
+
+    By a column's affinity a number may become a text, or the other way round.
+
+    >>> same_columns("dim=text:333834", "dim=integer:333834")
+    True
+    """
+    if held == given:
+        return True
+    pairs = zip(_parsed(held), _parsed(given), strict=False)
+    same = all(one[0] == other[0] and _same(one[2], other[2]) for one, other in pairs)
+    return same and len(_parsed(held)) == len(_parsed(given))
+
+
+def _same(one: Any, other: Any) -> bool:
+    if one == other or None in (one, other):
+        return bool(one == other)
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
+
+
 def _parsed_column(described: str) -> tuple[str, str, Any]:
     column, _, value = described.partition("=")
     kind, _, digits = value.partition(":")
