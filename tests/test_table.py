@@ -751,3 +751,27 @@ def test_rows_beside_the_condition_are_read_only_where_they_may_be_the_runs(tmp_
     assert keys(store) == chosen | dict.fromkeys(("k00", "k02", "k04", "k06"), False)
     others = {"k00": False, "k04": False, "k06": False}
     assert keys(store.everywhere()) == chosen | {"k02": False} | others
+
+
+@pytest.mark.parametrize("stored", ["json", "npy"])
+@pytest.mark.parametrize("dimension", [[], ["--dim-column", "dim"]])
+def test_a_vector_of_another_length_is_not_current_in_any_format(
+    stored: str, dimension: list[str], reembed: Call, tmp_path: Path
+) -> None:
+    value = "CAST(? AS TEXT)" if stored == "json" else "?"
+    path = make(tmp_path / "t.db", DOCS.replace("v BLOB", f"v {stored}, model, dim DEFAULT 8"))
+    with closing(sqlite3.connect(path)) as db, db:
+        for length in (6, 8, 8):
+            vector = encode(stored, np.ones(length, "<f4").tobytes())
+            db.execute(f"INSERT INTO docs (body, v, model) VALUES ('a', {value}, 'm')", [vector])
+        db.execute("UPDATE docs SET model = 'old' WHERE id = 3")
+    flags = ("--db", path, *FLAGS, "--space-column", "model", "--format", stored, *dimension)
+
+    config = {"table": "docs", "text": ["body"], "vector": "v", "space_column": "model"}
+    store = open_store(path, None, config | {"format": stored})
+    to_stamp = store.select(Mode.STAMP_ONLY, model="m", dimension=8).read_range(EVERYTHING)
+    ran = reembed(*flags, "--model", "m", "--skip-current-space", "--json")
+    again = reembed(*flags, "--model", "m", "--skip-current-space", "--json")
+
+    assert [row.key for row in to_stamp] == ["3"]
+    assert (ran.code, ran.values["reembedded"], again.values["total"]) == (0, 2, 0)

@@ -11,7 +11,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from string import Formatter
 from typing import Any, Self
 
@@ -181,6 +181,22 @@ class TableStore(Store):
         named = {"dim": self.settings.dim_column, "space": self.settings.space_column}
         return {name: quoted(column) for name, column in named.items() if column is not None}
 
+    @property
+    def connect(self) -> sqlite.Connect:
+        """What opens a connection to it, which has the functions that are in its SQL."""
+        return partial(self._connect, self._opens)
+
+    @property
+    def _opens(self) -> sqlite.Connect:
+        return super().connect
+
+    def _connect(
+        self, opens: sqlite.Connect, *arguments: Any, **keywords: Any
+    ) -> sqlite3.Connection:
+        db = opens(*arguments, **keywords)
+        db.create_function("vector_dimension", 1, self._dimension, deterministic=True)
+        return db
+
     def everywhere(self) -> Self:
         """The table with all of its rows; the condition still says which are meant."""
         return replace(self, namespace=None, unfiltered=True)
@@ -281,8 +297,7 @@ class TableStore(Store):
         if format in NUMBERS:
             size = np.dtype(NUMBERS[format]).itemsize
             return f"CASE WHEN {length} % {size} = 0 THEN {length} / {size} ELSE 0 END"
-        db.create_function("vector_dimension", 1, self._dimension, deterministic=True)
-        return f"vector_dimension(CAST({self.vector_column} AS BLOB))"
+        return self._decoded_dimension
 
     def in_scope(self, db: sqlite3.Connection) -> str:
         """The SQL condition for a row of the namespace and of --where.
@@ -338,12 +353,15 @@ class TableStore(Store):
 
     @property
     def fits(self) -> str:
-        """The SQL condition for a vector of the target's length, as far as SQL can tell."""
+        """The SQL condition for a vector of the target's length."""
         if self.settings.format in NUMBERS:
             size = np.dtype(NUMBERS[self.settings.format]).itemsize
             return f"ifnull(length({self.vector_column}) = {size} * :dimension, FALSE)"
-        dimension = self.replaced_columns.get("dim")
-        return "TRUE" if dimension is None else f"ifnull({dimension} = :dimension, FALSE)"
+        return f"{self._decoded_dimension} = :dimension"
+
+    @property
+    def _decoded_dimension(self) -> str:
+        return f"vector_dimension(CAST({self.vector_column} AS BLOB))"
 
     @property
     def _namespace(self) -> str:
@@ -413,7 +431,7 @@ class TableStore(Store):
     def _dimension(self, vector: bytes | None) -> int:
         try:
             return len(self.decode(vector or b""))
-        except ValueError:
+        except (ValueError, RecursionError):
             return 0
 
 

@@ -74,8 +74,7 @@ class VecStore(TableStore):
         return config | {"text_table": self.text_table, "text_key": self.text_key}
 
     @property
-    def connect(self) -> sqlite.Connect:
-        """What opens a connection to it, with sqlite-vec in it."""
+    def _opens(self) -> sqlite.Connect:
         return connect
 
     @property
