@@ -108,6 +108,38 @@ def test_a_collection_with_items_without_content_stays_and_is_named(
     assert select(path, "SELECT * FROM embeddings WHERE collection_id = 2") == before
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "content = CAST(x'ff41' AS TEXT)",
+        "content = printf('%.1000001c', 'x')",
+        "id = CAST(x'ff' AS TEXT)",
+    ],
+)
+def test_a_collection_with_content_that_can_not_be_embedded_stays(
+    edit: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "embeddings.db"
+    collect(path, "full", NOTES)
+    collect(path, "half", NOTES[:2])
+    change(path, f"UPDATE embeddings SET {edit} WHERE id = 'i1' AND collection_id = 2")
+    half = "SELECT embedding FROM embeddings WHERE collection_id = 2"
+    before = select(path, half)
+
+    named = reembed("--db", path, "--model", "m", "--namespace", "half")
+    ran = reembed("--db", path, "--model", "m", "--json")
+
+    note = "the collection 'half' keeps its model and its vectors: 1 of its items have no content"
+    assert named.code == 5
+    assert note in named.error
+    assert (ran.code, ran.values["reembedded"]) == (0, len(NOTES))
+    assert f"NOTE — {note} that could be embedded (0 have none stored; of the others," in ran.err
+    models = [("full", "m"), ("half", "letters")]
+    assert select(path, "SELECT name, model FROM collections") == models
+    assert select(path, half) == before
+    assert reembed("verify", "--db", path).code == 0
+
+
 @pytest.mark.parametrize("flags", [["--dry-run"], []])
 def test_a_collection_that_was_named_and_stays_is_a_failure(
     flags: list[str], reembed: Call, tmp_path: Path

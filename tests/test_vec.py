@@ -111,6 +111,26 @@ def test_rows_without_a_text_are_refused_before_anything_is_embedded(
     assert query(path, "SELECT hex(embedding) FROM docs WHERE rowid = 99") == [("00" * 24,)]
 
 
+def test_a_text_that_is_not_utf_8_is_refused_before_anything_is_embedded(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "v.db"
+    with closing(connect(path)) as db, db:
+        db.execute("CREATE VIRTUAL TABLE docs USING vec0(e float[5], +body text)")
+        for at, text in enumerate((b"one", b"\xff", "zwölf".encode()), start=1):
+            row = (at, bytes(20), text)
+            db.execute("INSERT INTO docs (rowid, e, body) VALUES (?, ?, CAST(? AS TEXT))", row)
+    flags = ("--db", path, "--text", "body", "--model", "m")
+
+    for more in (["--dry-run"], []):
+        refused = reembed(*flags, *more)
+        assert (refused.code, refused.texts) == (1, set())
+        assert "1 rows of the vec0 table docs have no text that could be" in refused.error
+    assert not path.with_name("v.db.reembed").exists()
+    same = reembed(*flags, "--dim", "5", "--json")
+    assert (same.code, same.values["reembedded"], same.values["skipped"]) == (0, 2, 1)
+
+
 def test_a_row_that_is_added_in_the_middle_is_embedded_too(reembed: Call, tmp_path: Path) -> None:
     path = make(tmp_path / "m.db", dimension=6)
 

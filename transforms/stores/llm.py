@@ -18,7 +18,7 @@ from transforms.errors import StoreError, TooManySkippedError
 from transforms.rows import Stored
 from transforms.stores import sqlite
 from transforms.stores.base import describe_value
-from transforms.stores.table import TableConfig, TableStore
+from transforms.stores.table import MOST_TEXT_BYTES, TableConfig, TableStore, not_utf8
 from transforms.stores.vec0 import needs_vec0
 
 COLUMNS = {
@@ -33,12 +33,18 @@ _NAMES = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 _MODEL = "(SELECT model FROM collections WHERE collections.id = collection_id)"
 _COLLECTION = "SELECT name, model FROM collections WHERE id = ?"
 _WITH_VECTOR = "SELECT count(*) FROM embeddings WHERE collection_id = ? AND embedding IS NOT NULL"
+# Neither a key nor a text that is not UTF-8 is one.
+_UNUSABLE = (
+    f"(content IS NULL OR length(CAST(content AS BLOB)) > {MOST_TEXT_BYTES} "
+    f"OR NOT is_utf8(CAST(content AS BLOB)) OR id IS NULL OR {not_utf8('id')})"
+)
 _HELD = (
     "SELECT collection_id, (SELECT name FROM collections WHERE collections.id = collection_id), "
-    "count(*) FROM embeddings WHERE content IS NULL GROUP BY 1"
+    "count(*), count(*) FILTER (WHERE content IS NULL) FROM embeddings "
+    f"WHERE {_UNUSABLE} GROUP BY 1"
 )
 _ITEMS = (
-    "SELECT CAST(id AS BLOB) FROM embeddings WHERE content IS NULL AND "
+    f"SELECT CAST(id AS BLOB) FROM embeddings WHERE {_UNUSABLE} AND "
     "collection_id = (SELECT id FROM collections WHERE name = ?) ORDER BY id"
 )
 _NAMED_ITEMS = 20
@@ -51,8 +57,8 @@ _NAME = "(SELECT CAST(name AS BLOB) FROM collections WHERE collections.id = coll
 class LlmStore(TableStore):
     """A database of llm's, and the one collection of it that is meant (None: all of them).
 
-    `held` are the collections that stay as they are, since items of theirs have no content;
-    `held_items` are these of the one that is meant.
+    `held` are the collections that stay as they are, since items of theirs have no content that
+    could be embedded; `held_items` are these of the one that is meant.
     """
 
     held: tuple[int, ...] = ()
@@ -173,7 +179,7 @@ class LlmStore(TableStore):
     def meant(self) -> str:
         """The SQL condition for an item that can be moved, or must be named."""
         held = ", ".join(map(str, self.held))
-        return f"(content IS NULL OR collection_id NOT IN ({held}))"
+        return f"(collection_id NOT IN ({held}) OR {_UNUSABLE})"
 
 
 def is_llm(db: sqlite3.Connection) -> bool:
@@ -200,18 +206,26 @@ def open_llm(path: Path, namespace: str | None, *, space: str | None, wal: bool)
             )
         held = db.execute(_HELD).fetchall()
         notes = [
-            f"the collection {name!r} keeps its model and its vectors: {count} of its items have "
-            "no stored content to embed"
-            for _, name, count in held
+            f"the collection {name!r} keeps its model and its vectors: {_why(count, empty)}"
+            for _, name, count, empty in held
             if namespace in (None, name)
         ]
         items = db.execute(_ITEMS, [namespace]).fetchall()
         return replace(
             store,
-            held=tuple(number for number, *_ in held),
+            held=tuple(number for number, *_ in held if number is not None),
             held_notes=tuple(notes),
             vec0_triggers=needs_vec0(db, store.update_statement),
             held_items=tuple((raw or b"").decode(errors="replace") for (raw,) in items),
         )
 
-    return sqlite.read_only(path, wal=wal, query=query)
+    return sqlite.read_only(path, wal=wal, query=query, connect=store.connect)
+
+
+def _why(count: int, empty: int) -> str:
+    if count == empty:
+        return f"{count} of its items have no stored content to embed"
+    return (
+        f"{count} of its items have no content that could be embedded ({empty} have none stored; "
+        f"of the others, it or the id is not UTF-8, or it is over {MOST_TEXT_BYTES:,} bytes)"
+    )

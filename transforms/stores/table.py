@@ -195,6 +195,8 @@ class TableStore(Store):
     ) -> sqlite3.Connection:
         db = opens(*arguments, **keywords)
         db.create_function("vector_dimension", 1, self._dimension, deterministic=True)
+        db.create_function("is_utf8", 1, _is_utf8, deterministic=True)
+        db.create_function("texts_are_utf8", -1, self._texts_are_utf8, deterministic=True)
         return db
 
     def everywhere(self) -> Self:
@@ -281,10 +283,15 @@ class TableStore(Store):
         vector, settings = self.vector_column, self.settings
         keyless = " OR ".join(f"{quoted(name)} IS NULL" for name in settings.key) or "FALSE"
         no_text = " AND ".join(f"{quoted(name)} IS NULL" for name in settings.text_columns)
+        no_text = no_text or "FALSE"
+        if self.whole:  # In another store such texts are named when they are read.
+            for name in settings.key:
+                no_text += f" OR {not_utf8(quoted(name))}"
+            no_text += f" OR {self._text_bytes} <= {MOST_TEXT_BYTES} AND NOT {self._has_utf8}"
         return db.execute(
             f"SELECT {self._namespace}, "
             f"CASE WHEN {vector} IS NOT NULL THEN {self.dimension_of(db)} END, "
-            f"CASE WHEN {keyless} OR {no_text or 'FALSE'} THEN '{Cause.NOT_TEXT}' "
+            f"CASE WHEN {keyless} OR {no_text} THEN '{Cause.NOT_TEXT}' "
             f"WHEN {self._text_bytes} > {MOST_TEXT_BYTES} THEN '{Cause.OVER_CAP}' END, "
             f"{self.meant}, ifnull(length(CAST({vector} AS BLOB)), 0) "
             f"FROM {self.source} WHERE {self.where}",
@@ -383,6 +390,11 @@ class TableStore(Store):
         return " + ".join(lengths) or "0"
 
     @property
+    def _has_utf8(self) -> str:
+        names = ", ".join(f"CAST({quoted(name)} AS BLOB)" for name in self.settings.text_columns)
+        return f"texts_are_utf8({names})"
+
+    @property
     def _row_columns(self) -> str:
         keys = [
             f"CASE typeof({name}) WHEN 'text' THEN CAST({name} AS BLOB) ELSE {name} END, "
@@ -408,10 +420,7 @@ class TableStore(Store):
         namespace = (raw_namespace or b"").decode(errors="replace")
         stored = stored_values(*rest) if rest else None
         cause, reason = Cause.NOT_TEXT, ""
-        raw_text = b"".join(
-            before.encode() + (b"" if name is None else pieces[name] or b"")
-            for before, name in settings.text_parts
-        )
+        raw_text = self._raw_text(pieces)
         text = utf8(raw_text)
         if key is None:
             key, reason = f"rowid {rowid}", "its key is NULL or not text"
@@ -428,11 +437,30 @@ class TableStore(Store):
         skipped = Skipped(key, cause, reason, namespace)
         return Row(key, rowid, "", skipped_digest(skipped), skipped, namespace, bool(meant), stored)
 
+    def _raw_text(self, pieces: Mapping[str, bytes | None]) -> bytes:
+        return b"".join(
+            before.encode() + (b"" if name is None else pieces[name] or b"")
+            for before, name in self.settings.text_parts
+        )
+
+    def _texts_are_utf8(self, *pieces: bytes | None) -> bool:
+        named = dict(zip(self.settings.text_columns, pieces, strict=True))
+        return _is_utf8(self._raw_text(named))
+
     def _dimension(self, vector: bytes | None) -> int:
         try:
             return len(self.decode(vector or b""))
         except (ValueError, RecursionError):
             return 0
+
+
+def not_utf8(column: str) -> str:
+    """The SQL condition that a column holds a text that is not UTF-8."""
+    return f"(typeof({column}) = 'text' AND NOT is_utf8(CAST({column} AS BLOB)))"
+
+
+def _is_utf8(raw: bytes | None) -> bool:
+    return utf8(raw or b"") is not None
 
 
 def _key(values: Sequence[Any]) -> str | None:
