@@ -46,6 +46,9 @@ _SECRET = re.compile(r"projects/[^/\s]+/(locations/[^/\s]+/)?secrets/[\w-]+/vers
 
 MOST_SECONDS = 30 * 86_400
 
+MAX_DIMENSION = 1_000_000
+"""The longest vector that may be asked for, far beyond that of any model."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -133,8 +136,8 @@ class Options:
                 raise UsageError(f"{_flag(name)} holds bytes that are no text: {value!r}") from None
         if not 0 <= self.batch <= 10_000:
             raise UsageError(f"--batch must be from 0 (use the settings) to 10000: {self.batch}")
-        if self.dim is not None and self.dim < 1:
-            raise UsageError(f"--dim must be a positive number of floats: {self.dim}")
+        if self.dim is not None and not 1 <= self.dim <= MAX_DIMENSION:
+            raise UsageError(f"--dim must be from 1 to {MAX_DIMENSION}: {self.dim}")
         if self.runner not in RUNNERS:
             raise UsageError(
                 f"--runner {self.runner} is not one of {', '.join(RUNNERS)}; others were not tried"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.options import Options
+from pipeline.options import MAX_DIMENSION, Options
 from transforms.embedders.endpoint import EGRESS, is_exposed
 from transforms.embedders.models import MINILM, is_minilm
 from transforms.errors import EmbedderError, NoEmbedderError, UsageError
@@ -158,7 +158,12 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         key_file=key_file,
         key_secret=options.key_secret,
         dimension=ladder.number(
-            "dim", options.dim, variable="AI_MEMORY_EMBED_DIM", key="dim", least=1, most=None
+            "dim",
+            options.dim,
+            variable="AI_MEMORY_EMBED_DIM",
+            key="dim",
+            least=1,
+            most=MAX_DIMENSION,
         ),
         batch=_batch(options, ladder),
         egress=_egress(ladder),
@@ -354,7 +359,7 @@ class _Ladder:
         variable: str,
         key: str,
         least: int,
-        most: int | None,
+        most: int,
     ) -> int | None:
         """Look for a whole number."""
         if flag is not None:
@@ -365,11 +370,10 @@ class _Ladder:
         text = str(value).strip()
         digits = text.isascii() and text.isdigit() and len(text) < 10
         sound = digits and int(text) >= least
-        if not sound or (most is not None and int(text) > most):
-            up_to = "up" if most is None else f"to {most}"
+        if not sound or int(text) > most:
             raise UsageError(
                 f"{variable}, or {key} in {self.file}, must be a whole number from {least} "
-                f"{up_to}, not {value!r}"
+                f"to {most}, not {value!r}"
             )
         return int(text)
 

@@ -17,7 +17,7 @@ BATCH = "--batch must be from 0 (use the settings) to 10000: {}"
 SHARE = "--max-skipped must be a share from 0 to 1, or from 0% to 100%: {}"
 PRICE = "--price-per-million must be 0 or more: {}"
 NO_TEXT = "--{} holds bytes that are no text: '{}'"
-DIM = "--dim must be a positive number of floats: {}"
+DIM = "--dim must be from 1 to 1000000: {}"
 RUNNER = (
     "--runner {} is not one of DirectRunner, BundleBasedDirectRunner, DataflowRunner, FlinkRunner, "
     "FnApiRunner, PortableRunner; others were not tried"
@@ -89,7 +89,7 @@ def test_no_flag_at_all_is_sound_and_leaves_everything_to_the_settings() -> None
         {"batch": 1},
         {"batch": 10_000},
         {"dim": 1},
-        {"dim": 4096},
+        {"dim": 1_000_000},
         {"dry_run": True, "json": True},
         {"run_dir": "/elsewhere"},
         {"max_rows": 1},
@@ -134,6 +134,7 @@ def test_a_sound_value_is_kept_as_it_was_given(given: Mapping[str, Any]) -> None
         ({"batch": 10_001}, BATCH.format(10_001)),
         ({"dim": 0}, DIM.format(0)),
         ({"dim": -384}, DIM.format(-384)),
+        ({"dim": 20_000_000_000}, DIM.format(20_000_000_000)),
         ({"runner": "SparkRunner"}, RUNNER.format("SparkRunner")),
         ({"runner": "directrunner"}, RUNNER.format("directrunner")),
         ({"runner": ""}, RUNNER.format("")),

@@ -721,11 +721,20 @@ def test_a_batch_above_10000_is_refused(given: Given, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [Given(environment={"AI_MEMORY_EMBED_DIM": "0"}), Given(table={"dim": 0})],
+    [Given(environment={"AI_MEMORY_EMBED_DIM": "{}"}), Given(table={"dim": "{}"})],
     ids=["environment", "table"],
 )
-def test_a_dimension_of_0_is_refused(given: Given, tmp_path: Path) -> None:
-    assert "AI_MEMORY_EMBED_DIM, or dim in " in refused(UsageError, tmp_path, given)
+@pytest.mark.parametrize("value", ["0", "1000001"])
+def test_a_dimension_of_0_or_above_1000000_is_refused(
+    given: Given, value: str, tmp_path: Path
+) -> None:
+    environment = dict.fromkeys(given.environment, value)
+    table = {name: int(value) for name in given.table}
+
+    message = refused(UsageError, tmp_path, Given(environment=environment, table=table))
+
+    assert "AI_MEMORY_EMBED_DIM, or dim in " in message
+    assert "must be a whole number from 1 to 1000000, not " in message
 
 
 @pytest.mark.parametrize("value", [5, 1.5, True, ["a"]], ids=repr)
