@@ -18,6 +18,7 @@ from transforms.stores.vec0 import connect
 TABLE = "CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT, model TEXT, v BLOB)"
 COLUMNS = ("--table", "t", "--text", "body", "--vector", "v", "--space-column", "model")
 FLAGS = (*COLUMNS, "--model", "m")
+DOCS = TABLE.replace("v BLOB", "v BLOB, doc INTEGER, UNIQUE (doc, model)")
 SPACES = "CREATE TABLE models (name TEXT PRIMARY KEY)"
 
 
@@ -89,6 +90,11 @@ BEFORE_THE_PLAN = {
         "the index once of the table t of {path} allows no value of v twice, and rows with the "
         "same text get the same",
     ),
+    "a unique index on the model and a column that stays": (
+        [DOCS, "UPDATE t SET doc = id / 2, model = id"],
+        "allows no value of doc, model twice, and all rows with one doc get the same; drop the "
+        "index, or leave out such rows",
+    ),
 }
 BEFORE_THE_RUN = {
     "a trigger that forbids it": (
@@ -152,6 +158,10 @@ ALLOWED = {
         TABLE.replace("model TEXT", "model TEXT REFERENCES models(name)")
     ],
     "a unique index, and other texts": ["CREATE UNIQUE INDEX once ON t (v)"],
+    "a unique index on the model, and other values in the column that stays": [
+        DOCS,
+        "UPDATE t SET doc = id WHERE id > 2",
+    ],
     "a check that old rows break": [
         TABLE,
         "PRAGMA writable_schema = ON",
@@ -208,6 +218,20 @@ def test_what_can_be_stored_is_not_refused(name: str, reembed: Call, tmp_path: P
 
     assert ran.code == 0
     assert select(path, "SELECT DISTINCT length(v), model FROM t") == [(32, "m")]
+
+
+def test_rows_that_are_left_alone_may_hold_what_an_index_allows_once(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "t.db", DOCS, "UPDATE t SET doc = id, v = zeroblob(32)")
+    change(path, "UPDATE t SET doc = 1, model = 'm' WHERE id = 2")
+
+    refused = reembed("--db", path, *FLAGS, "--skip-current-space")
+    change(path, "UPDATE t SET doc = 2 WHERE id = 2")
+    ran = reembed("--db", path, *FLAGS, "--skip-current-space", "--json")
+
+    assert (refused.code, "all rows with one doc get the same" in refused.error) == (1, True)
+    assert (ran.code, ran.values["reembedded"]) == (0, 5)
 
 
 def test_a_strict_table_refuses_another_type(reembed: Call, tmp_path: Path) -> None:
@@ -407,3 +431,12 @@ def test_a_trial_leaves_no_trace(
     assert {
         name: held for name, held in files(path.parent).items() if "reembed" not in name
     } == before
+
+
+def test_an_index_may_allow_once_what_rows_without_a_text_never_get(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "t.db", "CREATE UNIQUE INDEX once ON t (v)")
+    change(path, "UPDATE t SET body = NULL WHERE id < 2")
+
+    assert reembed("--db", path, *FLAGS).code == 0

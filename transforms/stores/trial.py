@@ -34,6 +34,7 @@ _WRITES = (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE)
 _FULL_TEXT = re.compile(r"\bUSING\s+fts[345]\b", re.I)
 _MISSING_FUNCTION = re.compile(r"(?:no such|unknown) function: (\w+)")
 _OTHER_LENGTH = "Dimension mismatch"  # What vec0 says of a vector that is not as long as declared.
+_TARGETS = {"dim": ":dimension", "space": ":stamp"}
 _TABLE_SQL = "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ? COLLATE NOCASE"
 
 
@@ -238,26 +239,36 @@ def _check_unique(db: sqlite3.Connection, store: TableStore) -> None:
     """Raise StoreError if an index wants values to differ that will be equal: for equal texts."""
     replaced = {folded(_bare(name)) for name in (store.vector_column, *_replaced(store))}
     texts = ", ".join(map(quoted, store.settings.text_columns))
+    some = " OR ".join(f"{quoted(name)} NOT NULL" for name in store.settings.text_columns)
+    moved = f"({store.where} AND {store.meant} AND ({some or 'TRUE'}))"
     for _, index, unique, _, partial in db.execute(f"PRAGMA index_list({store.table})").fetchall():
         columns = [column for *_, column in db.execute(f"PRAGMA index_info({quoted(index)})")]
-        if (
-            not unique
-            or partial
-            or None in columns
-            or not replaced.issuperset(map(folded, columns))
-        ):
+        if not unique or partial or None in columns or replaced.isdisjoint(map(folded, columns)):
             continue
         vectors = folded(_bare(store.vector_column)) in map(folded, columns)
-        group = f"GROUP BY {texts}" if vectors and texts else ""
+        kept = [name for name in columns if folded(name) not in replaced]
+        group = ", ".join([*map(quoted, kept), *([texts] if vectors and texts else [])])
+        # Of NULLs an index takes any number.
+        known = " AND ".join(["TRUE", *(f"{quoted(name)} NOT NULL" for name in kept)])
+        held = " AND ".join(
+            f"{column} = {_TARGETS[name]}"
+            for name, column in store.replaced_columns.items()
+            if folded(_bare(column)) in map(folded, columns)
+        )
+        # Rows that are left alone may hold already what the others get.
+        held = "FALSE" if vectors else held
         twice = (
-            f"SELECT 1 FROM {store.source} WHERE {store.where} AND {store.meant} {group} "
-            "HAVING count(*) > 1 LIMIT 1"
+            f"SELECT 1 FROM {store.source} WHERE ({moved} OR {held}) AND {known} "
+            f"{group and f'GROUP BY {group}'} HAVING count(*) > 1 AND max({moved}) LIMIT 1"
         )
         if db.execute(twice, store.values).fetchone():
+            alike = "rows with the same text" if vectors and texts else "all rows"
+            if kept:
+                alike += f" with one {', '.join(kept)}"
             raise StoreError(
                 f"the index {index} of {_named(store)} allows no value of {', '.join(columns)} "
-                f"twice, and {'rows with the same text' if group else 'all rows'} get the same; "
-                "drop the index, and run again; nothing was embedded or changed"
+                f"twice, and {alike} get the same; drop the index, or leave out such rows, and "
+                "run again; nothing was embedded or changed"
             )
 
 
