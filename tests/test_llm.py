@@ -480,3 +480,23 @@ def test_skipped_items_are_retried_in_the_run_that_they_have_stopped(
     assert (done.code, done.texts) == (0, {POISON})
     ended = reembed("--db", path, "--model", "m", "--retry-skipped")
     assert (ended.code, "are moved as wholes" in ended.error) == (2, True)
+
+
+def test_a_trigger_on_collections_is_named_and_what_it_changes_is_embedded_again(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "embeddings.db"
+    for name in ("one", "two"):
+        collect(path, name, NOTES)
+    change(
+        path,
+        "CREATE TRIGGER edits AFTER UPDATE OF model ON collections WHEN new.id = 2 BEGIN "
+        "UPDATE embeddings SET content = content || '!' WHERE collection_id = 2; END",
+    )
+
+    ran = reembed("--db", path, "--model", "m")
+
+    assert "fires the trigger edits, which also writes to embeddings" in ran.err
+    assert ran.code == 0
+    assert ran.texts == {*NOTES, *(f"{note}!" for note in NOTES)}
+    assert reembed("verify", "--db", path).code == 0

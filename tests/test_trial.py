@@ -90,6 +90,10 @@ BEFORE_THE_PLAN = {
         "the index once of the table t of {path} allows no value of v twice, and rows with the "
         "same text get the same",
     ),
+    "a unique index on the model": (
+        ["UPDATE t SET model = id", "CREATE UNIQUE INDEX once ON t (model)"],
+        "allows no value of model twice, and all rows get the same",
+    ),
     "a unique index on the model and a column that stays": (
         [DOCS, "UPDATE t SET doc = id / 2, model = id"],
         "allows no value of doc, model twice, and all rows with one doc get the same; drop the "
@@ -129,6 +133,15 @@ BEFORE_THE_RUN = {
         ],
         "a row's text does not stay when its vector is written in the table t of {path} (triggers "
         "that fire: edits)",
+    ),
+    "a trigger that changes the key": (
+        [
+            TABLE.replace("id INTEGER PRIMARY KEY", "id INTEGER UNIQUE"),
+            "CREATE TRIGGER renames AFTER UPDATE OF v ON t BEGIN "
+            "UPDATE t SET id = id + 100 WHERE rowid = old.rowid; END",
+        ],
+        "a row's key does not stay when its vector is written in the table t of {path} (triggers "
+        "that fire: renames)",
     ),
     "a foreign key": (
         [
@@ -200,8 +213,9 @@ def test_a_run_refuses_what_can_t_be_stored(name: str, reembed: Call, tmp_path: 
     path = make(tmp_path / "t.db", *statements)
     before = kept_files(tmp_path)
 
-    assert reembed("--db", path, *FLAGS, "--dry-run").code == 0
-    ran = reembed("--db", path, *FLAGS)
+    key = ("--key", "id")
+    assert reembed("--db", path, *FLAGS, *key, "--dry-run").code == 0
+    ran = reembed("--db", path, *FLAGS, *key)
 
     assert ran.code == 1
     assert says.format(path=path) in ran.error
@@ -440,3 +454,22 @@ def test_an_index_may_allow_once_what_rows_without_a_text_never_get(
     change(path, "UPDATE t SET body = NULL WHERE id < 2")
 
     assert reembed("--db", path, *FLAGS).code == 0
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        ("INSERT INTO t (body, v) VALUES (old.body, old.v)", True),
+        ("DELETE FROM t WHERE body = 'none'", True),
+        ("UPDATE t SET id = id WHERE id = old.id", False),
+    ],
+)
+def test_a_trigger_that_adds_rows_to_the_table_or_deletes_some_is_named(
+    write: str, named: bool, reembed: Call, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "t.db", f"CREATE TRIGGER own AFTER UPDATE OF v ON t BEGIN {write}; END")
+
+    plan = reembed("--db", path, *FLAGS, "--dry-run")
+
+    assert plan.code == 0
+    assert ("fires the trigger own, which also writes to t; a rollback" in plan.err) is named

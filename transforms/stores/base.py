@@ -234,6 +234,11 @@ class Store(ABC):
         settings = ", ".join(f"{column} = NULL" for column in columns)
         return f"UPDATE {self.table} SET {settings} WHERE {self.rowid} = 1"
 
+    @property
+    def update_statements(self) -> tuple[str, ...]:
+        """All statements that a replacement has, those that write for many rows, too."""
+        return (self.update_statement,)
+
     def check_namespace(self) -> None:  # noqa: B027 - most move any
         """Raise TooManySkippedError if the one namespace that is meant can't be moved."""
 
@@ -505,7 +510,8 @@ class Replacement:
         """Whether a trigger of the database runs when a vector is replaced."""
         if not self._store.fires:
             return False
-        return sqlite.fires_triggers(self._db, self._store.update_statement)
+        statements = self._store.update_statements
+        return any(sqlite.fires_triggers(self._db, statement) for statement in statements)
 
     def read_range(self, keys: KeyRange) -> list[Row]:
         """Read the rows of a range as this transaction sees them, with what they hold."""

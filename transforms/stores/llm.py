@@ -118,6 +118,11 @@ class LlmStore(TableStore):
         return {"model": _MODEL}
 
     @property
+    def update_statements(self) -> tuple[str, ...]:
+        """All statements that a replacement has: that of an item, and that of its collection."""
+        return self.update_statement, "UPDATE collections SET model = NULL WHERE id = 1"
+
+    @property
     def shared_columns(self) -> frozenset[str]:
         """Those that are written once for many rows."""
         return frozenset(["model"])
@@ -215,7 +220,7 @@ def open_llm(path: Path, namespace: str | None, *, space: str | None, wal: bool)
             store,
             held=tuple(number for number, *_ in held if number is not None),
             held_notes=tuple(notes),
-            vec0_triggers=needs_vec0(db, store.update_statement),
+            vec0_triggers=any(needs_vec0(db, one) for one in store.update_statements),
             held_items=tuple((raw or b"").decode(errors="replace") for (raw,) in items),
         )
 

@@ -209,15 +209,22 @@ def _bare(name: str) -> str:
 
 
 def _triggers(db: sqlite3.Connection, store: Store) -> dict[str, list[str]]:
-    """The triggers that fire when a vector is replaced, and the other tables each writes to."""
+    """The triggers that fire when a vector is replaced, and what each writes to besides.
+
+    That is other tables, and the same one if rows are added to it or deleted.
+    """
     written: dict[str, list[str]] = {}
     if isinstance(store, VecStore):  # A virtual table has none.
         return written
-    own = folded(_name(store))
-    for code, table, *_, trigger in sqlite.actions_of(db, store.update_statement):
-        if trigger is not None:
+    for statement in store.update_statements:
+        actions = sqlite.actions_of(db, statement)
+        own = {action.first for action in actions if action.trigger is None}
+        for code, table, *_, trigger in actions:
+            if trigger is None:
+                continue
             tables = written.setdefault(trigger, [])
-            if code in _WRITES and table and folded(table) != own and table not in tables:
+            besides = code in _WRITES and (code != sqlite3.SQLITE_UPDATE or table not in own)
+            if besides and table and table not in tables:
                 tables.append(table)
     return written
 
@@ -259,7 +266,7 @@ def _check_unique(db: sqlite3.Connection, store: TableStore) -> None:
         held = "FALSE" if vectors else held
         twice = (
             f"SELECT 1 FROM {store.source} WHERE ({moved} OR {held}) AND {known} "
-            f"{group and f'GROUP BY {group}'} HAVING count(*) > 1 AND max({moved}) LIMIT 1"
+            f"GROUP BY {group or '1'} HAVING count(*) > 1 AND max({moved}) LIMIT 1"
         )
         if db.execute(twice, store.values).fetchone():
             alike = "rows with the same text" if vectors and texts else "all rows"
@@ -360,12 +367,14 @@ def _copy_row(
 def _check_row(
     db: sqlite3.Connection, store: Store, before: Row, new: Stored, after: Row | None
 ) -> None:
-    """Raise StoreError if a row does not hold the vector that was written, or its former text."""
+    """Raise StoreError if a row does not hold the vector that was written, or its text and key."""
     held = after.stored if after else None
     if held is None or held.vector != new.vector:
         what = "a vector that is written does not stay in"
     elif after is not None and after.digest != before.digest:
         what = "a row's text does not stay when its vector is written in"
+    elif after is not None and after.key != before.key:
+        what = "a row's key does not stay when its vector is written in"
     else:
         return
     triggers = ", ".join(_triggers(db, store)) or "none"
