@@ -775,3 +775,57 @@ def test_a_vector_of_another_length_is_not_current_in_any_format(
 
     assert [row.key for row in to_stamp] == ["3"]
     assert (ran.code, ran.values["reembedded"], again.values["total"]) == (0, 2, 0)
+
+
+GENERATED = "CREATE TABLE docs (id INTEGER PRIMARY KEY, note, body TEXT, v BLOB, model TEXT, {})"
+
+
+@pytest.mark.parametrize(
+    ("column", "flags", "refused"),
+    [
+        ("made TEXT AS (coalesce(note, 'by ' || model))", ["--text", "made"], "text"),
+        ('[made] AS ("model" || id) STORED', ["--text", "made"], "text"),
+        ("later AS (V), made AS (length(later))", ["--text", "body", "--key", "made"], "key"),
+        ("made AS (model)", ["--text", "body", "--namespace-column", "made"], "namespace-column"),
+        ("made AS (note || 'model, v' /* model */)", ["--text", "made"], None),
+        ("made AS (note), other AS (model)", ["--text", "made", "--key", "id"], None),
+    ],
+)
+def test_a_column_that_is_generated_from_a_replaced_one_names_nothing(
+    column: str, flags: list[str], refused: str | None, reembed: Call, tmp_path: Path
+) -> None:
+    path = make(tmp_path / "t.db", GENERATED.format(column), rows=3)
+    change(path, "UPDATE docs SET note = 'note'")
+    before = files(tmp_path)
+    named = ("--db", path, "--table", "docs", "--vector", "v", "--space-column", "model", *flags)
+
+    ran = reembed(*named, "--model", "m", "--dry-run")
+
+    assert ran.code == (0 if refused is None else 1)
+    if refused is not None:
+        assert "the column made is generated from the column " in ran.error
+        assert ran.error.endswith(f"name another with --{refused}")
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("primary", "keys"),
+    [("doc, model", "--key doc, or --key rowid"), ("model", "--key rowid")],
+)
+def test_a_primary_key_with_a_replaced_column_is_no_default(
+    primary: str, keys: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.db"
+    change(
+        path,
+        f"CREATE TABLE t (doc, body, v, model, PRIMARY KEY ({primary}))",
+        "INSERT INTO t VALUES (1, 'a', zeroblob(24), 'old')",
+    )
+    flags = ("--db", path, "--table", "t", "--text", "body", "--vector", "v")
+
+    refused = reembed(*flags, "--space-column", "model")
+
+    assert refused.code == 2
+    says = f"the primary key of the table t ({primary}) holds the column model, which is replaced"
+    assert refused.error == f"{says}; say what names a row with {keys}"
+    assert reembed(*flags, "--space-column", "model", "--key", "doc").code == 0

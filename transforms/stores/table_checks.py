@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +23,13 @@ _ROWID_NAMES = ("rowid", "_rowid_", "oid")
 _WRITTEN = ("--vector", "--dim-column", "--space-column")
 _FICKLE = ("random", "randomblob", "changes", "last_insert_rowid", "total_changes")
 _READS = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION)
+_TOKEN = re.compile(
+    r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'"  # Comments and strings, which name nothing.
+    r'|"(?P<double>(?:[^"]|"")*)"|`(?P<grave>(?:[^`]|``)*)`|\[(?P<square>[^\]]*)\]'
+    r"|(?P<word>[\w$]+)|(?P<sign>\S)",
+    re.S,
+)
+_NAMED = ("double", "grave", "square", "word")
 _TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"
 _PRIMARY_INDEX = "SELECT 1 FROM pragma_index_list(?) WHERE origin = 'pk'"
 _COLUMNS = 'SELECT name, type, "notnull", pk, hidden FROM pragma_table_xinfo(?)'
@@ -78,6 +87,11 @@ def _checked(db: sqlite3.Connection, store: TableStore) -> TableStore:
             raise StoreError(
                 f"the column {wanted} is generated, so nothing can be stored in it; correct {flag}"
             )
+        if folded(wanted) in generated and (source := _replaced_source(db, store, wanted)):
+            raise StoreError(
+                f"the column {wanted} is generated from the column {source}, which is replaced, so "
+                f"it would change with a row's vector; name another with {flag}"
+            )
     free = [name for name in _ROWID_NAMES if name not in by_name]
     primary = [name for name, rest in by_name.items() if rest[2]]
     # Such a column is the rowid, and VACUUM keeps it (https://sqlite.org/lang_createtable.html).
@@ -97,6 +111,7 @@ def _checked(db: sqlite3.Connection, store: TableStore) -> TableStore:
     key = settings.key or tuple(
         name for name, *rest in sorted(columns, key=lambda column: column[3]) if rest[2]
     )
+    _check_default_key(store, key)
     if stable and [folded(name) for name in key] == primary:
         key = ()  # The rowid by its own name.
     store = replace(
@@ -125,6 +140,63 @@ def _named_columns(settings: TableConfig) -> Iterator[tuple[str, str]]:
         name = getattr(settings, flag)
         if name is not None:
             yield f"--{flag.replace('_', '-')}", name
+
+
+def _check_default_key(store: TableStore, key: tuple[str, ...]) -> None:
+    """Raise UsageError if a table's primary key holds a column that is replaced."""
+    settings = store.settings
+    replaced = _replaced(settings)
+    found = next((name for name in key if folded(name) in replaced), None)
+    if settings.key or found is None:
+        return
+    left = " ".join(f"--key {shlex.quote(name)}" for name in key if folded(name) not in replaced)
+    raise UsageError(
+        f"the primary key of the table {settings.table} ({', '.join(key)}) holds the column "
+        f"{found}, which is replaced; say what names a row with "
+        f"{f'{left}, or ' if left else ''}--key rowid"
+    )
+
+
+def _replaced(settings: TableConfig) -> set[str]:
+    names = (settings.vector, settings.dim_column, settings.space_column)
+    return {folded(name) for name in names if name is not None}
+
+
+def _replaced_source(db: sqlite3.Connection, store: TableStore, column: str) -> str | None:
+    """The replaced column that a generated one is made of, maybe by way of others; or None.
+
+    SQLite does not tell, so the names in the definitions are looked at.
+    """
+    select = "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ? COLLATE NOCASE"
+    defined = _definitions(db.execute(select, (store.settings.table,)).fetchone()[0])
+    replaced, seen, waiting = _replaced(store.settings), set[str](), [folded(column)]
+    while waiting:
+        name = waiting.pop()
+        if name in replaced:
+            return name
+        if name not in seen:
+            seen.add(name)
+            waiting += defined.get(name, [])
+    return None
+
+
+def _definitions(sql: str) -> dict[str, list[str]]:
+    """The names in the definition of each generated column of a table, folded.
+
+    >>> _definitions("CREATE TABLE t (a, B TEXT AS (a || 'c') STORED, [d e] AS (b))")
+    {'b': ['text', 'as', 'a', 'stored'], 'd e': ['as', 'b']}
+    """
+    parts: list[list[str]] = [[]]
+    depth = 0
+    for token in _TOKEN.finditer(sql):
+        sign = token["sign"]
+        depth += (sign == "(") - (sign == ")")
+        if sign == "," and depth == 1:
+            parts.append([])
+        name = next((token[kind] for kind in _NAMED if token[kind] is not None), None)
+        if name is not None and depth:
+            parts[-1].append(folded(name))
+    return {part[0]: part[1:] for part in parts if "as" in part}
 
 
 def _check_where(db: sqlite3.Connection, store: TableStore) -> None:
