@@ -34,6 +34,7 @@ from transforms.errors import (
     RunError,
     StagingError,
     StoreError,
+    UndoneError,
     unwrap,
 )
 from transforms.modes import Mode
@@ -420,6 +421,19 @@ def _note_failure(plan: Plan, error: BaseException) -> None:
         ) from unreadable
     if manifest.attempt != plan.attempt:
         return
+    # Before each transaction the manifest is told of those before it.
+    first = manifest.state is State.REPLACING and not (plan.late or manifest.done)
+    if first and isinstance(error, UndoneError):
+        said = f"{error}, and the store is as it was; drop the trigger, and run again"
+        plan.run.advance(
+            plan.attempt,
+            state=State.STAGING,
+            writing=frozenset(),
+            wrote=False,
+            stopped=said,
+            stopped_code=error.exit_code,
+        )
+        raise StoreError(said) from error
     with contextlib.suppress(StagingError):  # A disk that is full must not hide what was done.
         manifest = plan.run.advance(
             plan.attempt,

@@ -473,3 +473,42 @@ def test_a_trigger_that_adds_rows_to_the_table_or_deletes_some_is_named(
 
     assert plan.code == 0
     assert ("fires the trigger own, which also writes to t; a rollback" in plan.err) is named
+
+
+@pytest.mark.parametrize("rows_at_once", [None, 1])
+def test_a_trigger_that_ignores_a_later_row_leaves_a_run_that_can_go_on(
+    rows_at_once: int | None, reembed: Call, tmp_path: Path
+) -> None:
+    ignores = "CREATE TRIGGER no BEFORE UPDATE OF v ON t WHEN old.id = 1 BEGIN SELECT"
+    path = make(tmp_path / "t.db", f"{ignores} RAISE(IGNORE); END")
+    vectors = "SELECT id, v, model FROM t"
+    before = select(path, vectors)
+    at_once = {} if rows_at_once is None else {"rows_at_once": rows_at_once, "first_rows": 2}
+
+    stopped = reembed("--db", path, *FLAGS, range_rows=2, **at_once)
+
+    assert stopped.code == 1
+    assert "that transaction was undone, and the store is as it was; drop the" in stopped.error
+    assert "incomplete" not in stopped.err
+    assert select(path, vectors) == before
+    status = reembed("status", "--db", path, "--json")
+    assert (status.code, status.values["runs"][0]["state"]) == (0, "staging")
+    change(path, "DROP TRIGGER no")
+    done = reembed("--db", path, *FLAGS, "--json", range_rows=2)
+    assert (done.code, done.values["reembedded"], done.texts) == (0, 6, set())
+    assert reembed("rollback", "--db", path).code == 0
+    assert select(path, vectors) == before
+
+
+def test_a_trigger_that_ignores_a_row_of_a_later_transaction_leaves_an_incomplete_one(
+    reembed: Call, tmp_path: Path
+) -> None:
+    ignores = "CREATE TRIGGER no BEFORE UPDATE OF v ON t WHEN old.id = 5 BEGIN SELECT"
+    path = make(tmp_path / "t.db", f"{ignores} RAISE(IGNORE); END")
+
+    stopped = reembed("--db", path, *FLAGS, range_rows=1, rows_at_once=1, first_rows=1)
+
+    assert stopped.code == 6
+    assert "that transaction was undone; the replacement by run" in stopped.error
+    assert select(path, "SELECT count(*) FROM t WHERE model = 'm'")[0][0] in range(1, 6)
+    assert reembed("rollback", "--db", path).code == 0

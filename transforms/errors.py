@@ -15,6 +15,8 @@
     TextRejected            one text that a model will not take: trouble with a row, which
                             becomes a `Skipped` value and never ends a run
 
+An UndoneError is a StoreError.
+
 Each message is one sentence or two: what was found, why it matters, what to do. It never
 holds a row's text or a key. Lines of their own may follow it, such as flags or a command to copy;
 only where columns are proposed do they show the beginning of a value. The arguments of each
@@ -66,6 +68,10 @@ class StoreError(ReembedError):
     """The database can't be read or written."""
 
 
+class UndoneError(StoreError):
+    """SQLite did not write all rows of a transaction, which was undone."""
+
+
 class StagingError(ReembedError):
     """The run directory can't be made, written or read."""
 
@@ -111,7 +117,7 @@ class TextRejected(Exception):
 
 
 _BY_NAME: dict[str, type[ReembedError]] = {
-    kind.__name__: kind for kind in ReembedError.__subclasses__()
+    kind.__name__: kind for kind in (*ReembedError.__subclasses__(), UndoneError)
 }
 
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.errors import StampError, StoreError
+from transforms.errors import StampError, StoreError, UndoneError
 from transforms.modes import Mode
 from transforms.rows import KeyRange, Row, Stored
 from transforms.stores import sqlite, vec0
@@ -554,9 +554,9 @@ class Replacement:
                 ),
             )
         if written != len(changes):
-            raise StoreError(
-                f"SQLite wrote {written} of {len(changes)} rows of {self._store.path}; "
-                "the transaction was undone and the store is as it was"
+            raise UndoneError(
+                f"SQLite wrote {written} of {len(changes)} rows of {self._store.path}, as it does "
+                "if a trigger ignores some; that transaction was undone"
             )
 
     def try_row(self, rowid: int, new: Stored) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transforms.errors import StoreError
+from transforms.errors import StoreError, UndoneError
 from transforms.rows import Stored
 from transforms.stores import sqlite
 from transforms.stores.base import describe_value
@@ -189,9 +189,9 @@ class VecStore(TableStore):
             written = self._recreate(db, sql)
         wanted = db.execute("SELECT count(*) FROM temp.reembed_new").fetchone()[0]
         if written != wanted:
-            raise StoreError(
+            raise UndoneError(
                 f"SQLite wrote {written} of {wanted} rows of the vec0 table {self.settings.table}; "
-                "the transaction was undone and the store is as it was"
+                "that transaction was undone"
             )
         db.execute("DROP TABLE temp.reembed_new")
 
