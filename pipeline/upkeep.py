@@ -36,7 +36,7 @@ from transforms.errors import (
     UsageError,
 )
 from transforms.modes import Mode
-from transforms.rollback import HELD_BACK, RolledBack, roll_back
+from transforms.rollback import HELD_BACK, NOT_KEPT, RolledBack, roll_back
 from transforms.staging import (
     Manifest,
     RunDirectory,
@@ -157,6 +157,13 @@ def _end(store: Store, run: RunDirectory, manifest: Manifest, result: RolledBack
     """Decide what a run is after a rollback: nothing is closed of which nothing went back."""
     before, done = manifest.state, result.restored or result.unchanged
     written = max(len(result.left), manifest.reembedded)
+    if lost := [key for key, why in result.left.items() if why == NOT_KEPT]:
+        trouble = IncompleteError(
+            f"{len(lost)} rows of {store.path} were put back and hold something else by now (the "
+            f"first: {lost[0]}): a trigger of the database or another program has changed them "
+            "since; drop or stop it, and re-embed these rows with the former model"
+        )
+        return _Ending(State.ROLLED_BACK, f"run {run.run_id} is rolled back", trouble)
     if result.in_the_way and done:
         trouble = IncompleteError(f"{_obstacles(store, result)}; the others are put back")
         return _Ending(State.PARTLY_BACK, f"run {run.run_id} is partly rolled back", trouble)

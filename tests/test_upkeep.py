@@ -28,12 +28,15 @@ from tests.conftest import (
     unjam,
     unpack,
 )
-from transforms import embedders
+from transforms import embedders, rollback
 from transforms.embedders.fake import POISON, FakeEmbedder
 from transforms.embedders.models import MINILM, find_model
 from transforms.errors import EmbedderError
+from transforms.replacing import reads_back
+from transforms.rollback import DELETED, NOT_KEPT
 from transforms.rows import RangeVectors
 from transforms.staging import RunDirectory, State, lock_database, read_shards
+from transforms.stores import Store, Written
 from transforms.stores.codec import encode
 from transforms.stores.demo import hashed_vector
 from transforms.stores.vec0 import connect as vec_connect
@@ -1040,6 +1043,44 @@ def test_a_rollback_that_finds_all_as_before_says_which_run_is_left(
     assert undone.code == 0
     assert f"run {second} is rolled back" in undone.out
     assert f"no row was changed; reembed rollback --run {first} undoes the run before" in undone.out
+
+
+def test_rows_that_do_not_keep_what_was_put_back_are_left_and_named(
+    reembed: Call, path: Path
+) -> None:
+    run_id = reembed("--db", path, "--json").values["run_id"]
+    change(
+        path,
+        "CREATE TRIGGER spoil AFTER UPDATE OF embedding ON memories WHEN new.id = '5' "
+        "BEGIN UPDATE memories SET embedding = zeroblob(33) WHERE id = new.id; END",
+    )
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["state"]) == (6, "rolled back")
+    assert (undone.values["restored"], undone.values["unchanged"]) == (9, 0)
+    assert undone.values["left_by_reason"] == {NOT_KEPT: 1}
+    assert lines(root(path) / run_id / "left.jsonl") == [{"id": "5", "reason": NOT_KEPT}]
+    assert f"1 rows of {path} were put back and hold something else by now (the first: 5)" in (
+        undone.error
+    )
+
+
+def test_rows_that_another_program_changes_after_they_were_put_back_are_counted(
+    reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reembed("--db", path)
+
+    def late(store: Store, written: Written) -> bool:
+        put(path, "3", bytes(33))
+        change(path, "DELETE FROM memories WHERE id = '7'")
+        return reads_back(store, written)
+
+    monkeypatch.setattr(rollback, "reads_back", late)
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["restored"], undone.values["unchanged"]) == (6, 8, 0)
+    assert undone.values["left_by_reason"] == {NOT_KEPT: 1, DELETED: 1}
 
 
 # Without runs.

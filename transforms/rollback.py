@@ -18,6 +18,7 @@ EDITED = "its text was edited since"
 OVERWRITTEN = "its vector was changed by another program since"
 DELETED = "it was deleted since"
 ADDED = "it was added since"
+NOT_KEPT = "its vector was changed again after it was put back"
 HELD_BACK = "other rows that must have the same model can't be put back"
 
 
@@ -50,8 +51,8 @@ def roll_back(
     `rolling back` meanwhile. Of a store that is replaced as a whole, each namespace is put back
     with all of its rows or left as it is. Safe to run twice: what was put back is found unchanged.
 
-    What was put back is read again, over a new connection. Raises IncompleteError if a row still
-    holds what the run wrote.
+    What was put back is read again, over a new connection; a row that holds something else by then
+    is named. Raises IncompleteError if a row still holds what the run wrote.
     """
     before = run.read_manifest().state
     if before is not State.ROLLING_BACK:
@@ -65,24 +66,42 @@ def roll_back(
             run.advance(attempt, state=before)
         raise
     if not reads_back(store, written):
-        _require_restored(store, run, ranges, total)
+        _read_again(store, run, ranges, written, total)
     return total
 
 
-def _require_restored(
-    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], total: RolledBack
+def _read_again(
+    store: Store,
+    run: RunDirectory,
+    ranges: Sequence[KeyRange],
+    written: Written,
+    total: RolledBack,
 ) -> None:
-    """Raise IncompleteError if there are rows left that could be put back."""
+    """Count as left, with why, the rows that don't hold what was put back.
+
+    Raises IncompleteError if there are rows again that could be put back.
+    """
+    pieces = written.digests(MOST_ROWS_AT_ONCE)
+    lost = {rowid for digests in pieces for rowid in store.differing(digests)}
     rows = store.read_range(KeyRange(0, None, None), with_stored=True)
-    changes, _ = restore_rows(rows, _whole_ledger(run, ranges))
+    changes, now = restore_rows(rows, _whole_ledger(run, ranges))
     names = {row.rowid: row.key for row in rows}
-    keys = [names[rowid] for rowid, _ in changes if names[rowid] not in total.left]
-    if keys:
+    again = [names[rowid] for rowid, _ in changes if names[rowid] not in total.left]
+    if again:
         raise IncompleteError(
-            f"{len(keys)} rows of {store.path} hold what the run wrote again (the first: "
-            f"{keys[0]}), although their previous vectors were put back: a trigger of the database "
-            "or another program undoes it; drop or stop it"
+            f"{len(again)} rows of {store.path} hold what the run wrote again (the first: "
+            f"{again[0]}), although their previous vectors were put back: a trigger of the "
+            "database or another program undoes it; drop or stop it"
         )
+    held = {names[rowid] for rowid in lost if rowid in names}
+    left = {
+        key: NOT_KEPT if why == OVERWRITTEN else why
+        for key, why in now.left.items()
+        if key not in total.left and (key in held or why == DELETED)
+    }
+    total.left |= left
+    total.restored -= len(lost)
+    total.unchanged += len(lost) - len(left)  # A row may hold another of its previous vectors.
 
 
 def _try_one(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> None:
