@@ -164,10 +164,13 @@ def _end(store: Store, run: RunDirectory, manifest: Manifest, result: RolledBack
             "since; drop or stop it, and re-embed these rows with the former model"
         )
         return _Ending(State.ROLLED_BACK, f"run {run.run_id} is rolled back", trouble)
-    if result.in_the_way and done:
+    # What is as before the run may have been put back by another program; an attempt that was cut
+    # off may have put it back as well.
+    partly = result.restored or (result.unchanged and before is not State.REPLACED)
+    if result.in_the_way and partly:
         trouble = IncompleteError(f"{_obstacles(store, result)}; the others are put back")
         return _Ending(State.PARTLY_BACK, f"run {run.run_id} is partly rolled back", trouble)
-    if done:
+    if done and not result.in_the_way:
         return _Ending(State.ROLLED_BACK, f"run {run.run_id} is rolled back")
     head = f"nothing of run {run.run_id} was put back"
     if not written and not run.lost_backup():

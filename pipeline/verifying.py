@@ -35,6 +35,7 @@ from transforms.errors import (
 )
 from transforms.modes import Mode
 from transforms.staging import Manifest, State
+from transforms.staging.runs import ROLLBACK
 from transforms.stores import Store
 from transforms.verify import WRONG, Findings, verify_rows
 
@@ -73,13 +74,15 @@ def verify(
     target = Target.from_json(manifest.target)
     _check_flags(options, target)
     job = job_of(path, run, manifest)
+    rolled_back = manifest.state is State.PARTLY_BACK
     findings = verify_rows(
         job.store,
         run,
         manifest.ranges,
         dimension=target.dimension,
         normalized=target.normalized,
-        rolled_back=manifest.state is State.PARTLY_BACK,
+        rolled_back=rolled_back,
+        held_back=run.read_json(ROLLBACK)["in_the_way"] if rolled_back else (),
         samples=SAMPLED_ROWS,
     )
     compared = _compare_sample(

@@ -353,6 +353,28 @@ def test_a_collection_that_can_not_go_back_as_a_whole_holds_back_no_other(
     assert select(path, query) == [("one", "letters"), ("two", "letters")]
 
 
+def test_only_collections_that_were_put_back_are_verified_as_rolled_back(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "embeddings.db"
+    collect(path, "one", NOTES)
+    collect(path, "two", NOTES[:4])
+    where = "WHERE collection_id = 1 AND id = 'i1'"
+    [(former,)] = select(path, f"SELECT hex(embedding) FROM embeddings {where}")
+    reembed("--db", path, "--model", "letters")
+    change(
+        path,
+        f"UPDATE embeddings SET embedding = x'{former}' {where}",
+        added("late"),
+    )
+
+    assert reembed("rollback", "--db", path, "--json").values["state"] == "partly rolled back"
+    checked = reembed("verify", "--db", path, "--json")
+
+    assert (checked.code, checked.values["put_back"]) == (1, 4)
+    assert checked.values["wrong_ids"]["overwritten"] == ['[1, "i1"]']
+
+
 def test_a_collection_may_be_moved_back_instead_with_its_former_model(
     reembed: Call, tmp_path: Path
 ) -> None:

@@ -270,3 +270,22 @@ def test_rows_that_a_run_skipped_are_in_no_rollbacks_way(reembed: Call, tmp_path
 
     assert (undone.code, undone.values["in_the_way"]) == (0, {})
     assert query(path, "SELECT rowid, embedding, body FROM docs ORDER BY rowid") == before
+
+
+def test_a_rollback_that_put_nothing_back_leaves_the_run_as_it_was(
+    reembed: Call, tmp_path: Path
+) -> None:
+    """Though another program has given a row its previous vector."""
+    path = make(tmp_path / "m.db", dimension=8)
+    [(former,)] = query(path, "SELECT embedding FROM docs WHERE rowid = 3")
+    reembed("--db", path, *FLAGS, "--dim", "8")
+    query(path, "UPDATE docs SET embedding = ? WHERE rowid = 3", former)
+    query(path, "INSERT INTO docs (rowid, embedding, body) VALUES (99, ?, 'new')", b"\x3f" * 32)
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert (undone.code, undone.values["state"], undone.values["restored"]) == (1, "replaced", 0)
+    assert "nothing was put back" in undone.error
+    checked = reembed("verify", "--db", path, "--json")
+    assert (checked.code, checked.values["put_back"]) == (1, 0)
+    assert checked.values["wrong_ids"]["overwritten"] == ["3"]

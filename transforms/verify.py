@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -80,12 +80,14 @@ def verify_rows(
     dimension: int,
     normalized: bool,
     rolled_back: bool = False,
+    held_back: Container[str] = (),
     samples: int = 0,
 ) -> Findings:
     """Check every row that a run wrote: its vector's length, finiteness, norm and digest.
 
     They are those of its backup, wherever they are now, and whatever else has changed of them.
-    With `rolled_back` a row that holds what it held before the run was put back. About `samples`
+    With `rolled_back` a row that holds what it held before the run was put back, but for those of
+    the namespaces that are `held_back`. About `samples`
     rows, and never more, are also returned as a sample.
     """
     findings = Findings()
@@ -95,7 +97,7 @@ def verify_rows(
         findings=findings,
         sample=sample,
         fault=partial(find_fault, decode=store.decode, dimension=dimension, normalized=normalized),
-        rolled_back=rolled_back,
+        put_back=lambda row: rolled_back and row.namespace not in held_back,
     )
     everywhere = store.everywhere()
     missing = Ledger()
@@ -137,11 +139,11 @@ def _verify_row(
     findings: Findings,
     sample: Sample,
     fault: Callable[[bytes | None], str | None],
-    rolled_back: bool,
+    put_back: Callable[[Row], bool],
 ) -> None:
     saved = ledger.of(row.key)
     stored = row.stored
-    if stored and rolled_back and stored.digest in [old.was for old in saved if old.restorable]:
+    if stored and put_back(row) and stored.digest in [old.was for old in saved if old.restorable]:
         findings.put_back += 1
         return
     if stored is None or (stored.vector is None and is_ours(row, ledger)):
