@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from pipeline.resume import Runs
-from transforms.embedders import Target
+from transforms.embedders import Target, same_vectors
 from transforms.modes import Mode
 from transforms.staging import Scope
+from transforms.staging.runs import SKIPPED
 from transforms.stores import Copy, Holding, Store, Survey, find_copies, take_stock
 
-Moved = Mapping[str | None, bool]
-"""Whether earlier runs have given a namespace the target's vectors; None stands for the others."""
+_ROWS_AT_ONCE = 4_096
+"""Rows that are read at a time."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What earlier runs have given the target's vectors.
+
+    `namespaces` says it of each, None standing for the others, and `skipped` are the keys of rows
+    there that were skipped, and kept what they had.
+    """
+
+    namespaces: Mapping[str | None, bool] = field(default_factory=lambda: {None: False})
+    skipped: frozenset[str] = frozenset()
+
+    def holds(self, namespace: str) -> bool:
+        """Whether a namespace holds the target's vectors."""
+        return self.namespaces.get(namespace, self.namespaces[None])
 
 
 @dataclass(frozen=True)
@@ -34,22 +53,49 @@ def is_part(store: Store, scope: Scope) -> bool:
     return not store.whole and not whole
 
 
-def find_moved(runs: Runs, scope: Scope, target: Target) -> Moved:
-    """Which namespaces hold the target's vectors, by the earlier runs on the same table."""
+def find_moved(
+    runs: Runs, scope: Scope, target: Target, probe: Sequence[Sequence[float]] | None = None
+) -> Moved:
+    """Which namespaces hold the target's vectors, by the earlier runs on the same table.
+
+    `probe` says how the model behaves now; without it, the newest run to the target does.
+    """
     moved: dict[str | None, bool] = {None: False}
-    for _, manifest in runs:
+    skipped: set[tuple[str, str]] = set()
+    everywhere = Scope(store=scope.store)
+    found = [
+        (run, manifest)
+        for run, manifest in runs
+        if manifest.holds and Scope(store=manifest.scope.store).shares_vectors(everywhere)
+    ]
+    for _, manifest in reversed(found):
+        if probe is None and not target.differences(manifest.target):
+            probe = manifest.probe
+    for run, manifest in found:
         other = manifest.scope
-        same_table = Scope(store=other.store).shares_rows(Scope(store=scope.store))
-        if not manifest.holds or not same_table:
-            continue
         whole = other.mode in (Mode.ALL, Mode.SKIP_CURRENT_SPACE) and not other.store.get("where")
-        is_targets = not target.differences(manifest.target)
+        is_targets = not target.differences(manifest.target) and _alike(
+            manifest.probe, probe, target
+        )
+        left = {(row.get("namespace", ""), row["id"]) for row in run.read_lines(SKIPPED)}
         if is_targets and not whole:
+            tried = set(other.keys or ())
+            skipped = {row for row in skipped if row[1] not in tried} | (left & skipped)
             continue
         if other.namespace is None:
             moved.clear()
         moved[other.namespace] = is_targets
-    return moved
+        skipped = {row for row in skipped if other.namespace not in (None, row[0])}
+        skipped |= left if is_targets else set()
+    return Moved(moved, frozenset(key for _, key in skipped))
+
+
+def _alike(
+    one: Sequence[Sequence[float]], other: Sequence[Sequence[float]] | None, target: Target
+) -> bool:
+    if other is None or one == other:
+        return True
+    return same_vectors(np.array(one, np.float32), np.array(other, np.float32), least=target.noise)
 
 
 def look_outside(
@@ -64,7 +110,7 @@ def look_outside(
     stamp = store.space(target.model)
 
     def is_targets(held: Holding) -> bool:
-        known = moved.get(held.namespace, moved[None]) if stamp is None else held.stamp == stamp
+        known = moved.holds(held.namespace) if stamp is None else held.stamp == stamp
         return known and held.dimension == target.dimension
 
     vectors: Counter[bool] = Counter()
@@ -75,7 +121,35 @@ def look_outside(
             targets[held.selected] += held.rows if is_targets(held) else 0
     outside = vectors[False] - targets[False]
     inside = vectors[True] - max(targets[True], replaced) - left
-    return Outside(holdings, outside + max(0, inside))
+    skipped = _count_skipped(store, target, moved) if stamp is None else 0
+    return Outside(holdings, outside + max(0, inside) + skipped)
+
+
+def _count_skipped(store: Store, target: Target, moved: Moved) -> int:
+    """Count the rows that the run is not about and earlier runs skipped, where they moved others.
+
+    Vectors of another length are counted as old as it is.
+    """
+    if not moved.skipped:
+        return 0
+    count = 0
+    everywhere = store.everywhere()
+    ranges, _ = everywhere.cut_ranges(_ROWS_AT_ONCE, 1)
+    for keys in ranges:
+        for row in everywhere.read_range(keys, with_stored=True):
+            selected = row.meant and store.namespace in (None, row.namespace)
+            if row.key not in moved.skipped or selected or not moved.holds(row.namespace):
+                continue
+            vector = row.stored.vector if row.stored else None
+            count += vector is not None and _length(store, vector) == target.dimension
+    return count
+
+
+def _length(store: Store, vector: bytes) -> int:
+    try:
+        return len(store.decode(vector))
+    except ValueError:
+        return 0
 
 
 def other_columns(

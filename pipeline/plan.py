@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.options import LOCAL_RUNNERS, Options
-from pipeline.outside import Moved, Outside, find_moved, is_part, look_outside, other_columns
+from pipeline.outside import Outside, find_moved, is_part, look_outside, other_columns
 from pipeline.resume import (
     Earlier,
     find_earlier,
@@ -87,9 +87,8 @@ class Plan:
     `others` are unfinished runs that are not about the same rows, and `former` says how the
     target differs from that of the last run. `sample_pairs` are keys with the beginnings of their
     texts, where these are joined; `warnings` say which columns may be the wrong ones. For a run
-    that is about a part of the store, `outside` says what the whole holds now, and `moved` what
-    earlier runs have moved. `copies` are other columns of the file with vectors as long as the
-    stored ones.
+    that is about a part of the store, `outside` says what the whole holds now. `copies`
+    are other columns of the file with vectors as long as the stored ones.
     """
 
     store: Store
@@ -110,7 +109,6 @@ class Plan:
     others: tuple[RunDirectory, ...] = ()
     former: tuple[str, ...] = ()
     outside: Outside | None = None
-    moved: Moved = field(default_factory=dict)
     copies: tuple[Copy, ...] = ()
     discarded: tuple[RunDirectory, ...] = ()
     sample_pairs: tuple[tuple[str, str], ...] = ()
@@ -212,8 +210,9 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         tried = ranges if survey.to_embed else ()
         notes = check_update(store, tried, model=target.model, dimension=target.dimension)
         store = replace(store, trigger_notes=notes)
-    outside, moved = None, find_moved(runs, scope, target)
+    outside = None
     if ranges and is_part(store, scope):
+        moved = find_moved(runs, scope, target)
         outside = look_outside(store, target, moved, left=survey.meant_with_vector)
     parent = Path(options.run_dir).expanduser() if options.run_dir else staging_root(store.path)
     ours = [earlier.run] if earlier else discarded
@@ -236,7 +235,6 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         others=tuple(run for run, m in runs if not m.state.ended and run not in ours),
         former=tuple(target.differences(former)) if (former := former_target(runs, scope)) else (),
         outside=outside,
-        moved=moved,
         copies=other_columns(store, survey, target, runs, store.selection.mode) if ranges else (),
         discarded=tuple(discarded),
         sample_pairs=store.sample_pairs(sampled),

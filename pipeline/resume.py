@@ -117,7 +117,7 @@ def former_target(runs: Runs, scope: Scope) -> Mapping[str, Any] | None:
     """The target of the newest run about such rows that came to its end; None if there is none."""
     ended = (m for _, m in reversed(runs) if m.holds)
     return next(
-        (m.target for m in ended if m.scope.shares_rows(replace(scope, namespace=None))), None
+        (m.target for m in ended if m.scope.shares_vectors(replace(scope, namespace=None))), None
     )
 
 

@@ -20,7 +20,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipeline.build import build, work_directory
-from pipeline.outside import look_outside
+from pipeline.outside import find_moved, look_outside
 from pipeline.plan import Plan
 from pipeline.remote import serving, take_over
 from pipeline.report import Outcome, outcome_values
@@ -171,12 +171,16 @@ def _look_beside(plan: Plan, outcome: Outcome) -> Outcome:
     counts = {"replaced": summary.replaced, "left": summary.in_old_space}
     try:
         if plan.outside is not None:
-            found = look_outside(store, target, plan.moved, **counts)
+            # Only now is it known how the model behaves that the earlier runs name, too.
+            earlier = [pair for pair in find_runs(store.path) if pair[0] != plan.run]
+            probe = plan.run.read_manifest().probe
+            moved = find_moved(earlier, plan.scope, target, probe)
+            found = look_outside(store, target, moved, **counts)
             outcome = replace(outcome, outside=found)
         if plan.copies:
             copies = unchanged_copies(store, plan.copies, dimension=target.dimension)
             outcome = replace(outcome, copies=copies)
-    except StoreError as error:  # All is replaced, so the run has not failed.
+    except (StoreError, StagingError) as error:  # All is replaced, so the run has not failed.
         _logger.warning("[%s] what it leaves was not counted: %s", plan.run.run_id, error)
     return outcome
 

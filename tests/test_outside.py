@@ -204,3 +204,47 @@ def test_a_collection_of_llm_has_a_model_of_its_own(reembed: Call, tmp_path: Pat
 
     assert (ran.code, "other runs or models" in ran.err + ran.out) == (0, False)
     assert "next         embed queries with this model, too, from now on" in ran.out
+
+
+def test_rows_that_an_earlier_run_skipped_are_outside(reembed: Call, tmp_path: Path) -> None:
+    path = store(tmp_path / "m.db", content=POISON)
+    run(reembed, path, *SAME)
+
+    assert outside(reembed, path, *SAME, "--namespace", "people") == 1
+    change(path, "UPDATE memories SET embedding = NULL WHERE id = 'people-1'")
+    assert outside(reembed, path, *SAME, "--missing-only") == 1
+    assert outside(reembed, path, *SAME, "--retry-skipped", lenient=1) == 0
+    assert outside(reembed, path, *SAME, "--namespace", "people") == 0
+
+
+def test_a_run_about_another_column_has_moved_none_of_these_rows(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.db"
+    vector = "x'0000803f0000003f00000040'"
+    rows = [f"INSERT INTO t VALUES ({at}, 'text {at}', {vector}, {vector})" for at in range(9)]
+    change(path, "CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT, v BLOB, v2 BLOB)", *rows)
+    flags = (*SAME, "--table", "t", "--text", "body")
+    first = run(reembed, path, *flags, "--vector", "v").values["run_id"]
+
+    assert outside(reembed, path, *flags, "--vector", "v2", "--where", "id < 5") == 4
+    # Nor is one in the way of a rollback of the other.
+    assert reembed("rollback", "--db", path, "--run", first).code == 0
+    assert select(path, f"SELECT count(*) FROM t WHERE v = {vector}") == [(9,)]
+
+
+def test_another_model_of_the_same_name_has_moved_none_of_these_rows(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = store(tmp_path / "m.db")
+    run(reembed, path, *SAME)
+
+    ran = run(reembed, path, *SAME, "--namespace", "notes", behaviour=0.5)
+
+    assert ran.values["outside_in_old_space"] == 7
+    assert (
+        run(reembed, path, *SAME, "--namespace", "people", behaviour=0.5).values[
+            "outside_in_old_space"
+        ]
+        == 2
+    )

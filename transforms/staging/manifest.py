@@ -58,11 +58,30 @@ class Scope:
     store: Mapping[str, Any] = field(default_factory=lambda: {"kind": "ai-memory"})
 
     def shares_rows(self, other: Scope) -> bool:
-        """Whether there may be rows that both are about."""
-        names = ("kind", "table")
-        return [self.store.get(name) for name in names] == [
-            other.store.get(name) for name in names
-        ] and (None in (self.namespace, other.namespace) or self.namespace == other.namespace)
+        """Whether there may be rows of which both write the same columns."""
+        ours, theirs = self._written, other._written
+        return (
+            self._table == other._table
+            and (not ours or not theirs or bool(ours & theirs))
+            and (None in (self.namespace, other.namespace) or self.namespace == other.namespace)
+        )
+
+    def shares_vectors(self, other: Scope) -> bool:
+        """Whether there may be rows of which both write the same vector."""
+        return self.shares_rows(other) and self._column("vector") == other._column("vector")
+
+    @property
+    def _table(self) -> tuple[str, str]:
+        return self._column("kind"), self._column("table")
+
+    @property
+    def _written(self) -> set[str]:
+        names = map(self._column, ("vector", "dim_column", "space_column"))
+        return {name for name in names if name}
+
+    def _column(self, setting: str) -> str:
+        """A name that the store was given, as SQLite compares it; nothing if there is none."""
+        return str(self.store.get(setting) or "").lower()
 
 
 @dataclass(frozen=True)
