@@ -293,7 +293,7 @@ IN_THE_WAY = {
         "it was added since",
     ),
     "embedded anew": (
-        "UPDATE embeddings SET content = 'x', embedding = zeroblob(32) "
+        f"UPDATE embeddings SET content = 'x', embedding = x'{'3f' * 32}' "
         "WHERE id = 'i2' AND collection_id = 1",
         "i2",
         "its vector was changed by another program since",

@@ -451,6 +451,17 @@ def test_a_vector_over_a_text_that_was_edited_since_is_stale(reembed: Call, path
     assert (again.code, again.values["changed"], again.values["wrong"]) == (0, 2, {})
 
 
+def test_the_previous_vector_under_an_edited_text_is_a_fault(reembed: Call, path: Path) -> None:
+    reembed("--db", path)
+    change(path, "UPDATE memories SET content = 'edited' WHERE id = '4'")
+    put(path, "4", former(4))
+
+    checked = reembed("verify", "--db", path, "--json")
+
+    assert (checked.code, checked.values["wrong_ids"]) == (1, {"former": ["4"]})
+    assert (checked.values["checked"], checked.values["changed"]) == (10, 0)
+
+
 def test_skipped_new_and_deleted_rows_are_no_faults(reembed: Call, tmp_path: Path) -> None:
     rows = [memory("a"), memory("b", POISON), memory("c"), memory("d")]
     path = make_store(tmp_path / "m.db", rows)

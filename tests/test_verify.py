@@ -156,7 +156,8 @@ def test_every_row_of_the_table_is_looked_at(tmp_path: Path) -> None:
         store.path,
         "UPDATE memories SET embedding = zeroblob(32) WHERE id = '004'",
         "UPDATE memories SET content = 'edited' WHERE id = '005'",
-        "UPDATE memories SET content = 'edited', embedding = zeroblob(32) WHERE id = '006'",
+        "UPDATE memories SET content = 'edited', "
+        f"embedding = x'{encode(np.full(8, 0.5)).hex()}' WHERE id = '006'",
         "DELETE FROM memories WHERE id = '007'",
         "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at) "
         "VALUES ('9', 'mid', 'global', 'new', 'row', '', '')",
@@ -173,3 +174,32 @@ def test_every_row_of_the_table_is_looked_at(tmp_path: Path) -> None:
         keys={"overwritten": ["004"], "zeros": ["004"], "stale": ["005"]},
     )
     assert findings.wrong == {"overwritten": 1, "zeros": 1, "stale": 1}
+
+
+def test_a_vector_under_an_edited_text_must_be_one(tmp_path: Path) -> None:
+    store, run = replaced(tmp_path / "m.db", 9, range_rows=2)
+    sound = encode(FakeEmbedder(8).embed(["another"])[0] * np.float32(2))
+    vectors = {
+        "000": encode(np.zeros(8)),
+        "001": None,
+        "002": b"\x01\x02",
+        "003": encode(np.full(7, 0.5)),
+        "004": encode(np.full(8, np.nan)),
+        "005": sound,
+    }
+    for key, vector in vectors.items():
+        value = "NULL" if vector is None else f"x'{vector.hex()}'"
+        change(
+            store.path,
+            f"UPDATE memories SET content = 'edited', embedding = {value} WHERE id = '{key}'",
+        )
+
+    findings = verify_rows(store, run, run.read_manifest().ranges, dimension=8, normalized=True)
+
+    assert findings.keys == {
+        "zeros": ["000"],
+        "undecodable": ["001", "002"],
+        "wrong length": ["003"],
+        "not finite": ["004"],
+    }
+    assert (findings.checked, findings.changed, findings.written) == (8, 1, 9)

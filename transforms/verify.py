@@ -33,6 +33,7 @@ WRONG = {
     "not of length 1": "a vector that is not of length 1, though the model normalises",
     "overwritten": "a vector that the run did not write, over the text that it embedded",
     "stale": "the run's vector, over a text that was edited since",
+    "former": "the vector that it held before the run, over a text that was edited since",
     "other vector": "a sampled row's vector that is not what the model gives for its text",
 }
 """What can be wrong with a row."""
@@ -152,8 +153,14 @@ def _verify_row(
     if row.digest not in [written.digest for written in saved]:
         if is_ours(row, ledger):
             findings.fault("stale", row.key)
-        else:
+            return
+        former = stored.digest in [old.was for old in saved if old.restorable]
+        kind = "former" if former and stored.vector is not None else fault(stored.vector)
+        if kind is None or kind == "not of length 1":  # That is another program's own concern.
             findings.changed += 1
+        else:
+            findings.checked += 1
+            findings.fault(kind, row.key)
         return
     findings.checked += 1
     held = holds_written(row, ledger)
