@@ -43,10 +43,11 @@ from transforms.staging import (
     State,
     lock_database,
     new_token,
+    read_ledger,
     remove_run,
     tree_bytes,
 )
-from transforms.staging.runs import LEFT, ROLLBACK
+from transforms.staging.runs import LEFT, ROLLBACK, SKIPPED
 from transforms.stores import Store, check_database, real_path
 
 _NAMED_ROWS = 20
@@ -281,7 +282,7 @@ def clean_up(path: Path, runs: Runs, *, named: str | None, yes: bool) -> Report:
                 continue
             if named is None and not manifest.state.ended:
                 kept[run.run_id] = "it is not finished; --run names it to remove it all the same"
-            elif _is_only_way_back(manifest, runs[at + 1 :]) and not yes:
+            elif _is_only_way_back(run, manifest, runs[at + 1 :]) and not yes:
                 kept[run.run_id] = (
                     "it is the only way back to the previous vectors; --yes removes it"
                 )
@@ -301,7 +302,7 @@ def _clean_up_values(removed: list[str], kept: Mapping[str, str], freed: int) ->
     return {"removed": removed, "kept": kept, "freed_bytes": freed}
 
 
-def _is_only_way_back(manifest: Manifest, newer: Runs) -> bool:
+def _is_only_way_back(run: RunDirectory, manifest: Manifest, newer: Runs) -> bool:
     """Whether no newer run has moved all of a run's rows to yet another model."""
     if not manifest.state.undoable:
         return False
@@ -312,5 +313,18 @@ def _is_only_way_back(manifest: Manifest, newer: Runs) -> bool:
         and later.scope.store == manifest.scope.store
         and later.scope.namespace in (None, manifest.scope.namespace)
         and target.differences(later.target)
-        for _, later in newer
+        and not _has_skipped(other, run, manifest)
+        for other, later in newer
     )
+
+
+def _has_skipped(newer: RunDirectory, run: RunDirectory, manifest: Manifest) -> bool:
+    """Whether a newer run skipped rows that an older one wrote, so that it did not save them."""
+    skipped = {row["id"] for row in newer.read_lines(SKIPPED)}
+    try:
+        return bool(skipped) and any(
+            not skipped.isdisjoint(read_ledger(run.backup, keys.index, with_vectors=False).keys)
+            for keys in manifest.ranges
+        )
+    except StagingError:  # The backup is damaged, so it can't be told.
+        return True

@@ -836,6 +836,26 @@ def test_cleanup_keeps_every_backup_that_no_newer_run_makes_needless(
     assert runs(path) == [everything]
 
 
+@pytest.mark.parametrize("skipped", ["keep", "clear"])
+def test_cleanup_keeps_the_backup_of_rows_that_newer_runs_skipped(
+    skipped: str, reembed: Call, tmp_path: Path
+) -> None:
+    rows = [
+        memory(f"{i}", POISON if i == 1 else None, embedding=former(i), embedding_dim=8)
+        for i in range(4)
+    ]
+    path = make_store(tmp_path / "m.db", rows)
+    first = reembed("--db", path, "--json", lenient=1).values["run_id"]
+    second = reembed("--db", path, "--dim", "16", "--skipped", skipped, "--json").values["run_id"]
+
+    assert reembed("cleanup", "--db", path, "--json").values["removed"] == []
+    assert runs(path) == sorted([first, second])
+
+    third = reembed("--db", path, "--dim", "12", "--json", lenient=1).values["run_id"]
+    assert reembed("cleanup", "--db", path, "--json").values["removed"] == sorted([first, second])
+    assert runs(path) == [third]
+
+
 def test_a_second_run_to_the_same_model_is_no_way_back_to_the_former_one(
     reembed: Call, path: Path
 ) -> None:
