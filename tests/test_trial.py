@@ -122,6 +122,14 @@ BEFORE_THE_RUN = {
         "a vector that is written does not stay in the table t of {path} (triggers that fire: "
         "back)",
     ),
+    "a trigger that changes the stamp": (
+        [
+            "CREATE TRIGGER stamps AFTER UPDATE OF v ON t BEGIN "
+            "UPDATE t SET model = 'mine' WHERE id = old.id; END"
+        ],
+        "a stamp or a length that is written beside a vector does not stay in the table t of "
+        "{path} (triggers that fire: stamps)",
+    ),
     "a trigger that deletes the row": (
         ["CREATE TRIGGER gone AFTER UPDATE OF v ON t BEGIN DELETE FROM t WHERE id = old.id; END"],
         "a vector that is written does not stay in",

@@ -17,7 +17,7 @@ import numpy as np
 from transforms.errors import StoreError
 from transforms.rows import KeyRange, Row, Stored
 from transforms.stores import sqlite
-from transforms.stores.base import Replacement, Store
+from transforms.stores.base import Replacement, Store, same_columns
 from transforms.stores.sqlite import folded, quoted
 from transforms.stores.table import TableStore
 from transforms.stores.vec import VecStore, vec_tables, with_dimension
@@ -367,10 +367,12 @@ def _copy_row(
 def _check_row(
     db: sqlite3.Connection, store: Store, before: Row, new: Stored, after: Row | None
 ) -> None:
-    """Raise StoreError if a row does not hold the vector that was written, or its text and key."""
+    """Raise StoreError if a row does not hold what was written, and the text and key it had."""
     held = after.stored if after else None
     if held is None or held.vector != new.vector:
         what = "a vector that is written does not stay in"
+    elif not (store.shared_columns or same_columns(held.others, new.others)):
+        what = "a stamp or a length that is written beside a vector does not stay in"
     elif after is not None and after.digest != before.digest:
         what = "a row's text does not stay when its vector is written in"
     elif after is not None and after.key != before.key:
