@@ -662,7 +662,7 @@ def test_rows_are_verified_wherever_they_have_gone(reembed: Call, tmp_path: Path
     [
         ("DELETE FROM docs", "20 were deleted since"),
         (
-            "UPDATE docs SET body = 'new', v = zeroblob(24)",
+            f"UPDATE docs SET body = 'new', v = x'{'3f' * 32}'",
             "20 were given another text and vector since",
         ),
         (None, "its backup, which says what it wrote, is gone"),
