@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -1112,6 +1113,36 @@ def test_rows_that_another_program_changes_after_they_were_put_back_are_counted(
 
     assert (undone.code, undone.values["restored"], undone.values["unchanged"]) == (6, 8, 0)
     assert undone.values["left_by_reason"] == {NOT_KEPT: 1, DELETED: 1}
+
+
+def test_rows_without_a_key_are_not_taken_for_others_after_a_vacuum(
+    reembed: Call, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.db"
+    texts = ("first", "same", "same", "last")
+    change(
+        path,
+        "CREATE TABLE t (body TEXT, v BLOB)",
+        *(f"INSERT INTO t VALUES ('{text}', x'000{at}803f')" for at, text in enumerate(texts)),
+    )
+    reembed("--db", path, "--table", "t", "--text", "body", "--vector", "v")
+    # An edit is none, not even to another row's text.
+    change(path, "UPDATE t SET body = 'last' WHERE body = 'first'")
+    assert reembed("verify", "--db", path, "--json").values["wrong"] == {"stale": 1}
+    change(path, "UPDATE t SET body = 'first' WHERE rowid = 1")
+    assert reembed("verify", "--db", path).code == 0
+
+    change(path, "DELETE FROM t WHERE rowid = 1")
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("VACUUM")
+    now = all_columns(path)
+
+    for command in ("verify", "rollback"):
+        refused = reembed(command, "--db", path)
+        assert (refused.code, all_columns(path)) == (1, now)
+        assert f"the rows of {path} have other numbers now than when the run" in refused.error
+        assert "so it can't be told which row is which; restore a copy" in refused.error
+    assert status_of(reembed, path)[1]["state"] == "replaced"
 
 
 # Without runs.

@@ -52,9 +52,11 @@ def roll_back(
     with all of its rows or left as it is. Safe to run twice: what was put back is found unchanged.
 
     What was put back is read again, over a new connection; a row that holds something else by then
-    is named. Raises IncompleteError if a row still holds what the run wrote.
+    is named. Raises IncompleteError if a row still holds what the run wrote, and StoreError, before
+    anything is changed, if it can't be told any more which row is which.
     """
     before = run.read_manifest().state
+    require_numbers(store, run, ranges)
     if before is not State.ROLLING_BACK:
         _try_one(store, run, ranges)
     run.advance(attempt, state=State.ROLLING_BACK)
@@ -166,6 +168,38 @@ def rows_have_moved(store: Store, run: RunDirectory, ranges: Sequence[KeyRange])
         missing |= known - present
         others |= present - known
     return bool(missing & others)
+
+
+def require_numbers(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> None:
+    """Raise StoreError if rows have nothing but numbers to go by, and these are other rows' now."""
+    if not store.stable and _are_renumbered(store, run, ranges):
+        raise StoreError(
+            f"the rows of {store.path} have other numbers now than when the run {run.run_id} wrote "
+            "them (VACUUM does that to a table without a key), so it can't be told which row is "
+            "which; restore a copy of the file from before, or re-embed the table with the former "
+            "model"
+        )
+
+
+def _are_renumbered(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> bool:
+    """Whether a row with a rowid for its key holds the text and the vector of another's."""
+    strange: set[tuple[bytes, bytes]] = set()
+    everywhere = store.everywhere()
+    for keys in ranges:
+        ledger = read_ledger(run.backup, keys.index, with_vectors=False)
+        for row in everywhere.read_range(keys, with_stored=True):
+            saved = ledger.of(row.key)
+            if saved and row.stored is not None and row.key == str(row.rowid):
+                held = row.digest, vector_digest(row.stored.vector)
+                if row.digest not in [old.digest for old in saved]:
+                    strange.add(held)
+    ledgers = (read_ledger(run.backup, keys.index, with_vectors=False) for keys in ranges)
+    return bool(strange) and any(
+        (old.digest, old.written) in strange
+        for ledger in ledgers
+        for key in ledger.keys
+        for old in ledger.of(key)
+    )
 
 
 def _roll_back_moved(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.match import holds_written, is_ours
+from transforms.rollback import require_numbers
 from transforms.rows import KeyRange, Row
 from transforms.sampling import Sample
 from transforms.staging import Ledger, RunDirectory, read_ledger
@@ -89,8 +90,10 @@ def verify_rows(
     They are those of its backup, wherever they are now, and whatever else has changed of them.
     With `rolled_back` a row that holds what it held before the run was put back, but for those of
     the namespaces that are `held_back`. About `samples`
-    rows, and never more, are also returned as a sample.
+    rows, and never more, are also returned as a sample. Raises StoreError if it can't be told any
+    more which row is which.
     """
+    require_numbers(store, run, ranges)
     findings = Findings()
     sample = Sample(samples)
     check = partial(
