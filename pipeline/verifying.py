@@ -81,6 +81,7 @@ def verify(
         manifest.ranges,
         dimension=target.dimension,
         normalized=target.normalized,
+        columns=job.describe(b"").others,
         rolled_back=rolled_back,
         held_back=run.read_json(ROLLBACK)["in_the_way"] if rolled_back else (),
         samples=SAMPLED_ROWS,

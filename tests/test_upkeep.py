@@ -435,6 +435,29 @@ def test_each_fault_of_a_vector_is_found_and_its_row_named(reembed: Call, path: 
     assert reembed("verify", "--db", path).code == 0
 
 
+def test_a_stamp_or_a_length_that_another_program_set_is_found(
+    reembed: Call, tmp_path: Path
+) -> None:
+    rows = [memory(f"{i}", embedding=former(i), embedding_dim=8) for i in range(5)]
+    path = make_store(tmp_path / "m.db", rows)
+    change(path, "ALTER TABLE memories ADD COLUMN embedding_space TEXT")
+    reembed("--db", path)
+    change(
+        path,
+        "UPDATE memories SET embedding_space = 'former#none' WHERE id = '2'",
+        "UPDATE memories SET embedding_dim = 7 WHERE id = '3'",
+        # Which model made it is unknown then, and not wrong.
+        "UPDATE memories SET embedding_space = NULL WHERE id = '4'",
+    )
+
+    checked = reembed("verify", "--db", path, "--json")
+
+    assert (checked.code, checked.values["wrong_ids"]) == (1, {"other columns": ["2", "3"]})
+    assert "row 2 holds a stamp or a length beside its vector that the run" in checked.err
+    assert reembed("--db", path).code == 0
+    assert reembed("verify", "--db", path).code == 0
+
+
 def test_a_vector_over_a_text_that_was_edited_since_is_stale(reembed: Call, path: Path) -> None:
     reembed("--db", path, range_rows=3)
     change(path, "UPDATE memories SET content = 'edited' WHERE id IN ('4', '7')")

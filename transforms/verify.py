@@ -15,7 +15,7 @@ from transforms.rollback import require_numbers
 from transforms.rows import KeyRange, Row
 from transforms.sampling import Sample
 from transforms.staging import Ledger, RunDirectory, read_ledger
-from transforms.stores import Store
+from transforms.stores import Store, contradicts
 
 Decode = Callable[[bytes], NDArray[np.float32]]
 """Turns what is stored into a vector; raises ValueError for what is none."""
@@ -32,6 +32,7 @@ WRONG = {
     "not finite": "a vector with NaN or infinity",
     "zeros": "a vector of zeros",
     "not of length 1": "a vector that is not of length 1, though the model normalises",
+    "other columns": "a stamp or a length beside its vector that the run did not write",
     "overwritten": "a vector that the run did not write, over the text that it embedded",
     "stale": "the run's vector, over a text that was edited since",
     "former": "the vector that it held before the run, over a text that was edited since",
@@ -81,6 +82,7 @@ def verify_rows(
     *,
     dimension: int,
     normalized: bool,
+    columns: str = "",
     rolled_back: bool = False,
     held_back: Container[str] = (),
     samples: int = 0,
@@ -88,10 +90,10 @@ def verify_rows(
     """Check every row that a run wrote: its vector's length, finiteness, norm and digest.
 
     They are those of its backup, wherever they are now, and whatever else has changed of them.
-    With `rolled_back` a row that holds what it held before the run was put back, but for those of
-    the namespaces that are `held_back`. About `samples`
-    rows, and never more, are also returned as a sample. Raises StoreError if it can't be told any
-    more which row is which.
+    `columns` are what it wrote beside the vectors. With `rolled_back` a row that holds what it
+    held before the run was put back, but for those of the namespaces that are `held_back`. About
+    `samples` rows, and never more, are also returned as a sample. Raises StoreError if it can't be
+    told any more which row is which.
     """
     require_numbers(store, run, ranges)
     findings = Findings()
@@ -101,6 +103,7 @@ def verify_rows(
         findings=findings,
         sample=sample,
         fault=partial(find_fault, decode=store.decode, dimension=dimension, normalized=normalized),
+        columns=columns,
         put_back=lambda row: rolled_back and row.namespace not in held_back,
     )
     everywhere = store.everywhere()
@@ -143,6 +146,7 @@ def _verify_row(
     findings: Findings,
     sample: Sample,
     fault: Callable[[bytes | None], str | None],
+    columns: str,
     put_back: Callable[[Row], bool],
 ) -> None:
     saved = ledger.of(row.key)
@@ -172,6 +176,8 @@ def _verify_row(
     kind = fault(stored.vector)
     if kind:
         findings.fault(kind, row.key)
+    elif held and contradicts(stored.others, columns):
+        findings.fault("other columns", row.key)
     elif held and row.skipped is None:
         sample.add(row)
 

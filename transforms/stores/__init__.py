@@ -1,7 +1,7 @@
 """Stores: where rows are read and vectors replaced. All SQL is in this package."""
 
 from transforms.stores.ai_memory import AiMemoryStore, space_stamp
-from transforms.stores.base import Replacement, Store, Written, same_columns
+from transforms.stores.base import Replacement, Store, Written, contradicts, same_columns
 from transforms.stores.codec import decode
 from transforms.stores.copies import Copy, find_copies, unchanged_copies
 from transforms.stores.opening import (
@@ -27,6 +27,7 @@ __all__ = [
     "check_database",
     "check_update",
     "choose_store",
+    "contradicts",
     "decode",
     "find_copies",
     "open_store",

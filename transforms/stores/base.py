@@ -606,6 +606,19 @@ def same_columns(held: str, given: str) -> bool:
     return same and len(_parsed(held)) == len(_parsed(given))
 
 
+def contradicts(held: str, given: str) -> bool:
+    """Whether a column holds something else than it was given; one that is empty says nothing.
+
+    >>> contradicts("dim=integer:31", "dim=integer:32"), contradicts("dim=null:", "dim=integer:32")
+    (True, False)
+    """
+    values = {name: value for name, _, value in _parsed(given)}
+    return any(
+        value is not None and name in values and not _same(value, values[name])
+        for name, _, value in _parsed(held)
+    )
+
+
 def _same(one: Any, other: Any) -> bool:
     if one == other or None in (one, other):
         return bool(one == other)
