@@ -121,7 +121,7 @@ def verify_rows(
             missing.add(reversed(ledger.of(key)))
     lost = set(missing.keys)
     for keys in ranges if lost and not store.ordered_by_key else ():
-        # VACUUM may have moved them, or another program has stored them anew.
+        # VACUUM may have moved them, or another program has stored them again.
         known = read_ledger(run.backup, keys.index, with_vectors=False)
         for row in everywhere.read_range(keys, with_stored=True):
             if row.key not in lost:

@@ -1,7 +1,7 @@
 """vec0 tables of sqlite-vec (https://alexgarcia.xyz/sqlite-vec/features/vec0.html).
 
-The length of the vectors is a part of such a table's schema. Where it changes, the table is made
-anew under its name, with all else that its schema says, in the replacement's transaction.
+The length of the vectors is a part of such a table's schema. Where it changes, the table is
+recreated under its name, with all else that its schema says, in the replacement's transaction.
 """
 
 from __future__ import annotations
