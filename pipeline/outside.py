@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 4_096
 
 @dataclass(frozen=True)
 class Moved:
-    """What earlier runs have given the target's vectors.
+    """The rows that earlier runs have moved to the target.
 
     `namespaces` says it of each, None standing for the others, and `skipped` are the keys of rows
     there that were skipped, and kept what they had.

@@ -425,9 +425,10 @@ def _note_failure(plan: Plan, error: BaseException) -> None:
         ) from unreadable
     if manifest.attempt != plan.attempt:
         return
-    # Before each transaction the manifest is told of those before it.
+    # Before each transaction the manifest is told of those before it; the table has the last word,
+    # since a run that is staging makes its backup again.
     first = manifest.state is State.REPLACING and not (plan.late or manifest.done)
-    if first and isinstance(error, UndoneError):
+    if first and isinstance(error, UndoneError) and not plan.job.is_in_table():
         said = f"{error}, and the store is as it was; drop the trigger, and run again"
         plan.run.advance(
             plan.attempt,

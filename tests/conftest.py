@@ -445,7 +445,7 @@ def half_replace(call: Call, path: Path, *flags: str) -> Ran:
 
 @contextmanager
 def losing_writes(monkeypatch: pytest.MonkeyPatch, *, times: int) -> Iterator[None]:
-    """Lose the last row of each write, so many times, as a store would whose writing is wrong.
+    """Lose the last row of each of the next `times` writes, as a faulty store would.
 
     The trial of one row, which isn't written for good, goes on as it should.
     """

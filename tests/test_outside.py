@@ -41,7 +41,7 @@ def old() -> dict[str, Any]:
 
 
 def stamped(path: Path) -> Path:
-    """The same store, with stamps of another model."""
+    """Add stamps of another model to a store."""
     change(
         path,
         "ALTER TABLE memories ADD COLUMN embedding_space TEXT",

@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import Call, change, files, kept_files, make_store, memory, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind, Vec, old_vector
-from transforms.stores import check_update, open_store, trial, try_update
+from transforms.errors import UndoneError
+from transforms.stores import Replacement, check_update, open_store, trial, try_update
 from transforms.stores.vec0 import connect
 
 TABLE = "CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT, model TEXT, v BLOB)"
@@ -520,3 +521,27 @@ def test_a_trigger_that_ignores_a_row_of_a_later_transaction_leaves_an_incomplet
     assert "that transaction was undone; the replacement by run" in stopped.error
     assert select(path, "SELECT count(*) FROM t WHERE model = 'm'")[0][0] in range(1, 6)
     assert reembed("rollback", "--db", path).code == 0
+
+
+def test_a_run_whose_vectors_are_in_the_table_never_makes_its_backup_again(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(tmp_path / "t.db")
+    vectors = "SELECT id, v, model FROM t"
+    before = select(path, vectors)
+    transaction = Replacement.transaction
+
+    @contextmanager
+    def fail_after_the_commit(table: Replacement) -> Iterator[None]:
+        with transaction(table):
+            yield
+        raise UndoneError("that transaction was undone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Replacement, "transaction", fail_after_the_commit)
+        failed = reembed("--db", path, *FLAGS)
+
+    assert (failed.code, select(path, vectors) == before) == (6, False)
+    assert reembed("--db", path, *FLAGS).code == 0
+    assert reembed("rollback", "--db", path).code == 0
+    assert select(path, vectors) == before

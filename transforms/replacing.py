@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from transforms.embedders import Target
 from transforms.errors import TooManySkippedError
-from transforms.match import Match, match_rows, save_rows
+from transforms.match import Match, is_ours, match_rows, save_rows
 from transforms.rows import KeyRange, Row, StagedRow, Stored, Summary
 from transforms.staging import (
     Ledger,
@@ -115,6 +115,15 @@ class ReplaceJob:
         """Say what a range holds; the staged vectors are read only where it takes them."""
         match = self.match(keys, with_stored=True, with_vectors=False)
         return (self.match(keys, with_stored=True) if match.unknown else match).after
+
+    def is_in_table(self) -> bool:
+        """Whether any row holds a vector that the run wrote."""
+        for keys in self.ranges:
+            ledger = read_ledger(self.run.backup, keys.index, with_vectors=False)
+            rows = self.store.read_range(keys, with_stored=True) if ledger.keys else []
+            if any(is_ours(row, ledger) for row in rows):
+                return True
+        return False
 
     def room(self, rows: int, *, staged: int = 0) -> dict[Path, int]:
         """The bytes that it takes to save and replace so many rows, and to stage some, by where.

@@ -20,7 +20,7 @@ from transforms.stores.vec import vec_tables, vector_columns
 
 _POINTS = 16
 _ROWS_AT_A_POINT = 4
-"""Rows are sampled at so many points of a table, evenly by their numbers."""
+"""Rows are sampled at this many points of a table, evenly by their numbers."""
 
 _SEARCHED_ROWS = 10_000
 """Rows at the start of a table that are searched for a vector where the sample holds none."""

@@ -183,7 +183,7 @@ class TableStore(Store):
 
     @property
     def connect(self) -> sqlite.Connect:
-        """What opens a connection to it, which has the functions that are in its SQL."""
+        """A function that opens a connection to it, with the functions that its SQL uses."""
         return partial(self._connect, self._opens)
 
     @property
