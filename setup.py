@@ -21,6 +21,7 @@ setup(
     packages=find_packages(include=["pipeline", "pipeline.*", "transforms", "transforms.*"]),
     install_requires=[
         "apache-beam>=2.77",
+        "msgspec>=0.20",
         "numpy>=2",
         "psutil>=6",
         "pyarrow>=20",
