@@ -32,11 +32,10 @@ def work_directory(plan: Plan) -> WorkDirectory | None:
     return WorkDirectory(plan.work, plan.attempt) if plan.work else None
 
 
-def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary]:
+def build(root: beam.Pipeline, plan: Plan) -> PCollection[Summary]:
     """Add one pass over the pending ranges to a pipeline; the result is exactly one Summary.
 
-    The pass embeds and stages. With `replace` it also puts all that is staged into the store;
-    without, it ends at the shards.
+    The pass embeds and stages. Its sink writes the vectors as shards; the launcher makes them live.
 
     A key range is the unit: ranges are shuffled, rows and vectors never are. All that is done
     to a row runs in one fused stage.
@@ -45,17 +44,6 @@ def build(root: beam.Pipeline, plan: Plan, replace: bool) -> PCollection[Summary
     work = work_directory(plan)
     rows = ranges | "Read" >> (ReadInputs(work, plan.pass_number) if work else reading(plan))
     embedded = rows | "Embed" >> EmbedRows(plan.target, plan.call_rows, plan.attempt, plan.pause)
-    outcome = embedded.vectors | "Replace" >> ReplaceVectors(
-        plan.job,
-        place=work or plan.run,
-        pending=plan.pending,
-        pass_number=plan.pass_number,
-        last=plan.last,
-        replace=replace,
-    )
-    summary: PCollection[Summary] = (
-        outcome.staged,
-        embedded.skipped,
-        outcome.replaced,
-    ) | "Summarize" >> SummarizeRun()
+    staged = embedded.vectors | "Replace" >> ReplaceVectors(work or plan.run, plan.pass_number)
+    summary: PCollection[Summary] = (staged, embedded.skipped) | "Summarize" >> SummarizeRun()
     return summary

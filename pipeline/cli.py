@@ -351,11 +351,10 @@ def _parser() -> _Parser:
     add = parser.add_argument_group("how").add_argument
     add("--fresh", action="store_true", help="start over; discard what an earlier try staged")
     add("--run-dir", metavar="DIR", help="where to stage and keep the backup (beside FILE)")
-    add("--skipped", default="keep", metavar="WHAT", help="keep or clear a skipped row's vector")
+    add("--skipped", metavar="WHAT", help="keep (if not given) or clear a skipped row's vector")
     add(
         "--max-skipped",
         type=_share,
-        default=0.5,
         metavar="SHARE",
         help="replace nothing if more of the tried rows failed (50%%)",
     )

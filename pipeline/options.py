@@ -78,8 +78,8 @@ class Options:
     partial: bool = False
     no_hidden: bool = False
     sleep_ms: int = 0
-    max_skipped: float = 0.5
-    skipped: str = "keep"
+    max_skipped: float | None = None
+    skipped: str | None = None
     one_transaction: bool = False
     base_url: str | None = None
     document_prefix: str | None = None
@@ -166,11 +166,11 @@ class Options:
             raise UsageError("--fresh and --retry-skipped exclude each other; give one of them")
         if self.sleep_ms < 0:
             raise UsageError(f"--sleep-ms must be 0 or more milliseconds: {self.sleep_ms}")
-        if not 0 <= self.max_skipped <= 1:
+        if self.max_skipped is not None and not 0 <= self.max_skipped <= 1:
             raise UsageError(
                 f"--max-skipped must be a share from 0 to 1, or from 0% to 100%: {self.max_skipped}"
             )
-        if self.skipped not in SKIPPED:
+        if self.skipped not in (None, *SKIPPED):
             raise UsageError(f"--skipped must be one of {', '.join(SKIPPED)}: {self.skipped!r}")
 
     def _check_server(self) -> None:

@@ -12,6 +12,7 @@ from pipeline.options import LOCAL_RUNNERS, Options
 from pipeline.outside import Outside, find_moved, is_part, look_outside, other_columns
 from pipeline.resume import (
     Earlier,
+    choose_rules,
     find_earlier,
     find_scope,
     former_target,
@@ -43,9 +44,9 @@ from transforms.embedders.models import (
 from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import EmbedderError, UsageError
 from transforms.modes import Mode
-from transforms.replacing import ReplaceJob, Rules
+from transforms.replacing import ReplaceJob
 from transforms.rows import KeyRange
-from transforms.staging import RunDirectory, Scope, State, new_run, new_token, staging_root
+from transforms.staging import Rules, RunDirectory, Scope, State, new_run, new_token, staging_root
 from transforms.stores import Copy, Store, Survey, check_update, choose_store, take_survey
 
 RANGE_ROWS = 2_048
@@ -239,9 +240,10 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         discarded=tuple(discarded),
         sample_pairs=store.sample_pairs(sampled),
         warnings=(*store.notes, *store.text_warnings(sampled)),
-        rules=Rules(
-            most_skipped=0.0 if store.whole else options.max_skipped,
-            clear_skipped=options.skipped == "clear",
+        rules=choose_rules(
+            earlier,
+            max_skipped=0.0 if store.whole else options.max_skipped,
+            skipped=options.skipped,
             one_transaction=options.one_transaction or store.whole,
         ),
         pause=options.sleep_ms / 1000,

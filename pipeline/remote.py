@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from pipeline.build import reading, work_directory
 from pipeline.plan import Plan
 from transforms.errors import StagingError
+from transforms.rows import RangeRows
 from transforms.workdir import WorkDirectory
 
 _FETCH_SECONDS = 2.0
@@ -36,20 +37,29 @@ def take_over(plan: Plan) -> Plan:
 
 
 @contextmanager
-def serving(plan: Plan, work: WorkDirectory) -> Iterator[None]:
+def serving(plan: Plan, work: WorkDirectory) -> Iterator[Callable[[], int]]:
     """Leave the rows of a pass in the work directory, and fetch its shards while it goes on.
 
+    Gives what says how many rows were left there.
     The rows are read range by range, so no other process waits for the whole of it; an edit
     meanwhile is found, as always, when the vectors are put into the store.
     """
     read = reading(plan)
-    parts = (part for keys in plan.pending for part in read.parts(keys))
-    work.write_inputs(parts, pass_number=plan.pass_number)
+    rows = 0
+
+    def parts() -> Iterator[RangeRows]:
+        nonlocal rows
+        for keys in plan.pending:
+            for part in read.parts(keys):
+                rows += len(part.rows)
+                yield part
+
+    work.write_inputs(parts(), pass_number=plan.pass_number)
     done = threading.Event()
     thread = threading.Thread(target=_fetch, args=(plan, work, done), daemon=True)
     thread.start()
     try:
-        yield
+        yield lambda: rows
     except BaseException:
         done.set()
         thread.join()

@@ -18,7 +18,7 @@ from transforms.errors import (
     UsageError,
 )
 from transforms.modes import Mode
-from transforms.staging import Manifest, RunDirectory, Scope, State, find_runs, spans
+from transforms.staging import Manifest, Rules, RunDirectory, Scope, State, find_runs, spans
 from transforms.staging.runs import SKIPPED
 
 Runs = Sequence[tuple[RunDirectory, Manifest]]
@@ -64,6 +64,41 @@ def find_earlier(runs: Runs, scope: Scope, target: Target, *, fresh: bool) -> Ea
             )
         return Earlier(run, manifest)
     return None
+
+
+def choose_rules(
+    earlier: Earlier | None,
+    *,
+    max_skipped: float | None,
+    skipped: str | None,
+    one_transaction: bool,
+) -> Rules:
+    """How the run replaces: as it is told or, once it has begun to, as it was told then.
+
+    Raises UsageError for what can't be another way any more.
+    """
+    kept = earlier.manifest.rules if earlier else None
+    if earlier is None or kept is None or earlier.manifest.state is State.STAGING:
+        most = Rules.most_skipped if max_skipped is None else max_skipped
+        return Rules(most, skipped == "clear", one_transaction)
+    began = "clear" if kept.clear_skipped else "keep"
+    if skipped not in (None, began):
+        raise UsageError(
+            f"the run {earlier.run.run_id} began to replace with --skipped {began}, and all of its "
+            f"rows must be treated alike; leave out --skipped {skipped}, or undo the run with "
+            "reembed rollback first"
+        )
+    if one_transaction and not kept.one_transaction and earlier.manifest.wrote:
+        raise UsageError(
+            f"the run {earlier.run.run_id} has begun to replace in several transactions, so "
+            "--one-transaction comes too late; leave it out, or undo the run with reembed rollback "
+            "first"
+        )
+    return Rules(
+        kept.most_skipped if max_skipped is None else max_skipped,
+        kept.clear_skipped,
+        kept.one_transaction or one_transaction,
+    )
 
 
 def find_scope(runs: Runs, *, namespace: str | None, mode: Mode, store: Mapping[str, Any]) -> Scope:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -26,8 +27,9 @@ from pipeline.remote import serving, take_over
 from pipeline.report import Outcome, outcome_values
 from pipeline.resume import describe
 from pipeline.runners import check_runner, make_pipeline
+from pipeline.selection import job_of
 from pipeline.words import one_line
-from transforms.embedders import load_embedder, probe_embedder, same_vectors
+from transforms.embedders import load_embedder, probe_embedder, require_same, same_vectors
 from transforms.errors import (
     IncompleteError,
     ReembedError,
@@ -38,7 +40,6 @@ from transforms.errors import (
     unwrap,
 )
 from transforms.modes import Mode
-from transforms.replace import replace_staged
 from transforms.replacing import replace_vectors
 from transforms.rollback import rows_have_moved
 from transforms.rows import KeyRange, Skipped, StagedRow, Summary, Vectors
@@ -140,8 +141,10 @@ def _run_begun(
 
         def run_pass(plan: Plan) -> Summary:
             if plan.mode is Mode.STAMP_ONLY:
-                return _stamp(plan)
-            return _run_pass(plan, runner, options, replaces=replaces)
+                staged = _stamp(plan)
+            else:
+                staged = _run_pass(plan, runner, options)
+            return staged + _replace(plan) if replaces else staged
 
         with progress(plan):
             summary = _run_passes(plan, run_pass) if complete else run_pass(plan)
@@ -196,8 +199,14 @@ def _confirm(plan: Plan) -> None:
     if plan.earlier and plan.earlier.run.read_manifest() != plan.earlier.manifest:
         raise RunError(f"another process has worked on the run {plan.run.run_id}; run again")
     for run in plan.discarded:
-        if not run.exists or run.read_manifest().state is not State.STAGING:
+        if not run.exists or (manifest := run.read_manifest()).state is not State.STAGING:
             raise RunError(f"another process has worked on the run {run.run_id}; run again")
+        if job_of(plan.store.path, run, manifest).is_in_table():
+            raise RunError(
+                f"the manifest of the run {run.run_id} says that it is staging, but rows of "
+                f"{plan.store.path} hold vectors that it wrote, so its backup is the way back; "
+                "finish it with the same command without --fresh"
+            )
     if plan.late and not plan.store.stable:
         ranges = [keys for keys in plan.ranges if keys.index in saved_ranges(plan.run.backup)]
         if rows_have_moved(plan.store, plan.run, ranges):
@@ -252,10 +261,10 @@ def _begin(plan: Plan, probe: Vectors) -> None:
         )
     link_run(plan.run, plan.store.path)
     plan.run.set_reserve()
-    plan.run.write_manifest(
-        replace(manifest, attempt=plan.attempt, stopped=None, stopped_code=None)
-    )
+    manifest = plan.run.take_over(manifest, plan.attempt)
     damaged, lost = plan.run.remove_damaged()
+    if plan.late:
+        _adopt(plan, manifest)
     for name in damaged:
         _logger.warning("[%s] the shard %s was damaged; it is made again", plan.run.run_id, name)
     for name in lost:
@@ -264,6 +273,15 @@ def _begin(plan: Plan, probe: Vectors) -> None:
             plan.run.run_id,
             name,
         )
+
+
+def _adopt(plan: Plan, manifest: Manifest) -> None:
+    """Note what version 0.1.0 did not, of a run that it has begun to replace."""
+    plan.run.list_backup(manifest, plan.attempt)
+    if not manifest.order:  # While it was half done, no other could begin.
+        plan.run.advance(plan.attempt, order=_next_order(plan))
+    if manifest.rules is None:
+        plan.run.advance(plan.attempt, rules=plan.rules)
 
 
 def limit_rows(plan: Plan) -> tuple[Plan, bool]:
@@ -310,7 +328,24 @@ def _run_passes(plan: Plan, run_pass: Callable[[Plan], Summary]) -> Summary:
         )
 
 
-def _run_pass(plan: Plan, runner: str, options: PipelineOptions, *, replaces: bool) -> Summary:
+def _replace(plan: Plan) -> Summary:
+    """Put what is staged into the store, if a server still has the model that it had before.
+
+    Every replacement is done here: by the launcher, in its main thread, under the lock. So a
+    signal ends it before the launcher notes what it leaves.
+    """
+    if plan.target.access is not None:
+        require_same(plan.target, plan.run.read_manifest().probe)
+    job = replace(plan.job, order=_next_order(plan))
+    return replace_vectors(job, pending=plan.pending, last=plan.last)
+
+
+def _next_order(plan: Plan) -> int:
+    """A number above those of all runs that have begun to replace; it knows no clock."""
+    return 1 + max((manifest.order for _, manifest in find_runs(plan.store.path)), default=0)
+
+
+def _run_pass(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
     pipeline = make_pipeline(
         runner,
         options,
@@ -320,13 +355,20 @@ def _run_pass(plan: Plan, runner: str, options: PipelineOptions, *, replaces: bo
     name = f"pass-{plan.pass_number}.json"
     work = work_directory(plan)
     place = work or plan.run
-    done = build(pipeline, plan, replace=replaces and not work)
-    done | "Record" >> beam.Map(_record, place, name)
-    with serving(plan, work) if work else contextlib.nullcontext():
+    build(pipeline, plan) | "Record" >> beam.Map(_record, place, name)
+    if work is None:
+        _wait(pipeline, runner)
+        return Summary.from_json(place.read_json(name))
+    with serving(plan, work) as count_left:
         _wait(pipeline, runner)
     summary = Summary.from_json(place.read_json(name))
-    if work and replaces:
-        summary += replace_staged(plan.job, pending=plan.pending, last=plan.last)
+    found = summary.embedded + sum(summary.skipped.values())
+    if found < count_left():
+        raise RunError(
+            f"of {count_left():,} rows that were left for the workers in {work.path}, they have "
+            f"found {found:,}; name a work directory with --workdir that all workers see as this "
+            "machine does"
+        )
     return summary
 
 
@@ -356,7 +398,7 @@ def _record(summary: Summary, place: RunDirectory | WorkDirectory, name: str) ->
 
 
 def _stamp(plan: Plan) -> Summary:
-    """A pass that embeds nothing but a sample: the vectors that there are get the stamp."""
+    """Stage the vectors that there are, to get the stamp; nothing but a sample is embedded."""
     if not plan.late:
         check_witnesses(plan.store, plan.ranges, load_embedder(plan.target))
     for keys in plan.pending:
@@ -368,7 +410,7 @@ def _stamp(plan: Plan) -> Summary:
             dimension=plan.target.dimension,
             late=plan.late,
         )
-    return replace_vectors(plan.job, pending=plan.pending, last=plan.last)
+    return Summary()
 
 
 def _finish(plan: Plan, outcome: Outcome) -> None:
@@ -414,8 +456,14 @@ def _remove_work(plan: Plan) -> None:
 
 def _note_failure(plan: Plan, error: BaseException) -> None:
     """Leave word of why the run stopped; raise IncompleteError if it has begun to replace."""
+    code = error.exit_code if isinstance(error, ReembedError) else None
+    manifest = None
     try:
-        manifest = plan.run.read_manifest()
+        with contextlib.suppress(StagingError):  # A disk that is full must not hide what was done.
+            manifest = plan.run.stop(plan.attempt, str(error) or "interrupted", code)
+            if manifest is None:
+                return
+        manifest = manifest or plan.run.read_manifest()
     except StagingError as unreadable:
         if not isinstance(error, ReembedError):
             return
@@ -423,28 +471,14 @@ def _note_failure(plan: Plan, error: BaseException) -> None:
             f"{error}; the manifest in {plan.run.path} can't be read now, so the store may hold a "
             "part of the new vectors: make it readable and run again"
         ) from unreadable
-    if manifest.attempt != plan.attempt:
-        return
     # Before each transaction the manifest is told of those before it; the table has the last word,
     # since a run that is staging makes its backup again.
     first = manifest.state is State.REPLACING and not (plan.late or manifest.done)
     if first and isinstance(error, UndoneError) and not plan.job.is_in_table():
         said = f"{error}, and the store is as it was; drop the trigger, and run again"
-        plan.run.advance(
-            plan.attempt,
-            state=State.STAGING,
-            writing=frozenset(),
-            wrote=False,
-            stopped=said,
-            stopped_code=error.exit_code,
-        )
+        again: dict[str, Any] = {"state": State.STAGING, "writing": frozenset(), "wrote": False}
+        plan.run.advance(manifest.attempt, **again, stopped=said)
         raise StoreError(said) from error
-    with contextlib.suppress(StagingError):  # A disk that is full must not hide what was done.
-        manifest = plan.run.advance(
-            plan.attempt,
-            stopped=str(error) or "interrupted",
-            stopped_code=error.exit_code if isinstance(error, ReembedError) else None,
-        )
     if manifest.state is State.REPLACING and isinstance(error, ReembedError):
         raise IncompleteError(
             f"{error}; {describe(plan.run, manifest)}: run again to finish it, or undo it with "

@@ -12,8 +12,8 @@ from pipeline.resume import Runs, describe
 from transforms.embedders import Target
 from transforms.errors import IncompleteError, ReembedError, UsageError
 from transforms.modes import Mode
-from transforms.replacing import ReplaceJob, Rules
-from transforms.staging import Manifest, RunDirectory, State
+from transforms.replacing import ReplaceJob
+from transforms.staging import Manifest, Rules, RunDirectory, State
 from transforms.stores import open_store
 
 Chosen = tuple[RunDirectory, Manifest]
@@ -83,11 +83,11 @@ def require_complete(
             raise IncompleteError(f"{describe(run, manifest)}; finish it or roll it back first")
 
 
-def newer_run(runs: Runs, chosen: RunDirectory, manifest: Manifest) -> RunDirectory | None:
-    """A newer run that has replaced vectors of the same rows, so that it goes back first."""
+def newer_run(runs: Runs, manifest: Manifest) -> RunDirectory | None:
+    """A run that has replaced vectors of the same rows since, so that it goes back first."""
     for run, newer in runs:
         shared = newer.scope.shares_rows(manifest.scope)
-        if newer.state.undoable and run.run_id > chosen.run_id and shared:
+        if newer.state.undoable and newer.age > manifest.age and shared:
             return run
     return None
 
@@ -97,7 +97,7 @@ def require_newest(runs: Runs, chosen: RunDirectory, manifest: Manifest) -> None
 
     What the older one wrote is no longer there, so undoing it would do nothing, once for all.
     """
-    if newer := newer_run(runs, chosen, manifest):
+    if newer := newer_run(runs, manifest):
         raise UsageError(
             f"run {newer.run_id} has replaced vectors since run {chosen.run_id} did; undo the "
             "newer one first (reembed rollback)"

@@ -55,7 +55,9 @@ def next_step(runs: Runs, run: RunDirectory, manifest: Manifest) -> str:
         case State.REPLACED | State.PARTLY_BACK:
             rollback = f"reembed rollback{_named(runs, run, can_be_undone)}"
             verify = f"reembed verify{_named(runs, run, can_be_verified)} checks it"
-            if newer := newer_run(runs, run, manifest):
+            if run.lost_backup(manifest, checked=True):
+                return f"put the lost files of the backup back in {run.backup}; then {rollback}"
+            if newer := newer_run(runs, manifest):
                 return f"{verify}; run {newer.run_id} must be rolled back before it can be"
             if manifest.state is State.REPLACED:
                 return f"{verify}; {rollback} undoes it"
@@ -112,6 +114,8 @@ def _values(path: Path, runs: Runs, run: RunDirectory, manifest: Manifest) -> di
         "rows_in_ranges_replaced": sum(k.rows for k in manifest.ranges if k.index in new),
         "bytes": tree_bytes(run.path),
         "backup_bytes": tree_bytes(run.backup),
+        "backup_lost": sorted(run.lost_backup(manifest, checked=True)),
+        "backup_listed": manifest.saved is not None and not manifest.listed_late,
         "run_directory": str(run.path),
         "next": next_step(runs, run, manifest),
     }
@@ -141,6 +145,9 @@ def _text(values: Mapping[str, Any]) -> str:
         "new vectors": f"in ranges {new} of {values['ranges']} (counted from 0): "
         f"{values['rows_in_ranges_replaced']:,} rows; the others hold the previous ones",
         "on disk": f"{size(values['bytes'])}, of which the backup {size(values['backup_bytes'])}",
+        "backup": "by version 0.1.0, which kept no list of its files: that all are there can't be "
+        "checked",
+        "lost": ", ".join(values["backup_lost"]),
         "directory": values["run_directory"],
         "next": values["next"],
     }
@@ -149,6 +156,8 @@ def _text(values: Mapping[str, Any]) -> str:
         "re-embedded": values["reembedded"] is None,
         "skipped": values["skipped"] is None,
         "remaining": not values["remaining"],
+        "backup": values["backup_listed"] or not values["backup_bytes"],
+        "lost": not values["backup_lost"],
         "new vectors": values["state"] != State.REPLACING or values["remaining"],
     }
     shown = {name: line for name, line in lines.items() if not unless.get(name)}

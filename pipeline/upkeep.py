@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +35,14 @@ from transforms.errors import (
     UsageError,
 )
 from transforms.modes import Mode
-from transforms.rollback import HELD_BACK, NOT_KEPT, RolledBack, roll_back
+from transforms.rollback import (
+    HELD_BACK,
+    LOST,
+    NOT_KEPT,
+    RolledBack,
+    describe_lost,
+    roll_back,
+)
 from transforms.staging import (
     Manifest,
     RunDirectory,
@@ -110,9 +116,16 @@ def undo(path: Path, chosen: Chosen, runs: Runs = ()) -> Report:
         attempt = new_token()
         run.set_reserve()
         run.remove_damaged()
-        for name in run.lost_backup():
-            _logger.warning("[%s] the backup file %s is damaged and can't help", run.run_id, name)
-        run.write_manifest(replace(manifest, attempt=attempt))
+        before = run.list_backup(run.take_over(manifest, attempt), attempt)
+        if before.state.incomplete and not before.order:  # Begun by version 0.1.0.
+            order = 1 + max((other.order for _, other in runs), default=0)
+            before = run.advance(attempt, order=order)
+        for name in run.lost_backup(before, checked=True):
+            _logger.warning(
+                "[%s] the backup file %s is missing or damaged, so its rows can't be put back",
+                run.run_id,
+                name,
+            )
         try:
             result = roll_back(store.everywhere(), run, manifest.ranges, attempt=attempt)
             ending = _end(store, run, manifest, result)
@@ -140,12 +153,15 @@ def undo(path: Path, chosen: Chosen, runs: Runs = ()) -> Report:
     lines = {
         "restored": f"{result.restored:,} rows hold their previous vectors again",
         "as before": f"{result.unchanged:,} rows",
-        "left": f"{len(result.left):,} rows"
+        "left": f"{_count_left(result):,} rows"
         + (f" (named in {run.path / LEFT})" if result.left else ""),
+        "lost": f"{describe_lost(result.lost)}" if result.lost else "",
         "next": _after_undoing(store, chosen, runs, result),
     }
     if ending.trouble is not None:
         del lines["next"]
+    if not result.lost:
+        del lines["lost"]
     return Report(
         f"reembed: {ending.head}\n\n{table(lines)}",
         values,
@@ -158,6 +174,16 @@ def _end(store: Store, run: RunDirectory, manifest: Manifest, result: RolledBack
     """Decide what a run is after a rollback: nothing is closed of which nothing went back."""
     before, done = manifest.state, result.restored or result.unchanged
     written = max(len(result.left), manifest.reembedded)
+    if result.lost:
+        trouble = IncompleteError(
+            f"{describe_lost(result.lost)} of the backup in {run.backup} is missing or damaged, so "
+            f"rows of {store.path} keep the vectors that run {run.run_id} gave them; put the file "
+            "back from a copy of it and roll back again, or re-embed these rows with the former "
+            "model"
+        )
+        if done or before is State.ROLLING_BACK:
+            return _Ending(State.PARTLY_BACK, f"run {run.run_id} is partly rolled back", trouble)
+        return _Ending(before, f"nothing of run {run.run_id} was put back", trouble)
     if lost := [key for key, why in result.left.items() if why == NOT_KEPT]:
         trouble = IncompleteError(
             f"{len(lost)} rows of {store.path} were put back and hold something else by now (the "
@@ -174,7 +200,7 @@ def _end(store: Store, run: RunDirectory, manifest: Manifest, result: RolledBack
     if done and not result.in_the_way:
         return _Ending(State.ROLLED_BACK, f"run {run.run_id} is rolled back")
     head = f"nothing of run {run.run_id} was put back"
-    if not written and not run.lost_backup():
+    if not written:
         empty = UsageError(
             f"the run {run.run_id} wrote nothing, so there was nothing to put back; it is ended, "
             "and reembed status shows the others"
@@ -213,13 +239,13 @@ def _obstacles(store: Store, result: RolledBack) -> str:
 
 
 def _after_undoing(store: Store, chosen: Chosen, runs: Runs, result: RolledBack) -> str:
-    run, manifest = chosen
+    _, manifest = chosen
     if result.restored or manifest.state is State.ROLLING_BACK:
         return _AFTER_UNDOING.get(store.kind, "search with the former model again")
     older = [
         other.run_id
         for other, m in runs
-        if other.run_id < run.run_id and m.state.undoable and m.scope.shares_rows(manifest.scope)
+        if m.age < manifest.age and m.state.undoable and m.scope.shares_rows(manifest.scope)
     ]
     if older:
         return f"no row was changed; reembed rollback --run {older[-1]} undoes the run before"
@@ -256,11 +282,17 @@ def _undo_values(run: RunDirectory, result: RolledBack, state: State) -> dict[st
         "state": str(state),
         "restored": result.restored,
         "unchanged": result.unchanged,
-        "left": len(result.left),
-        "left_by_reason": dict(Counter(result.left.values())),
+        "left": _count_left(result),
+        "left_by_reason": dict(Counter(result.left.values()))
+        | ({LOST: sum(count or 0 for count in result.lost.values())} if result.lost else {}),
+        "lost_files": result.lost,
         "in_the_way": result.in_the_way,
         "run_directory": str(run.path),
     }
+
+
+def _count_left(result: RolledBack) -> int:
+    return len(result.left) + sum(count or 0 for count in result.lost.values())
 
 
 def clean_up(path: Path, runs: Runs, *, named: str | None, yes: bool) -> Report:
@@ -282,7 +314,10 @@ def clean_up(path: Path, runs: Runs, *, named: str | None, yes: bool) -> Report:
                 continue
             if named is None and not manifest.state.ended:
                 kept[run.run_id] = "it is not finished; --run names it to remove it all the same"
-            elif _is_only_way_back(run, manifest, runs[at + 1 :]) and not yes:
+            elif not yes and (
+                _is_only_way_back(run, manifest, runs[at + 1 :])
+                or _has_replaced(path, run, manifest)
+            ):
                 kept[run.run_id] = (
                     "it is the only way back to the previous vectors; --yes removes it"
                 )
@@ -316,6 +351,11 @@ def _is_only_way_back(run: RunDirectory, manifest: Manifest, newer: Runs) -> boo
         and not _has_skipped(other, run, manifest)
         for other, later in newer
     )
+
+
+def _has_replaced(path: Path, run: RunDirectory, manifest: Manifest) -> bool:
+    """Whether rows hold what a run wrote that says that it has written nothing yet."""
+    return manifest.state is State.STAGING and job_of(path, run, manifest).is_in_table()
 
 
 def _has_skipped(newer: RunDirectory, run: RunDirectory, manifest: Manifest) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from transforms.errors import (
     VerifyError,
 )
 from transforms.modes import Mode
+from transforms.rollback import describe_lost
 from transforms.staging import Manifest, State
 from transforms.staging.runs import ROLLBACK
 from transforms.stores import Store
@@ -75,6 +76,7 @@ def verify(
     _check_flags(options, target)
     job = job_of(path, run, manifest)
     rolled_back = manifest.state is State.PARTLY_BACK
+    lost = run.lost_backup(manifest)
     findings = verify_rows(
         job.store,
         run,
@@ -84,6 +86,7 @@ def verify(
         columns=job.describe(b"").others,
         rolled_back=rolled_back,
         held_back=run.read_json(ROLLBACK)["in_the_way"] if rolled_back else (),
+        lost=lost,
         samples=SAMPLED_ROWS,
     )
     compared = _compare_sample(
@@ -96,7 +99,7 @@ def verify(
         _logger.warning(
             "[%s] the sample is not checked: %s", run.run_id, one_line(str(compared.trouble))
         )
-    trouble = _trouble(path, chosen, findings, compared)
+    trouble = _trouble(path, chosen, findings, compared, lost)
     return Report(
         f"reembed verify: {_head(findings, compared, trouble)}\n\n"
         + table(_lines(run.run_id, findings, compared)),
@@ -190,7 +193,11 @@ def _as_reached_now(target: Target, options: CommandOptions, settings_of: Server
 
 
 def _trouble(
-    path: Path, chosen: Chosen, findings: Findings, compared: Compared
+    path: Path,
+    chosen: Chosen,
+    findings: Findings,
+    compared: Compared,
+    lost: Mapping[str, int | None],
 ) -> ReembedError | None:
     run, manifest = chosen
     wrong = sum(findings.wrong.values())
@@ -202,10 +209,10 @@ def _trouble(
             f"{wrong} findings in {path}; run again{_choosing(manifest)} to re-embed the rows that "
             "are wrong"
         )
-    if lost := run.lost_backup():
+    if lost:
         return VerifyError(
-            f"{len(lost)} files of the backup in {run.path} are damaged, so the rows that they "
-            "name can't be checked"
+            f"{describe_lost(lost)} of the backup in {run.backup} is missing or damaged, so its "
+            "rows can't be checked, nor put back; put the file back from a copy of it"
         )
     if not written:
         return UsageError(f"the run {run.run_id} wrote nothing, so there is nothing to verify")
@@ -257,6 +264,7 @@ def _lines(run_id: str, findings: Findings, compared: Compared) -> dict[str, str
         "deleted since": f"{findings.deleted:,}",
         "rolled back": f"{findings.put_back:,} (as they were before the run)",
         "not of the run": f"{findings.unwritten:,} (skipped, or added since)",
+        "lost": f"{findings.lost:,} (their files of the backup are missing or damaged)",
         "sample": f"{compared.rows} rows embedded again, lowest cosine "
         + ("-" if compared.lowest is None else f"{compared.lowest:.6f}"),
         "wrong": counts({WRONG[kind]: count for kind, count in findings.wrong.items()}),
@@ -265,6 +273,8 @@ def _lines(run_id: str, findings: Findings, compared: Compared) -> dict[str, str
         lines["sample"] = f"not checked: {one_line(str(compared.trouble))}"
     if not findings.put_back:
         del lines["rolled back"]
+    if not findings.lost:
+        del lines["lost"]
     return lines
 
 
@@ -277,6 +287,7 @@ def _values(run_id: str, findings: Findings, compared: Compared) -> dict[str, An
         "put_back": findings.put_back,
         "findings": sum(findings.wrong.values()),
         "unwritten": findings.unwritten,
+        "lost": findings.lost,
         "sampled": compared.rows,
         "lowest_cosine": compared.lowest,
         "unchecked": None if compared.trouble is None else str(compared.trouble),

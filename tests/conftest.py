@@ -30,7 +30,6 @@ from pipeline.settings import read_settings
 from transforms import embedders
 from transforms.embedders import Target
 from transforms.embedders.models import ModelFiles
-from transforms.replacing import replace_vectors
 from transforms.rows import Stored, Summary
 from transforms.staging import Manifest, make_run, staging_root
 from transforms.stores import Replacement
@@ -280,7 +279,7 @@ class Ran:
 Call = Callable[..., Ran]
 
 
-def plain_pass(plan: Plan, runner: str, options: object, *, replaces: bool) -> Summary:
+def plain_pass(plan: Plan, runner: str, options: object) -> Summary:
     """What the graph does, as the obvious loop."""
     from transforms.embed import embed_rows
     from transforms.read import read_rows
@@ -306,8 +305,6 @@ def plain_pass(plan: Plan, runner: str, options: object, *, replaces: bool) -> S
             staged = plan.run.write_shard(vectors, pass_number=plan.pass_number)
             skipped = Counter(row.skipped.cause for row in vectors.rows if row.skipped)
             summary += Summary(embedded=staged.embedded, skipped=skipped)
-    if replaces:
-        summary += replace_vectors(plan.job, pending=plan.pending, last=plan.last)
     return summary
 
 

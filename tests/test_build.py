@@ -20,6 +20,7 @@ from tests.conftest import begin, change, fake_plan, make_store, memory, select
 from transforms.embed import EmbedRows
 from transforms.embedders.fake import POISON, FakeEmbedder
 from transforms.read import ReadRows
+from transforms.replacing import replace_vectors
 from transforms.rows import Cause, KeyRange, RangeVectors, Skipped, Summary
 from transforms.staging import RunDirectory, State
 from transforms.stores.codec import decode
@@ -70,19 +71,24 @@ def stored(path: Path) -> dict[object, list[float] | None]:
     }
 
 
+def replaced(plan: Plan) -> Summary:
+    """What the launcher does when a pass has ended."""
+    return replace_vectors(plan.job, pending=plan.pending, last=plan.last)
+
+
 def test_every_runner_gives_what_a_plain_loop_gives(pipeline: beam.Pipeline, plan: Plan) -> None:
     skipped = {Cause.REJECTED: 1, Cause.OVER_CAP: 1, Cause.ENCRYPTED: 1}
     with pipeline:
-        summary = build(pipeline, plan, replace=True)
-        expected = Summary(embedded=57, skipped=skipped, replaced=57, kept=skipped)
-        assert_that(summary, equal_to([expected]))
+        summary = build(pipeline, plan)
+        assert_that(summary, equal_to([Summary(embedded=57, skipped=skipped)]))
 
+    assert replaced(plan) == Summary(replaced=57, kept=skipped)
     assert stored(plan.store.path) == plain_loop(plan.store.path)
 
 
 def test_what_is_done_is_counted_for_the_jobs_own_page(plan: Plan) -> None:
     pipeline = beam.Pipeline(runner=FnApiRunner())
-    build(pipeline, plan, replace=True)
+    build(pipeline, plan)
 
     found = pipeline.run().metrics().query()
 
@@ -90,11 +96,11 @@ def test_what_is_done_is_counted_for_the_jobs_own_page(plan: Plan) -> None:
     assert counters == {"embedded": 57, "skipped": 3, "cached": 50}
 
 
-def test_without_replace_it_ends_at_the_shards(plan: Plan) -> None:
+def test_it_ends_at_the_shards(plan: Plan) -> None:
     before = plan.store.path.read_bytes()
     skipped = {Cause.REJECTED: 1, Cause.OVER_CAP: 1, Cause.ENCRYPTED: 1}
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        summary = build(root, plan, replace=False)
+        summary = build(root, plan)
         assert_that(summary, equal_to([Summary(embedded=57, skipped=skipped)]))
 
     assert plan.store.path.read_bytes() == before
@@ -103,23 +109,21 @@ def test_without_replace_it_ends_at_the_shards(plan: Plan) -> None:
 
 def test_a_pass_to_retry_offers_the_model_only_what_it_rejected(plan: Plan) -> None:
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        build(root, plan, replace=False)
+        build(root, plan)
     change(plan.store.path, "UPDATE memories SET content = 'x' WHERE id = '020'")
     second = dataclasses.replace(plan, pass_number=2, retry_skipped=True)
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        summary = build(root, second, replace=False)
+        summary = build(root, second)
         assert_that(summary, equal_to([Summary(embedded=1, skipped={Cause.REJECTED: 1})]))
 
 
-def test_a_pass_that_replaces_says_what_was_done_and_what_is_still_in_the_old_space(
-    plan: Plan,
-) -> None:
+def test_a_replacement_says_what_was_done_and_what_is_still_in_the_old_space(plan: Plan) -> None:
     old = "x'01" + "00" * 32 + "'"
     change(plan.store.path, f"UPDATE memories SET embedding = {old} WHERE id IN ('010', '011')")
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        summary = build(root, plan, replace=True)
-        assert_that(summary | beam.Map(lambda summary: summary.in_old_space), equal_to([1]))
+        build(root, plan)
 
+    assert replaced(plan).in_old_space == 1
     manifest = plan.run.read_manifest()
     # Only the run itself knows whether another pass must follow.
     assert (manifest.state, manifest.writing) == (State.REPLACING, frozenset())
@@ -129,21 +133,18 @@ def test_a_pass_that_replaces_says_what_was_done_and_what_is_still_in_the_old_sp
 def test_one_summary_comes_out_of_an_empty_table(pipeline: beam.Pipeline, tmp_path: Path) -> None:
     plan = begin(fake_plan(make_store(tmp_path / "m.db", [])))
     with pipeline:
-        assert_that(build(pipeline, plan, replace=True), equal_to([Summary()]))
+        assert_that(build(pipeline, plan), equal_to([Summary()]))
 
 
 def test_a_catch_up_pass_embeds_only_what_changed(plan: Plan) -> None:
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        build(root, plan, replace=False)
+        build(root, plan)
     change(plan.store.path, "UPDATE memories SET content = 'edited' WHERE id = '001'")
     second = dataclasses.replace(plan, pass_number=2)
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        summary = build(root, second, replace=True)
-        assert_that(
-            summary | beam.Map(lambda summary: (summary.embedded, summary.replaced)),
-            equal_to([(1, 57)]),
-        )
+        assert_that(build(root, second), equal_to([Summary(embedded=1)]))
 
+    assert replaced(second).replaced == 57
     assert stored(plan.store.path) == plain_loop(plan.store.path)
 
 
@@ -152,14 +153,14 @@ def test_the_original_commands_own_case(tmp_path: Path) -> None:
     plan = begin(fake_plan(make_store(tmp_path / "m.db", rows)))
     skipped = {Cause.REJECTED: 1}
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        summary = build(root, plan, replace=True)
-        expected = Summary(embedded=2, skipped=skipped, replaced=2, kept=skipped)
-        assert_that(summary, equal_to([expected]))
+        assert_that(build(root, plan), equal_to([Summary(embedded=2, skipped=skipped)]))
+
+    assert replaced(plan) == Summary(replaced=2, kept=skipped)
 
 
 def test_all_that_is_done_to_a_row_runs_in_one_stage(plan: Plan) -> None:
     root = beam.Pipeline(runner=FnApiRunner())
-    build(root, plan, replace=True)
+    build(root, plan)
     _, stages = FnApiRunner().create_stages(root.to_runner_api())
 
     per_row = [
@@ -172,7 +173,6 @@ def test_all_that_is_done_to_a_row_runs_in_one_stage(plan: Plan) -> None:
     names = " ".join(step.unique_name for step in per_row[0].transforms)
     for step in ("Read/", "Embed/", "Replace/Stage", "Summarize/Staged", "Summarize/Skipped"):
         assert step in names
-    assert "Replace/Replace" not in names
 
 
 def test_both_outputs_of_embed_rows_are_typed(plan: Plan) -> None:
@@ -186,7 +186,7 @@ def test_both_outputs_of_embed_rows_are_typed(plan: Plan) -> None:
 
 def test_no_row_and_no_vector_is_shuffled(plan: Plan) -> None:
     root = beam.Pipeline(runner=FnApiRunner())
-    build(root, plan, replace=True)
+    build(root, plan)
     shuffled: list[Any] = []
 
     class Visitor(PipelineVisitor):

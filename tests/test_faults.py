@@ -691,8 +691,6 @@ def test_a_damaged_page_is_reported_before_anything_is_replaced(
 def test_a_shard_that_is_altered_while_the_run_is_at_work_is_named_and_nothing_is_replaced(
     reembed: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from transforms import replace  # Not above: it imports Beam, which must be quietened first.
-
     path = new_store(tmp_path / "store" / "m.db", "delete")
     old = table(path)
     look = replacing.replace_vectors
@@ -703,7 +701,7 @@ def test_a_shard_that_is_altered_while_the_run_is_at_work_is_named_and_nothing_i
         return look(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(replace, "replace_vectors", altered)
+        patch.setattr("pipeline.run.replace_vectors", altered)
         failed = reembed("--db", path, range_rows=RANGE_ROWS, through_beam=True)
     shard = max(path.parent.rglob("shards/0*.parquet"))
 

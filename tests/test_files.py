@@ -125,7 +125,7 @@ def test_the_same_table_has_the_same_name_and_another_has_another(tmp_path: Path
 def test_a_file_that_was_cut_short_or_altered_anywhere_is_noticed(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    path = write_table(tmp_path_factory.mktemp("t"), "t", TABLE)
+    path = write_table(_directory(tmp_path_factory), "t", TABLE)
     content = path.read_bytes()
     at = data.draw(st.integers(0, len(content) - 1))
     bit = data.draw(st.integers(0, 7))
@@ -138,6 +138,13 @@ def test_a_file_that_was_cut_short_or_altered_anywhere_is_noticed(
         assert not is_sound(path)
         with pytest.raises(StagingError, match="is damaged: its bytes are not those"):
             read_table(path, ["key"])
+
+
+def _directory(factory: pytest.TempPathFactory) -> Path:
+    """One of the same name each time: it is in the file."""
+    directory = factory.mktemp("t") / "run" / "shards"
+    directory.mkdir(parents=True)
+    return directory
 
 
 def test_a_file_under_another_files_name_is_noticed(tmp_path: Path) -> None:

@@ -33,15 +33,28 @@ skips = st.builds(
 def test_what_is_left_is_what_is_read(rows: list[Row], part: int) -> None:
     left = RangeRows(KEYS, part, tuple(rows))
 
-    name, content = encode_input(left)
+    directory = "gs://a.bucket/x.y/inputs-0af1-0001"
+    name, content = encode_input(directory, left)
 
     assert name.startswith(f"0000007.{part:03d}.{len(rows):05d}.")
-    assert decode_input(f"gs://a.bucket/x.y/{name}", content, KEYS) == left
+    assert decode_input(f"{directory}/{name}", content, KEYS) == left
 
 
 def test_a_file_that_is_not_whole_is_refused() -> None:
     row = Row("a", 0, "a text", text_digest(b"a text"))
-    name, content = encode_input(RangeRows(KEYS, 0, (row,)))
+    name, content = encode_input("run/inputs-1-1", RangeRows(KEYS, 0, (row,)))
 
     with pytest.raises(StagingError, match="is damaged"):
-        decode_input(name, content[:-1], KEYS)
+        decode_input(f"run/inputs-1-1/{name}", content[:-1], KEYS)
+
+
+@pytest.mark.parametrize(
+    "place", ["other/inputs-1-1", "run/shards", "run/inputs-1-1/0000008"], ids=str
+)
+def test_a_file_of_another_run_directory_or_range_is_refused(place: str) -> None:
+    row = Row("a", 0, "a text", text_digest(b"a text"))
+    name, content = encode_input("run/inputs-1-1", RangeRows(KEYS, 0, (row,)))
+    moved = f"{place}{name.removeprefix('0000007')}" if "0000008" in place else f"{place}/{name}"
+
+    with pytest.raises(StagingError, match="belongs to another run or has been renamed"):
+        decode_input(moved, content, KEYS)

@@ -35,8 +35,8 @@ from tests import fake_program
 from tests.conftest import change, clean_environment, memory, other_contents, select
 from transforms import replacing, rollback
 from transforms.embedders import Target, fake
-from transforms.rows import KeyRange, Stored, Summary, Vectors
-from transforms.staging import RunDirectory, State, find_runs, lock_database, new_token
+from transforms.rows import KeyRange, Stored, Vectors
+from transforms.staging import Rules, RunDirectory, State, find_runs, lock_database, new_token
 from transforms.stores import Replacement, open_store, recover_store
 from transforms.stores.codec import encode
 from transforms.stores.demo import SCHEMA, Memory, create_store, generated_memories
@@ -49,7 +49,7 @@ KILLED = -9
 SQLITES = {"m.db", "m.db-wal", "m.db-shm", "m.db-journal"}
 OURS = re.compile(
     r"lock|\.?\d{8}T\d{6}Z-[0-9a-f]{4}(\.made|\.removed)?/("
-    r"reserve|(manifest|summary|rollback|pass-\d+)\.json|((shards|backup)/)?\.[^/]+\.tmp|"
+    r"reserve|manifest.lock|(manifest|summary|rollback|pass-\d+)\.json|((shards|backup)/)?\.[^/]+\.tmp|"
     r"shards/\d{7}\.\d{4}\.\d{3}\.\d{5}\.[0-9a-f]{16}\.parquet|"
     r"backup/\d{7}\.\d{4}\.[0-9a-f]{16}\.parquet)"
 )
@@ -143,8 +143,8 @@ def only_replace(trial: Trial, tell: Connection) -> None:
         [(run, manifest)] = find_runs(store.path)
         attempt = new_token()
         run.set_reserve()
-        run.write_manifest(replace(manifest, attempt=attempt))
-        target, rules = Target.from_json(manifest.target), replacing.Rules()
+        run.take_over(manifest, attempt)
+        target, rules = Target.from_json(manifest.target), Rules()
         job = replacing.ReplaceJob(store, run, manifest.ranges, target, rules, attempt)
         replacing.replace_vectors(job, pending=(), last=False)
 
@@ -176,9 +176,7 @@ def _prepare(trial: Trial, tell: Connection) -> None:
     save, begin, put = replacing._save_all, Replacement.transaction, Replacement.put
     inside = [False]
 
-    def saving(
-        job: replacing.ReplaceJob, table: Replacement, *, last: bool
-    ) -> tuple[Summary, list[replacing.Portion] | None]:
+    def saving(job: replacing.ReplaceJob, table: Replacement, *, last: bool) -> Any:
         tell.send(SAVING)
         return save(job, table, last=last)
 

@@ -31,9 +31,9 @@ from transforms.errors import (
 )
 from transforms.modes import Mode
 from transforms.read import read_rows
-from transforms.replacing import ReplaceJob, Rules
+from transforms.replacing import ReplaceJob
 from transforms.rows import Cause, KeyRange
-from transforms.staging import Manifest, Scope, State
+from transforms.staging import Manifest, Rules, Scope, State
 
 
 def plan_for(path: Path, options: Options | None = None) -> Plan:

@@ -25,9 +25,9 @@ from transforms.errors import RunError, StagingError, StoreError, TooManySkipped
 from transforms.match import is_ours
 from transforms.modes import Mode
 from transforms.read import read_rows
-from transforms.replacing import Rules, check_failures, replace_vectors
+from transforms.replacing import check_failures, replace_vectors
 from transforms.rows import Cause, KeyRange, Stored, Summary
-from transforms.staging import Ledger, Manifest, State, read_ledger, saved_ranges
+from transforms.staging import Ledger, Manifest, Rules, State, read_ledger, saved_ranges
 from transforms.stores import Replacement, sqlite
 from transforms.stores.codec import decode, encode
 
@@ -721,7 +721,7 @@ def test_once_it_says_replacing_the_backup_is_never_made_again(
     assert saved(plan) == {f"{i:02d}": [OLD] for i in range(10)}
 
 
-def test_a_backup_of_an_attempt_that_wrote_nothing_is_made_anew(
+def test_a_backup_of_an_attempt_that_wrote_nothing_goes_only_where_all_rows_hold_it_still(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -733,7 +733,15 @@ def test_a_backup_of_an_attempt_that_wrote_nothing_is_made_anew(
 
     replace(plan)
 
-    assert saved(plan) == {f"{i:02d}": [OTHER if i == 3 else OLD] for i in range(10)}
+    assert saved(plan) == {f"{i:02d}": [OTHER, OLD] if i == 3 else [OLD] for i in range(10)}
+    assert len(list(plan.run.backup.iterdir())) == len(plan.ranges) + 1
+    # Until it is said to be replaced, nothing but the table itself tells that it is.
+    behind = replaced(plan.run.read_manifest(), state=State.STAGING, wrote=False)
+    plan.run.write_manifest(behind)
+
+    assert replace(plan) == Summary(replaced=10)
+    assert saved(plan) == {f"{i:02d}": [OTHER, OLD] if i == 3 else [OLD] for i in range(10)}
+    assert plan.run.read_manifest().wrote
 
 
 def test_a_backup_that_is_not_read_back_as_it_was_written_stops_it_before_the_first_write(

@@ -39,7 +39,6 @@ from tests.conftest import (
     select,
     unjam,
 )
-from transforms import replace as replacing
 from transforms.embedders.fake import POISON, FakeEmbedder
 from transforms.errors import (
     EmbedderError,
@@ -88,7 +87,7 @@ def test_a_run_replaces_all_and_keeps_what_it_did_and_what_was_there_before(
 
     assert outcome.summary == Summary(embedded=9, replaced=9)
     kept = [name for name in files(plan.run.path) if not name.startswith("backup/")]
-    assert kept == ["manifest.json", "pass-1.json", "summary.json"]
+    assert kept == ["manifest.json", "manifest.lock", "pass-1.json", "summary.json"]
     assert [path.name[:13] for path in sorted(plan.run.backup.iterdir())] == [
         "0000000.0000.",
         "0000001.0000.",
@@ -172,7 +171,7 @@ def editing(
             change(path, *left.pop(0))
         return look(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(replacing, "replace_vectors", edited)
+    monkeypatch.setattr("pipeline.run.replace_vectors", edited)
 
 
 def test_rows_edited_and_added_meanwhile_get_the_vectors_of_their_present_texts(
@@ -571,7 +570,7 @@ def test_a_run_that_another_process_has_taken_over_writes_nothing_more(
         plan.run.write_manifest(dataclasses.replace(manifest, attempt="another"))
         return look(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(replacing, "replace_vectors", overtaken)
+    monkeypatch.setattr("pipeline.run.replace_vectors", overtaken)
 
     with pytest.raises(RunError, match=r"^another process has taken over the run "):
         run(plan)

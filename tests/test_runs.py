@@ -100,6 +100,7 @@ def test_a_run_has_its_manifest_from_the_start(run: RunDirectory, database: Path
     assert sorted(path.name for path in run.path.iterdir()) == [
         "backup",
         "manifest.json",
+        "manifest.lock",
         "reserve",
         "shards",
     ]
@@ -144,6 +145,7 @@ def test_nothing_is_readable_by_others(run: RunDirectory, database: Path) -> Non
         shard.name: 0o600,
         saved.name: 0o600,
         "manifest.json": 0o600,
+        "manifest.lock": 0o600,
         "reserve": 0o600,
         "skipped.jsonl": 0o600,
         "summary.json": 0o600,
@@ -192,10 +194,11 @@ def test_how_far_a_run_has_come_is_noted(run: RunDirectory) -> None:
 
 
 def test_an_attempt_that_was_taken_over_notes_nothing(run: RunDirectory) -> None:
+    run.advance("mine")
     before = files(run.path)
 
     with pytest.raises(RunError, match=f"another process has taken over the run {run.run_id}"):
-        run.advance("another", state=State.REPLACED)
+        run.advance("another", state=State.REPLACING)
     assert files(run.path) == before
 
 
@@ -304,7 +307,8 @@ def test_the_shards_of_a_run_that_came_to_its_end_are_removed_and_nothing_else(
     for _ in range(2):
         run.remove_shards()
 
-        assert sorted(path.name for path in run.path.iterdir()) == ["backup", "manifest.json"]
+        left = ["backup", "manifest.json", "manifest.lock"]
+        assert sorted(path.name for path in run.path.iterdir()) == left
         assert len(list(run.backup.iterdir())) == 1
     assert run.remove_damaged() == ([], [])
 
@@ -395,7 +399,7 @@ def test_only_a_run_that_has_come_to_nothing_is_discarded(
 ) -> None:
     if staged:
         write_shard(run)
-    run.advance("mine", state=state)
+    run.write_manifest(replace(run.read_manifest(), state=state))
 
     discard_run_if_empty(run, database)
 

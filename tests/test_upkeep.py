@@ -139,6 +139,7 @@ def test_after_a_run_and_its_rollback_all_columns_of_all_tables_are_as_before(
         "left": 0,
         "left_by_reason": {},
         "in_the_way": {},
+        "lost_files": {},
         "run_directory": str(root(path) / run_id),
     }
     assert all_columns(path) == before
@@ -337,19 +338,49 @@ def test_vectors_of_skipped_rows_that_a_run_took_away_come_back(
     assert all_columns(path) == before
 
 
-def test_a_damaged_backup_is_named_and_the_other_rows_are_put_back(
-    reembed: Call, path: Path
+@pytest.mark.parametrize("loss", ["deleted", "emptied", "cut short", "altered", "renamed", "all"])
+def test_a_lost_file_of_the_backup_is_named_and_once_it_is_back_so_are_its_rows(
+    reembed: Call, path: Path, loss: str
 ) -> None:
     reembed("--db", path, range_rows=5)
     [run_id] = runs(path)
-    first, _ = sorted((root(path) / run_id / "backup").iterdir())
-    first.write_bytes(first.read_bytes()[:-1])
+    first, second = sorted((root(path) / run_id / "backup").iterdir())
+    kept = {file: file.read_bytes() for file in (first, second)}
+    match loss:
+        case "deleted":
+            first.unlink()
+        case "emptied":
+            first.write_bytes(b"")
+        case "cut short":
+            first.write_bytes(kept[first][:-1])
+        case "altered":
+            first.write_bytes(kept[first][:99] + b"?" + kept[first][100:])
+        case "renamed":
+            first.rename(first.with_name(f"0000001.0001.{first.name[13:]}"))
+        case _:
+            first.unlink()
+            second.unlink()
 
+    checked = reembed("verify", "--db", path, "--json")
     undone = reembed("rollback", "--db", path, "--json")
 
-    assert undone.code == 0
-    assert f"the backup file {first.stem}.damaged is damaged" in undone.err
-    assert stored(path) == new(*range(5)) | old(*range(5, 10))
+    lost = 10 if loss == "all" else 5
+    assert (checked.code, checked.values["lost"], checked.values["checked"]) == (1, lost, 10 - lost)
+    assert (undone.code, undone.values["left"], undone.values["restored"]) == (6, lost, 10 - lost)
+    assert undone.values["lost_files"][first.name] == 5
+    assert f"the backup file {first.name} is missing or damaged" in undone.err
+    assert f"{first.name}" in undone.error
+    assert stored(path) == new(*range(lost)) | old(*range(lost, 10))
+    assert "put the lost files of the backup back" in reembed("status", "--db", path).out
+    for file, content in kept.items():
+        file.write_bytes(content)
+        file.chmod(0o600)
+
+    again = reembed("rollback", "--db", path, "--json")
+
+    assert (again.code, again.values["left"], again.values["restored"]) == (0, 0, lost)
+    assert again.values["state"] == "rolled back"
+    assert stored(path) == old(*range(10))
 
 
 # Verify.
@@ -374,6 +405,7 @@ def test_a_table_that_is_as_the_run_left_it_is_clean(reembed: Call, path: Path) 
         "put_back": 0,
         "findings": 0,
         "unwritten": 0,
+        "lost": 0,
         "sampled": 10,
         "lowest_cosine": 1,
         "unchecked": None,

@@ -155,6 +155,14 @@ def is_ours(row: Row, ledger: Ledger) -> bool:
     return vector_digest(row.stored.vector) in [old.written for old in saved]
 
 
+def holds_former(row: Row, ledger: Ledger) -> bool:
+    """Whether a row holds what was saved of it, or another program has given it another text."""
+    saved = ledger.of(row.key)
+    if row.stored is None or row.stored.digest in [old.was for old in saved]:
+        return True
+    return row.digest not in [old.digest for old in saved] and not is_ours(row, ledger)
+
+
 def has_written(row: Row, ledger: Ledger) -> bool:
     """Whether a row holds a vector that the run wrote for its present text."""
     return is_ours(row, ledger) and any(

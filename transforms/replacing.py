@@ -6,25 +6,28 @@ import math
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transforms.embedders import Target
 from transforms.errors import TooManySkippedError
-from transforms.match import Match, is_ours, match_rows, save_rows
-from transforms.rows import KeyRange, Row, StagedRow, Stored, Summary
+from transforms.match import Match, holds_former, is_ours, match_rows, save_rows
+from transforms.rows import KeyRange, Row, StagedRow, Stored, Summary, vector_digest
 from transforms.staging import (
     Ledger,
+    Rules,
     RunDirectory,
     State,
+    count_rows,
     read_ledger,
     read_shards,
     read_vectors,
     require_room,
+    saved_ranges,
     write_backup,
 )
 from transforms.stores import Replacement, Store, Written, same_columns
@@ -58,24 +61,11 @@ _READ_BACK_ROWS = 16_384
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How a replacement is to be done.
-
-    `most_skipped` is the share of the tried rows above which nothing is replaced. With
-    `clear_skipped` a skipped row loses its previous vector. With `one_transaction` any number
-    of rows is replaced in one.
-    """
-
-    most_skipped: float = 0.5
-    clear_skipped: bool = False
-    one_transaction: bool = False
-
-
-@dataclass(frozen=True)
 class ReplaceJob:
-    """The replacement of a run's vectors, by one attempt. A value: workers get it.
+    """The replacement of a run's vectors, by one attempt.
 
-    `ranges` are those of the whole table, in which vectors take `vector_bytes` now.
+    `ranges` are those of the whole table, in which vectors take `vector_bytes` now. `order` is
+    the run's number among those that have replaced, should this be its first replacement.
     """
 
     store: Store
@@ -85,6 +75,7 @@ class ReplaceJob:
     rules: Rules
     attempt: str
     vector_bytes: int = 0
+    order: int = 1
 
     def match(
         self, keys: KeyRange, *, with_stored: bool, with_vectors: bool | None = None
@@ -117,13 +108,24 @@ class ReplaceJob:
         return (self.match(keys, with_stored=True) if match.unknown else match).after
 
     def is_in_table(self) -> bool:
-        """Whether any row holds a vector that the run wrote."""
+        """Whether any row, wherever it is now, holds a vector that the run wrote."""
+        store = self.store.everywhere()
+        written: set[bytes] = set()
         for keys in self.ranges:
             ledger = read_ledger(self.run.backup, keys.index, with_vectors=False)
-            rows = self.store.read_range(keys, with_stored=True) if ledger.keys else []
+            rows = store.read_range(keys, with_stored=True) if ledger.keys else []
             if any(is_ours(row, ledger) for row in rows):
                 return True
-        return False
+            written |= {saved.written for key in ledger.keys for saved in ledger.of(key)}
+        if store.stable or not written:
+            return False
+        # Rows that have nothing but numbers to go by may have others now.
+        return any(
+            row.stored.vector is not None and vector_digest(row.stored.vector) in written
+            for keys in self.ranges
+            for row in store.read_range(keys, with_stored=True)
+            if row.stored is not None
+        )
 
     def room(self, rows: int, *, staged: int = 0) -> dict[Path, int]:
         """The bytes that it takes to save and replace so many rows, and to stage some, by where.
@@ -163,14 +165,18 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
     attempt has taken over.
     """
     manifest = job.run.advance(job.attempt)
+    note: dict[str, Any] = {"state": State.REPLACING}
     with job.store.replacing() as table:
         version = None
         if manifest.state is State.STAGING:
             require_room(job.room(job.run.staged_rows()))
             version = table.version
-            found, wanted = _save_all(job, table, last=last)
+            found, wanted, saved = _save_all(job, table, last=last)
             if wanted is None:
                 return Summary(remaining=found.remaining, changed=found.changed)
+            note |= {"order": job.order, "rules": job.rules, "saved": saved.files}
+            # A backup that was there before, and could not be let go, is of rows that were written.
+            note |= {"wrote": True} if saved.kept else {}
         else:
             if last:  # Another part, of rows that the first look could not know.
                 found = sum((job.match(k, with_stored=True).before for k in job.ranges), Summary())
@@ -178,12 +184,12 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
             late = {keys.index for keys in pending}
             indexes = [k for k in job.ranges if k.index not in manifest.done or k.index in late]
             wanted = list(_changed(job, indexes))
-        _write_all(job, table, wanted, version)
+        _write_all(job, table, wanted, version, note)
         # Whether no other process has written anything since all that was found.
         undisturbed = version == table.version and not table.fires_triggers
     # SQLite's log is gone by now, so there is room for this on a disk that is almost full.
     everything = frozenset(keys.index for keys in job.ranges)
-    job.run.advance(job.attempt, state=State.REPLACING, done=everything, writing=frozenset())
+    job.run.advance(job.attempt, **note, done=everything, writing=frozenset())
     if undisturbed and reads_back(job.store, table.written):
         return found
     return sum((job.look(keys) for keys in job.ranges), Summary())
@@ -233,44 +239,63 @@ class Portion(NamedTuple):
     columns: bool = True
 
 
+@dataclass
+class _SavedFiles:
+    """The files of a backup with their rows; `kept` says that some were there before."""
+
+    files: dict[str, int] = field(default_factory=dict)
+    kept: bool = False
+
+
 def _save_all(
     job: ReplaceJob, table: Replacement, *, last: bool
-) -> tuple[Summary, list[Portion] | None]:
+) -> tuple[Summary, list[Portion] | None, _SavedFiles]:
     """Save what all rows hold that get a vector; give what will be and what is to be written.
 
     Rows that hold their vector already are noted as written, to be read back with the others.
     If rows are new or edited and this is not the `last` pass, nothing is saved, and None given
     for the latter. Raises TooManySkippedError.
     """
-    _remove_backup(job)  # Of an attempt that came to its end before it wrote anything.
     found = Summary()
     wanted: list[Portion] = []
+    kept = _drop_backup(job)  # Of an attempt that came to its end before it wrote anything.
+    files = _SavedFiles(kept, bool(kept))
     with ThreadPoolExecutor(1, thread_name_prefix="save") as pool:
-        saving: deque[Future[None]] = deque()
+        saving: deque[tuple[Future[str], int]] = deque()
+
+        def finish_one() -> None:
+            writing, rows = saving.popleft()
+            files.files[writing.result()] = rows
+
         for keys in job.ranges:
             matched = job.match(keys, with_stored=last or not found.changed)
             found += matched.before
             if found.changed and not last:
                 continue
-            saved = save_rows([*matched.equal, *matched.changes], Ledger())
+            ledger = Ledger()
+            if kept:
+                ledger = read_ledger(job.run.backup, keys.index, with_vectors=False)
+            equal = [change for change in matched.equal if not is_ours(change.row, ledger)]
+            saved = save_rows([*equal, *matched.changes], ledger)
             table.written.add([(change.row.rowid, change.new) for change in matched.equal])
             if saved:
-                saving.append(pool.submit(write_backup, job.run.backup, keys.index, saved))
+                writing = pool.submit(write_backup, job.run.backup, keys.index, saved)
+                saving.append((writing, len(saved)))
             if matched.changes:
                 wanted.append(_portion(keys, matched))
             while len(saving) > _SAVES_AHEAD:
-                saving.popleft().result()
-        for future in saving:
-            future.result()
+                finish_one()
+        while saving:
+            finish_one()
     if found.changed and not last:
-        _remove_backup(job)
-        return found, None
+        _drop_backup(job)
+        return found, None, files
     try:
         check_failures(found, most=job.rules.most_skipped, whole=job.store.whole)
     except TooManySkippedError:
-        _remove_backup(job)
+        _drop_backup(job)
         raise
-    return found, wanted
+    return found, wanted, files
 
 
 def _portion(keys: KeyRange, match: Match) -> Portion:
@@ -284,10 +309,31 @@ def _portion(keys: KeyRange, match: Match) -> Portion:
     return Portion(keys, len(match.changes), rowids, columns)
 
 
-def _remove_backup(job: ReplaceJob) -> None:
-    job.run.advance(job.attempt)  # That of another attempt is not ours.
-    for path in job.run.backup.iterdir():
-        path.unlink()
+def _drop_backup(job: ReplaceJob) -> dict[str, int]:
+    """Delete the files of the backup whose rows hold what these hold; give the others.
+
+    A run that is staging has no use for a backup, unless its manifest is wrong about that.
+    """
+    job.run.advance(job.attempt)  # The backup of another attempt is not this one's.
+    kept: dict[str, int] = {}
+    saved = saved_ranges(job.run.backup)
+    # A row that is missed in its range may be in another one now.
+    moved = bool(saved) and not job.store.stable and job.is_in_table()
+    for index, paths in saved.items():
+        needed = moved or index >= len(job.ranges) or not _hold_former(job, job.ranges[index])
+        for path in paths:
+            if needed:
+                kept[path.name] = count_rows(path)
+            else:
+                path.unlink()
+    return kept
+
+
+def _hold_former(job: ReplaceJob, keys: KeyRange) -> bool:
+    """Whether no row of a range can have lost to the run what the backup says that it held."""
+    ledger = read_ledger(job.run.backup, keys.index, with_vectors=False)
+    rows = job.store.everywhere().read_range(keys, with_stored=True)
+    return all(holds_former(row, ledger) for row in rows if ledger.of(row.key))
 
 
 def _changed(job: ReplaceJob, ranges: Iterable[KeyRange]) -> Iterator[Portion]:
@@ -298,11 +344,16 @@ def _changed(job: ReplaceJob, ranges: Iterable[KeyRange]) -> Iterator[Portion]:
 
 
 def _write_all(
-    job: ReplaceJob, table: Replacement, wanted: Sequence[Portion], version: int | None
+    job: ReplaceJob,
+    table: Replacement,
+    wanted: Sequence[Portion],
+    version: int | None,
+    note: Mapping[str, Any],
 ) -> None:
     """Write ranges in one transaction, or in several that are short and recorded.
 
-    `version` is that of the database when all that is wanted was found and saved.
+    `version` is that of the database when all that is wanted was found and saved; `note` is what
+    the manifest must say before the first transaction.
     """
     manifest = job.run.advance(job.attempt)
     # What a process was writing when it died, and is found written, is done.
@@ -327,7 +378,7 @@ def _write_all(
         while portions:
             job.run.advance(
                 job.attempt,
-                state=State.REPLACING,
+                **note,
                 done=done,
                 writing=frozenset(portion.keys.index for portion in portions),
             )
@@ -428,7 +479,8 @@ def _match_again(job: ReplaceJob, table: Replacement, loaded: _Loaded) -> Change
     match = job.match_with(keys, table.read_range(keys), loaded.staged, loaded.ledger)
     saved = save_rows(match.changes, loaded.ledger)
     if saved:
-        write_backup(job.run.backup, keys.index, saved)
+        name = write_backup(job.run.backup, keys.index, saved)
+        job.run.advance(job.attempt, saved={name: len(saved)})
     return [(change.row.rowid, change.new) for change in match.changes]
 
 

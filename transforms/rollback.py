@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from transforms.errors import IncompleteError, StoreError
@@ -19,6 +19,7 @@ OVERWRITTEN = "its vector was changed by another program since"
 DELETED = "it was deleted since"
 ADDED = "it was added since"
 NOT_KEPT = "its vector was changed again after it was put back"
+LOST = "its file of the backup is missing or damaged"
 HELD_BACK = "other rows that must have the same model can't be put back"
 
 
@@ -27,12 +28,15 @@ class RolledBack:
     """Result of a rollback: rows put back, rows that were as before, rows left, with why.
 
     `in_the_way` names, by namespace, the rows for which others could not be put back, with why.
+    `lost` are the files of the backup that are missing or damaged, with the number of their rows
+    (None: not known): these are left, too, and nothing but their file could name them.
     """
 
     restored: int = 0
     unchanged: int = 0
     left: dict[str, str] = field(default_factory=dict)
     in_the_way: dict[str, dict[str, str]] = field(default_factory=dict)
+    lost: dict[str, int | None] = field(default_factory=dict)
 
     def add(self, other: RolledBack) -> None:
         """Take in what was done to more rows."""
@@ -52,10 +56,19 @@ def roll_back(
     with all of its rows or left as it is. Safe to run twice: what was put back is found unchanged.
 
     What was put back is read again, over a new connection; a row that holds something else by then
-    is named. Raises IncompleteError if a row still holds what the run wrote, and StoreError, before
-    anything is changed, if it can't be told any more which row is which.
+    is named. Raises IncompleteError if a row still holds what the run wrote, or if, of a store
+    that is replaced as a whole, a part of the backup is lost; and StoreError, before anything is
+    changed, if it can't be told any more which row is which.
     """
-    before = run.read_manifest().state
+    manifest = run.read_manifest()
+    before = manifest.state
+    lost = run.lost_backup(manifest, checked=True)
+    if lost and store.whole:
+        raise IncompleteError(
+            f"{describe_lost(lost)} of the backup in {run.backup} can't be read, and of this store "
+            "each collection goes back with all of its rows or not at all, so nothing was put "
+            "back; put the file back from a copy of it, and roll back again"
+        )
     require_numbers(store, run, ranges)
     if before is not State.ROLLING_BACK:
         _try_one(store, run, ranges)
@@ -69,7 +82,22 @@ def roll_back(
         raise
     if not reads_back(store, written):
         _read_again(store, run, ranges, written, total)
+    total.lost = lost
     return total
+
+
+def describe_lost(lost: Mapping[str, int | None]) -> str:
+    """Name files of a backup, the first of many, and how many rows they have.
+
+    >>> describe_lost({"0000001.0000.0123456789abcdef.parquet": 64})
+    'the file 0000001.0000.0123456789abcdef.parquet (64 rows)'
+    """
+    rows = sum(count or 0 for count in lost.values())
+    count = f"{rows:,} rows" + (" or more" if None in lost.values() else "")
+    first, *others = lost
+    if not others:
+        return f"the file {first} ({count})"
+    return f"{len(lost)} files ({count}), the first of them {first},"
 
 
 def _read_again(
@@ -170,9 +198,14 @@ def rows_have_moved(store: Store, run: RunDirectory, ranges: Sequence[KeyRange])
     return bool(missing & others)
 
 
-def require_numbers(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> None:
-    """Raise StoreError if rows have nothing but numbers to go by, and these are other rows' now."""
-    if not store.stable and _are_renumbered(store, run, ranges):
+def require_numbers(
+    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], *, but: Container[str] = ()
+) -> None:
+    """Raise StoreError if rows have nothing but numbers to go by, and these are other rows' now.
+
+    The files of the backup `but` are not read.
+    """
+    if not store.stable and _are_renumbered(store, run, ranges, but):
         raise StoreError(
             f"the rows of {store.path} have other numbers now than when the run {run.run_id} wrote "
             "them (VACUUM does that to a table without a key), so it can't be told which row is "
@@ -181,19 +214,21 @@ def require_numbers(store: Store, run: RunDirectory, ranges: Sequence[KeyRange])
         )
 
 
-def _are_renumbered(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> bool:
+def _are_renumbered(
+    store: Store, run: RunDirectory, ranges: Sequence[KeyRange], but: Container[str]
+) -> bool:
     """Whether a row with a rowid for its key holds the text and the vector of another's."""
     strange: set[tuple[bytes, bytes]] = set()
     everywhere = store.everywhere()
     for keys in ranges:
-        ledger = read_ledger(run.backup, keys.index, with_vectors=False)
+        ledger = read_ledger(run.backup, keys.index, with_vectors=False, but=but)
         for row in everywhere.read_range(keys, with_stored=True):
             saved = ledger.of(row.key)
             if saved and row.stored is not None and row.key == str(row.rowid):
                 held = row.digest, vector_digest(row.stored.vector)
                 if row.digest not in [old.digest for old in saved]:
                     strange.add(held)
-    ledgers = (read_ledger(run.backup, keys.index, with_vectors=False) for keys in ranges)
+    ledgers = (read_ledger(run.backup, keys.index, with_vectors=False, but=but) for keys in ranges)
     return bool(strange) and any(
         (old.digest, old.written) in strange
         for ledger in ledgers

@@ -1,4 +1,4 @@
-"""Summarize: all that happened becomes one Summary."""
+"""Summarize: all that a pass did becomes one Summary."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,16 +28,16 @@ def summarize_skipped(skipped: Skipped) -> Summary:
     return Summary(skipped={skipped.cause: 1})
 
 
-Outcomes = tuple[PCollection[StagedRange], PCollection[Skipped], PCollection[Summary]]
-"""The shards, the skipped rows and the replacement's summaries."""
+Outcomes = tuple[PCollection[StagedRange], PCollection[Skipped]]
+"""The shards and the skipped rows."""
 
 
 @dataclass
 class SummarizeRun(beam.PTransform[Outcomes, PCollection[Summary]]):
-    """Combine shards, skipped rows and the replacement into exactly one Summary."""
+    """Combine shards and skipped rows into exactly one Summary."""
 
     def expand(self, outcomes: Outcomes) -> PCollection[Summary]:
-        staged, skipped, replaced = outcomes
+        staged, skipped = outcomes
         # Each is combined by itself first: a Flatten of single rows would end the fused stage
         # and keep them all in memory.
         parts = (
@@ -47,7 +47,6 @@ class SummarizeRun(beam.PTransform[Outcomes, PCollection[Summary]]):
             skipped
             | "Skipped" >> beam.Map(summarize_skipped)
             | "CombineSkipped" >> beam.CombineGlobally(summarize_run),
-            replaced,
         )
         summary: PCollection[Summary] = (
             parts | beam.Flatten() | "Combine" >> beam.CombineGlobally(summarize_run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -47,8 +47,9 @@ class Findings:
 
     `changed` counts rows that other programs have given a new text and vector since, `deleted`
     those that are not there any more, `put_back` those that a rollback has restored, and
-    `unwritten` rows that the run is about and did not write: skipped or newer. `sample` are rows
-    that hold the vector which the run wrote for their text, from all over the table.
+    `unwritten` rows that the run is about and did not write: skipped or newer. `lost` rows were
+    written, but their files of the backup are lost, so they can't be told from those. `sample` are
+    rows that hold the vector which the run wrote for their text, from all over the table.
     """
 
     checked: int = 0
@@ -56,6 +57,7 @@ class Findings:
     deleted: int = 0
     put_back: int = 0
     unwritten: int = 0
+    lost: int = 0
     wrong: Counter[str] = field(default_factory=Counter)
     keys: dict[str, list[str]] = field(default_factory=dict)
     sample: list[Row] = field(default_factory=list)
@@ -65,7 +67,7 @@ class Findings:
         """Rows that the run wrote, by its backup."""
         # Each other kind of finding is about a row that is counted as checked.
         stale = self.wrong["stale"]
-        return self.checked + stale + self.changed + self.deleted + self.put_back
+        return self.checked + stale + self.changed + self.deleted + self.put_back + self.lost
 
     def fault(self, kind: str, key: str) -> None:
         """Note a row that is wrong."""
@@ -85,18 +87,21 @@ def verify_rows(
     columns: str = "",
     rolled_back: bool = False,
     held_back: Container[str] = (),
+    lost: Mapping[str, int | None] | None = None,
     samples: int = 0,
 ) -> Findings:
     """Check every row that a run wrote: its vector's length, finiteness, norm and digest.
 
     They are those of its backup, wherever they are now, and whatever else has changed of them.
     `columns` are what it wrote beside the vectors. With `rolled_back` a row that holds what it
-    held before the run was put back, but for those of the namespaces that are `held_back`. About
+    held before the run was put back, but for those of the namespaces that are `held_back`. The
+    files of the backup that are `lost`, with their numbers of rows, are not read. About
     `samples` rows, and never more, are also returned as a sample. Raises StoreError if it can't be
     told any more which row is which.
     """
-    require_numbers(store, run, ranges)
-    findings = Findings()
+    but = frozenset(lost or ())
+    require_numbers(store, run, ranges, but=but)
+    findings = Findings(lost=sum(count or 0 for count in (lost or {}).values()))
     sample = Sample(samples)
     check = partial(
         _verify_row,
@@ -109,7 +114,7 @@ def verify_rows(
     everywhere = store.everywhere()
     missing = Ledger()
     for keys in ranges:
-        ledger = read_ledger(run.backup, keys.index, with_vectors=False)
+        ledger = read_ledger(run.backup, keys.index, with_vectors=False, but=but)
         absent = set(ledger.keys)
         for row in everywhere.read_range(keys, with_stored=True):
             absent.discard(row.key)
@@ -119,18 +124,19 @@ def verify_rows(
                 findings.unwritten += _is_in_scope(row, store)
         for key in absent:
             missing.add(reversed(ledger.of(key)))
-    lost = set(missing.keys)
-    for keys in ranges if lost and not store.ordered_by_key else ():
+    gone = set(missing.keys)
+    for keys in ranges if gone and not store.ordered_by_key else ():
         # VACUUM may have moved them, or another program has stored them again.
-        known = read_ledger(run.backup, keys.index, with_vectors=False)
+        known = read_ledger(run.backup, keys.index, with_vectors=False, but=but)
         for row in everywhere.read_range(keys, with_stored=True):
-            if row.key not in lost:
+            if row.key not in gone:
                 continue
-            lost.remove(row.key)
+            gone.remove(row.key)
             if not known.of(row.key):
                 findings.unwritten -= _is_in_scope(row, store)
                 check(row, missing)
-    findings.deleted = len(lost)
+    findings.deleted = len(gone)
+    findings.unwritten = max(0, findings.unwritten - findings.lost)
     findings.sample = sample.rows
     return findings
 

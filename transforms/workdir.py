@@ -54,7 +54,7 @@ class WorkDirectory:
         directory = self._inputs(pass_number)
 
         def write(part: RangeRows) -> None:
-            name, content = encode_input(part)
+            name, content = encode_input(directory, part)
             self._write(directory, name, content)
 
         _several_at_once(write, parts)
@@ -67,8 +67,9 @@ class WorkDirectory:
 
     def write_shard(self, vectors: RangeVectors, *, pass_number: int) -> StagedRange:
         """Leave what became of a part. Safe to run twice, as in a run directory."""
-        staged, content = encode_shard(vectors, pass_number=pass_number)
-        self._write(self._join(_SHARDS), staged.shard, content)
+        shards = self._join(_SHARDS)
+        staged, content = encode_shard(shards, vectors, pass_number=pass_number)
+        self._write(shards, staged.shard, content)
         return staged
 
     def fetch_shards(self, run: RunDirectory) -> int:
@@ -81,7 +82,7 @@ class WorkDirectory:
 
         def fetch(path: str) -> None:
             name, content = _name(path), self._read(path)
-            if is_whole(name, content):
+            if is_whole(path, content):
                 publish(run.shards / name, content)
                 fetched.append(name)
 

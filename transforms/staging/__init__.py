@@ -6,9 +6,9 @@ from transforms.staging.backup import (
     saved_ranges,
     write_backup,
 )
-from transforms.staging.files import is_whole, publish, require_room, tree_bytes
+from transforms.staging.files import count_rows, is_whole, publish, require_room, tree_bytes
 from transforms.staging.inputs import decode_input, encode_input
-from transforms.staging.manifest import Manifest, Scope, State, spans
+from transforms.staging.manifest import Manifest, Rules, Scope, State, spans
 from transforms.staging.runs import (
     RunDirectory,
     discard_run_if_empty,
@@ -33,10 +33,12 @@ from transforms.staging.shards import (
 __all__ = [
     "Ledger",
     "Manifest",
+    "Rules",
     "RunDirectory",
     "Scope",
     "Shard",
     "State",
+    "count_rows",
     "decode_input",
     "discard_run_if_empty",
     "encode_input",

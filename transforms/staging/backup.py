@@ -15,7 +15,7 @@ A file has one row for each row of the store that was written:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,8 +47,8 @@ class Ledger:
         return self._by_key.keys()
 
 
-def write_backup(directory: Path, index: int, saved: Sequence[Saved]) -> None:
-    """Save rows of a range, and read them back.
+def write_backup(directory: Path, index: int, saved: Sequence[Saved]) -> str:
+    """Save rows of a range, and read them back; return the name of the file that has them.
 
     Safe to run twice: each call adds a file, of which what is said again changes nothing.
     Raises StagingError if what is read back is not what was written.
@@ -59,11 +59,14 @@ def write_backup(directory: Path, index: int, saved: Sequence[Saved]) -> None:
     path = write_table(directory, f"{index:07d}.{number:04d}", table)
     if not read_table(path, table.column_names).equals(table):
         raise StagingError(f"the backup {path} is not as it was written; check the disk")
+    return path.name
 
 
-def read_ledger(directory: Path, index: int, *, with_vectors: bool) -> Ledger:
-    """Read what was saved of a range."""
-    paths = tables(directory, index=index)
+def read_ledger(
+    directory: Path, index: int, *, with_vectors: bool, but: Container[str] = ()
+) -> Ledger:
+    """Read what was saved of a range, `but` not the files of these names."""
+    paths = [path for path in tables(directory, index=index) if path.name not in but]
     return Ledger(row for path in paths for row in _read(path, with_vectors=with_vectors))
 
 

@@ -1,7 +1,9 @@
 """Files of a run: written whole or not at all, and known by their contents.
 
 A Parquet file carries the checksum of its bytes in its name, `STEM.CHECKSUM.parquet`, so that
-one that was cut short or altered is noticed whenever it is read.
+one that was cut short or altered is noticed whenever it is read. Its metadata say what run it
+belongs to, in which directory of that, and its stem, so that another run's, or one that was
+renamed, is noticed as well. Version 0.1.0 did not write these three.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +26,8 @@ PARQUET = ".parquet"
 TEMPORARY = ".tmp"
 
 _CHECKSUM_BYTES = 8
+_SUFFIX = len(".") + 2 * _CHECKSUM_BYTES + len(PARQUET)
+_RUN, _KIND, _STEM = b"run", b"kind", b"stem"
 _REPEATED = ("cause", "reason", "namespace", "others")
 
 
@@ -56,8 +61,27 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def encode_table(stem: str, table: pa.Table) -> tuple[str, bytes]:
+class Place(NamedTuple):
+    """Where a Parquet file belongs: a run, by its name, and a directory of that."""
+
+    run: str
+    kind: str
+
+    @classmethod
+    def of(cls, directory: str | Path) -> Place:
+        """The place that a directory is; of the inputs of all passes it is the same.
+
+        >>> Place.of("gs://bucket/RUN/inputs-0af1-0001/"), Place.of(Path("RUN/backup"))
+        (Place(run='RUN', kind='inputs'), Place(run='RUN', kind='backup'))
+        """
+        parent, _, kind = str(directory).rstrip("/").rpartition("/")
+        return cls(parent.rpartition("/")[2], kind.partition("-")[0])
+
+
+def encode_table(place: Place, stem: str, table: pa.Table) -> tuple[str, bytes]:
     """A table as the name, from its stem and its checksum, and the content of a Parquet file."""
+    marks = {_RUN: place.run, _KIND: place.kind, _STEM: stem}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **marks})
     sink = pa.BufferOutputStream()
     # Vectors don't compress; a dictionary serves columns that repeat themselves.
     repeated = [name for name in _REPEATED if name in table.column_names]
@@ -69,7 +93,7 @@ def encode_table(stem: str, table: pa.Table) -> tuple[str, bytes]:
 def write_table(directory: Path, stem: str, table: pa.Table) -> Path:
     """Write a Parquet file that is named by its stem and its checksum."""
     with failing_clearly(directory):
-        name, content = encode_table(stem, table)
+        name, content = encode_table(Place.of(directory), stem, table)
     publish(directory / name, content)
     return directory / name
 
@@ -84,13 +108,18 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def decode_table(path: str, content: bytes, columns: Sequence[str]) -> pa.Table:
-    """The same from its content. Raises StagingError if that is not what was written."""
-    if not is_whole(path, content):
+    """The same from its content. Raises StagingError if that is not what was written there."""
+    if not _has_checksum(path, content):
         raise StagingError(
             f"{path} is damaged: its bytes are not those that were written; run reembed again, "
             "which looks through all files of the run first"
         )
     file = pq.ParquetFile(pa.BufferReader(content))
+    if not _belongs(path, file.schema_arrow.metadata):
+        raise StagingError(
+            f"{path} belongs to another run or has been renamed, so it is not used; run reembed "
+            "again, which looks through all files of the run first"
+        )
     return file.read([name for name in file.schema_arrow.names if name in columns])
 
 
@@ -101,9 +130,16 @@ def read_metadata(path: Path) -> Mapping[bytes, bytes]:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a Parquet file's bytes are those that were written."""
+    """Whether a Parquet file's bytes are those that were written, and in this place."""
     with failing_clearly(path):
-        return is_whole(path.name, path.read_bytes())
+        return is_whole(str(path), path.read_bytes())
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a Parquet file has."""
+    with failing_clearly(path):
+        rows: int = pq.read_metadata(path).num_rows
+        return rows
 
 
 def tables(directory: Path, *, index: int | None = None) -> list[Path]:
@@ -177,8 +213,25 @@ def _amount(size: int) -> str:
 
 
 def is_whole(path: str, content: bytes) -> bool:
-    """Whether this is what a Parquet file held when it got its name."""
+    """Whether this is what a Parquet file held when it got its name, and in this place."""
+    if not _has_checksum(path, content):
+        return False
+    return _belongs(path, pq.read_schema(pa.BufferReader(content)).metadata)
+
+
+def _has_checksum(path: str, content: bytes) -> bool:
     return path.split(".")[-2] == _checksum(content)
+
+
+def _belongs(path: str, metadata: Mapping[bytes, bytes] | None) -> bool:
+    """Whether a file was written in this place and under this stem, or by version 0.1.0."""
+    marks = metadata or {}
+    if _RUN not in marks:
+        return True
+    directory, _, name = path.rpartition("/")
+    run, kind = Place.of(directory)
+    expected = {_RUN: run, _KIND: kind, _STEM: name[:-_SUFFIX]}
+    return all(marks.get(mark) == value.encode() for mark, value in expected.items())
 
 
 def _checksum(content: bytes) -> str:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import pyarrow as pa
 
 from transforms.rows import DIGEST_BYTES, Cause, KeyRange, RangeRows, Row, Skipped
-from transforms.staging.files import decode_table, encode_table
+from transforms.staging.files import Place, decode_table, encode_table
 
 _COLUMNS = ("key", "digest", "namespace", "text", "cause", "reason")
 
 
-def encode_input(part: RangeRows) -> tuple[str, bytes]:
-    """The name and the content of the file for a part."""
+def encode_input(directory: str, part: RangeRows) -> tuple[str, bytes]:
+    """The name and the content of the file for a part, in a directory of the work directory."""
     rows, skips = part.rows, [row.skipped for row in part.rows]
     table = pa.table(
         {
@@ -30,7 +30,8 @@ def encode_input(part: RangeRows) -> tuple[str, bytes]:
             "reason": pa.array([skip and skip.reason for skip in skips], pa.string()),
         }
     )
-    return encode_table(f"{part.range.index:07d}.{part.part:03d}.{len(rows):05d}", table)
+    place = Place.of(directory)
+    return encode_table(place, f"{part.range.index:07d}.{part.part:03d}.{len(rows):05d}", table)
 
 
 def decode_input(path: str, content: bytes, keys: KeyRange) -> RangeRows:

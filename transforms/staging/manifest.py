@@ -2,19 +2,19 @@
 
 It is written before the first shard, and says `replacing` before the first write to the
 store. From then on the run is incomplete until it says `replaced`, or `rolled back`.
+
+It says what was. It is no code, and it never says where anything is sent to or loaded from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from transforms.rows import KeyRange
-
-SCHEMA_VERSION = 1
-"""Version of the files in a run directory and of the JSON that is printed."""
+from transforms.staging import schema
 
 
 class State(StrEnum):
@@ -43,6 +43,44 @@ class State(StrEnum):
         """Whether the run has ended and the store holds vectors that it wrote."""
         return self in (State.REPLACED, State.PARTLY_BACK)
 
+    def check_next(self, state: State) -> None:
+        """Raise ValueError for a state that can't follow: none leads back but those named here."""
+        if state is not self and state not in _NEXT[self]:
+            raise ValueError(f"a run that is {self} can't become {state}")
+
+
+_NEXT = {
+    State.STAGING: {State.REPLACING},
+    # Back to staging only if no row holds what the run wrote: SQLite undid its first transaction.
+    State.REPLACING: {State.STAGING, State.REPLACED, State.EMPTY, State.ROLLING_BACK},
+    State.REPLACED: {State.ROLLING_BACK},
+    State.EMPTY: {State.ROLLING_BACK},
+    State.PARTLY_BACK: {State.ROLLING_BACK},
+    # To what it was before, if nothing could be put back.
+    State.ROLLING_BACK: {
+        State.REPLACING,
+        State.REPLACED,
+        State.EMPTY,
+        State.PARTLY_BACK,
+        State.ROLLED_BACK,
+    },
+    State.ROLLED_BACK: set[State](),
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a replacement is to be done.
+
+    `most_skipped` is the share of the tried rows above which nothing is replaced. With
+    `clear_skipped` a skipped row loses its previous vector. With `one_transaction` any number
+    of rows is replaced in one.
+    """
+
+    most_skipped: float = 0.5
+    clear_skipped: bool = False
+    one_transaction: bool = False
+
 
 @dataclass(frozen=True)
 class Scope:
@@ -58,12 +96,17 @@ class Scope:
     store: Mapping[str, Any] = field(default_factory=lambda: {"kind": "ai-memory"})
 
     def shares_rows(self, other: Scope) -> bool:
-        """Whether there may be rows of which both write the same columns."""
+        """Whether there may be rows of which both write the same columns.
+
+        A table can be reached as two kinds of store, whose namespaces are not each other's.
+        """
         ours, theirs = self._written, other._written
+        alike = self._namespaces == other._namespaces
+        apart = None not in (self.namespace, other.namespace) and self.namespace != other.namespace
         return (
             self._table == other._table
             and (not ours or not theirs or bool(ours & theirs))
-            and (None in (self.namespace, other.namespace) or self.namespace == other.namespace)
+            and not (alike and apart)
         )
 
     def shares_vectors(self, other: Scope) -> bool:
@@ -71,8 +114,12 @@ class Scope:
         return self.shares_rows(other) and self._column("vector") == other._column("vector")
 
     @property
-    def _table(self) -> tuple[str, str]:
-        return self._column("kind"), self._column("table")
+    def _table(self) -> str:
+        return self._column("table") or _TABLES.get(self._column("kind"), "")
+
+    @property
+    def _namespaces(self) -> tuple[str, str]:
+        return self._column("kind"), self._column("namespace_column")
 
     @property
     def _written(self) -> set[str]:
@@ -84,6 +131,10 @@ class Scope:
         return str(self.store.get(setting) or "").lower()
 
 
+_TABLES = {"ai-memory": "memories", "llm": "embeddings"}
+"""The one table of a kind of store."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a run is about, and how far it has come.
@@ -91,8 +142,13 @@ class Manifest:
     `target` and `probe` (vectors of fixed texts) say which model it is, so that no other one
     goes on with it. `attempt` names the process that is at work: a worker of an earlier one
     must not write any more. `done` are the ranges that are replaced, `writing` those of the
-    transaction that was begun last; `wrote` says that there was one. `stopped` is why the last
-    attempt failed, and `stopped_code` the exit code that stands for it.
+    transaction that was begun last; `wrote` says that there was one. `order` is a number above
+    those of all runs on the database that began to replace before this one; 0 until it does.
+    `rules` are those by which it replaces, from then on. `saved` are the files of the backup, each
+    with its number of rows, noted before the rows are written. It is None for a run of version
+    0.1.0 or, if `listed_late`, was taken from the files that were there when a newer version
+    first worked on it. `stopped` is why the last attempt failed, and `stopped_code` the exit code
+    that stands for it.
     """
 
     run_id: str
@@ -108,6 +164,10 @@ class Manifest:
     done: frozenset[int] = frozenset()
     writing: frozenset[int] = frozenset()
     wrote: bool = False
+    order: int = 0
+    rules: Rules | None = None
+    saved: Mapping[str, int] | None = field(default_factory=dict)
+    listed_late: bool = False
     stopped: str | None = None
     stopped_code: int | None = None
     outcome: Mapping[str, Any] = field(default_factory=dict)
@@ -128,10 +188,29 @@ class Manifest:
         """Whether the run ended, and its rows held the target's vectors then."""
         return self.state.undoable or self.is_confirmation
 
+    @property
+    def age(self) -> tuple[bool, int, str]:
+        """What runs are sorted by: when they began to replace; those that did not come last.
+
+        A run of version 0.1.0 has no number, and then its name says when it was begun.
+        """
+        return self.state is State.STAGING, self.order, self.run_id
+
+    def changed(self, **changes: Any) -> Manifest:
+        """The manifest as it goes on; raise ValueError for a state that can't follow.
+
+        To the files of the backup, those given as `saved` are added.
+        """
+        self.state.check_next(changes.get("state", self.state))
+        if "saved" in changes:
+            changes["saved"] = {**(self.saved or {}), **changes["saved"]}
+        changed = replace(self, **changes)
+        return replace(changed, wrote=True) if changed.writing else changed
+
     def to_json(self) -> dict[str, Any]:
         """The manifest in types that JSON has; `from_json` is its inverse."""
         return {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": schema.SCHEMA_VERSION,
             "run_id": self.run_id,
             "database": self.database,
             "started": self.started,
@@ -143,6 +222,10 @@ class Manifest:
             "done": spans(self.done),
             "writing": spans(self.writing),
             "wrote": self.wrote,
+            "order": self.order,
+            "rules": None if self.rules is None else vars(self.rules),
+            "saved": None if self.saved is None else dict(self.saved),
+            "listed_late": self.listed_late,
             "outcome": dict(self.outcome),
             "scope": {
                 "namespace": self.scope.namespace,
@@ -156,35 +239,36 @@ class Manifest:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Manifest:
-        """Read what `to_json` gave; raise ValueError for another version of it."""
-        if values["schema_version"] != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {values['schema_version']} is not {SCHEMA_VERSION}")
-        scope = values["scope"]
-        keys = scope["keys"]
+    def from_json(cls, content: bytes) -> Manifest:
+        """Read the JSON text of what `to_json` gave; raise ValueError for anything else."""
+        found = schema.decode(content)
+        count = len(found.ranges)
         return cls(
-            run_id=values["run_id"],
-            database=values["database"],
-            started=values["started"],
+            run_id=found.run_id,
+            database=found.database,
+            started=found.started,
             scope=Scope(
-                scope["namespace"],
-                scope["mode"],
-                None if keys is None else tuple(keys),
-                scope["store"],
+                found.scope.namespace,
+                found.scope.mode,
+                None if found.scope.keys is None else tuple(found.scope.keys),
+                found.scope.store,
             ),
-            target=values["target"],
-            probe=values["probe"],
-            ranges=tuple(KeyRange(index, *keys) for index, keys in enumerate(values["ranges"])),
-            rows=values["rows"],
-            attempt=values["attempt"],
-            state=State(values["state"]),
-            done=frozenset(_indexes(values["done"])),
-            writing=frozenset(_indexes(values["writing"])),
-            # Not noted by the first versions.
-            wrote=values.get("wrote", values["state"] != State.STAGING),
-            stopped=values["stopped"],
-            stopped_code=values.get("stopped_code"),
-            outcome=values["outcome"],
+            target=schema.to_values(found.target),
+            probe=found.probe,
+            ranges=tuple(KeyRange(index, *keys) for index, keys in enumerate(found.ranges)),
+            rows=found.rows,
+            attempt=found.attempt,
+            state=State(found.state),
+            done=frozenset(_indexes(found.done, count)),
+            writing=frozenset(_indexes(found.writing, count)),
+            wrote=State(found.state) is not State.STAGING if found.wrote is None else found.wrote,
+            order=found.order,
+            rules=None if found.rules is None else Rules(**schema.to_values(found.rules)),
+            saved=found.saved,
+            listed_late=found.listed_late,
+            stopped=found.stopped,
+            stopped_code=found.stopped_code,
+            outcome=found.outcome,
         )
 
 
@@ -203,6 +287,8 @@ def spans(indexes: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
-def _indexes(values: Iterable[Sequence[int]]) -> Iterator[int]:
+def _indexes(values: Iterable[Sequence[int]], count: int) -> Iterator[int]:
     for first, last in values:
+        if not 0 <= first <= last < count:
+            raise ValueError(f"it has no ranges {first} to {last}, only {count}")
         yield from range(first, last + 1)

@@ -4,6 +4,7 @@ DATABASE.reembed/           0700, beside the database
   lock                      held (flock) by the process that runs: its id and its start
   RUN-ID/                   or a link to it, where --run-dir puts it elsewhere
     manifest.json           what the run is about, and how far it has come
+    manifest.lock           held (flock) while that is changed
     shards/                 the new vectors, until they are in the store
     backup/                 what was in the store before
     pass-1.json             what the pass did
@@ -24,7 +25,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from typing import Any
 from transforms.errors import RunError, StagingError
 from transforms.rows import RangeVectors, StagedRange
 from transforms.staging import files, shards
-from transforms.staging.manifest import SCHEMA_VERSION, Manifest, State
+from transforms.staging.manifest import Manifest, State
+from transforms.staging.schema import SCHEMA_VERSION
 from transforms.staging.shards import Shard
 
 MANIFEST = "manifest.json"
@@ -49,6 +51,8 @@ _HALF_MADE = re.compile(r"\.\d{8}T\d{6}Z-[0-9a-f]{4}\.(made|removed)")
 _LOCK_SECONDS = 0.5
 """How long the lock is tried for: who only looks whether it is held holds it for a moment."""
 
+_DAMAGED = ".damaged"
+_MANIFEST_LOCK = "manifest.lock"
 _RESERVE = "reserve"
 _RESERVE_BYTES = 262_144
 """Kept free for the JSON files, so that a disk that fills up can't hide what was done."""
@@ -105,8 +109,11 @@ class RunDirectory:
         """Read the manifest; raise StagingError if it is not there or can't be understood."""
         path = self.path / MANIFEST
         try:
-            return Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            manifest = Manifest.from_json(path.read_bytes())
+            if manifest.run_id != self.run_id:
+                raise ValueError(f"it is that of the run {manifest.run_id}")
+            return manifest
+        except (OSError, ValueError) as error:
             raise StagingError(
                 f"the run {self.path} has no readable {MANIFEST} ({error}), so it can't be told "
                 "what it did; restore the file, or move the directory away if you are sure that "
@@ -120,20 +127,82 @@ class RunDirectory:
     def advance(self, attempt: str, **changes: Any) -> Manifest:
         """Note in the manifest how far the run has come, on behalf of an attempt.
 
-        Raises RunError if another attempt has taken the run over.
+        The manifest is read, changed and written under a lock. See `Manifest.changed`. Raises
+        RunError if another attempt has taken the run over.
         """
-        manifest = self.read_manifest()
-        if manifest.attempt != attempt:
-            raise RunError(
-                f"another process has taken over the run {self.run_id}; this one stops and writes "
-                "nothing more, and reembed status says what the store holds"
-            )
-        changed = replace(manifest, **changes)
-        if changed.writing:
-            changed = replace(changed, wrote=True)
-        if changed != manifest:
+        with self._manifest_locked():
+            manifest = self.read_manifest()
+            if manifest.attempt != attempt:
+                raise RunError(
+                    f"another process has taken over the run {self.run_id}; this one stops and "
+                    "writes nothing more, and reembed status says what the store holds"
+                )
+            changed = manifest.changed(**changes)
+            if changed != manifest:
+                self.write_manifest(changed)
+            return changed
+
+    def take_over(self, found: Manifest, attempt: str) -> Manifest:
+        """Have a new attempt take the place of the one that a manifest was found with.
+
+        What is left of the former one fails at its next look, before it writes. Raises RunError
+        if the manifest is not as it was found.
+        """
+        with self._manifest_locked():
+            if self.read_manifest() != found:
+                raise RunError(f"another process has worked on the run {self.run_id}; run again")
+            changed = found.changed(attempt=attempt, stopped=None, stopped_code=None)
             self.write_manifest(changed)
-        return changed
+            return changed
+
+    def stop(self, attempt: str, why: str, code: int | None) -> Manifest | None:
+        """Note why an attempt stopped, and end it: what is left of it may write no more.
+
+        Its word in the manifest becomes another one. None if another attempt has taken over.
+        """
+        with self._manifest_locked():
+            manifest = self.read_manifest()
+            if manifest.attempt != attempt:
+                return None
+            changed = manifest.changed(attempt=new_token(), stopped=why, stopped_code=code)
+            self.write_manifest(changed)
+            return changed
+
+    @contextmanager
+    def _manifest_locked(self) -> Iterator[None]:
+        descriptor = open_lock(self.path / _MANIFEST_LOCK)
+        try:
+            with files.failing_clearly(self.path):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def list_backup(self, manifest: Manifest, attempt: str) -> Manifest:
+        """Note the files of a backup that version 0.1.0 has made, which did not list them."""
+        if manifest.saved is not None:
+            return manifest
+        rows = {path.name: files.count_rows(path) for path in files.tables(self.backup)}
+        return self.advance(attempt, saved=rows, listed_late=True)
+
+    def lost_backup(self, manifest: Manifest, *, checked: bool = False) -> dict[str, int | None]:
+        """The files of the backup that are missing, or not as they were written, and their rows.
+
+        How many rows one had is None where version 0.1.0 did not note it. All are read, unless
+        they are `checked`: `remove_damaged` has just looked.
+        """
+        listed: dict[str, int | None] = dict(manifest.saved or {})
+        there = {path.name: path for path in files.tables(self.backup)}
+        if manifest.saved is None or manifest.listed_late:
+            with files.failing_clearly(self.backup):
+                damaged = [path.stem for path in self.backup.glob(f"*{_DAMAGED}")]
+            names = [*there, *(f"{stem}{files.PARQUET}" for stem in damaged)]
+            listed |= {name: None for name in names if name not in listed}
+        return {
+            name: rows
+            for name, rows in sorted(listed.items())
+            if name not in there or not (checked or files.is_sound(there[name]))
+        }
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file. Safe to run twice: the last one stays."""
@@ -184,6 +253,7 @@ class RunDirectory:
             made.path.mkdir(mode=0o700)
             made.shards.mkdir(mode=0o700)
             made.backup.mkdir(mode=0o700)
+            os.close(open_lock(made.path / _MANIFEST_LOCK))
         made.write_json(MANIFEST, manifest.to_json())
         with files.failing_clearly(self.path):
             made.path.replace(self.path)
@@ -203,8 +273,8 @@ class RunDirectory:
     def remove_damaged(self) -> tuple[list[str], list[str]]:
         """Take away the shards and the files of the backup that are not as they were written.
 
-        Returns their names. The rows of the shards are staged again; those of the backup can't
-        be had again, and its files are kept under another name.
+        Returns their names. The rows of the shards are staged again. Those of the backup can't
+        be had again, unless from a copy; its files are kept under another name.
         """
         staged = files.tables(self.shards) if self.shards.is_dir() else []
         damaged = [path for path in staged if not files.is_sound(path)]
@@ -213,12 +283,8 @@ class RunDirectory:
             for path in damaged:
                 path.unlink()
             for path in lost:
-                path.rename(path.with_suffix(".damaged"))
+                path.rename(path.with_suffix(_DAMAGED))
         return [path.name for path in damaged], [path.name for path in lost]
-
-    def lost_backup(self) -> list[str]:
-        """The names of the files of the backup that were damaged, at whatever time."""
-        return sorted(path.name for path in self.backup.glob("*.damaged"))
 
     def remove_shards(self) -> None:
         """Delete the shards: their vectors are in the store, or not wanted any more."""
@@ -254,7 +320,7 @@ def new_token(size: int = 4) -> str:
 
 
 def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDirectory, Manifest]]:
-    """The runs on a database with their manifests, the oldest first.
+    """The runs on a database with their manifests, in the order in which they began to replace.
 
     They lie beside the database, or wherever a link there leads, or in `run_dir`. Raises
     StagingError for a run that can't be read, and if `run_dir` holds runs of another database
@@ -286,7 +352,7 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
                 "directory with --run-dir"
             )
         found[run.run_id] = run, manifest
-    return [found[name] for name in sorted(found)]
+    return sorted(found.values(), key=lambda pair: pair[1].age)
 
 
 def make_run(run: RunDirectory, database: Path, manifest: Manifest) -> None:
@@ -318,7 +384,8 @@ def discard_run_if_empty(run: RunDirectory, database: Path) -> None:
     if not run.exists:
         return
     with suppress(StagingError):
-        if run.read_manifest().state is State.STAGING and not run.list_shards():
+        staging = run.read_manifest().state is State.STAGING
+        if staging and not run.list_shards() and not files.tables(run.backup):
             remove_run(run, database)
 
 
@@ -359,6 +426,13 @@ def lock_holder(database: Path) -> str | None:
         return _holder(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_lock(path: Path) -> int:
+    """Open a file to be locked, and make it if there is none."""
+    with files.failing_clearly(path):
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(path, flags, 0o600)
 
 
 def _holder(descriptor: int) -> str:

@@ -35,7 +35,14 @@ from transforms.rows import (
     StagedRange,
     StagedRow,
 )
-from transforms.staging.files import encode_table, read_metadata, read_table, tables, write_table
+from transforms.staging.files import (
+    Place,
+    encode_table,
+    read_metadata,
+    read_table,
+    tables,
+    write_table,
+)
 
 _TOKENS = b"tokens"
 _WORKER = b"worker"
@@ -62,9 +69,12 @@ def write_shard(directory: Path, vectors: RangeVectors, *, pass_number: int) -> 
     return _staged(vectors, path.name)
 
 
-def encode_shard(vectors: RangeVectors, *, pass_number: int) -> tuple[StagedRange, bytes]:
+def encode_shard(
+    directory: str, vectors: RangeVectors, *, pass_number: int
+) -> tuple[StagedRange, bytes]:
     """A shard and its content, for another place than a directory of this machine."""
-    name, content = encode_table(_stem(vectors, pass_number), _table(vectors))
+    place = Place.of(directory)
+    name, content = encode_table(place, _stem(vectors, pass_number), _table(vectors))
     return _staged(vectors, name), content
 
 
