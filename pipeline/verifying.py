@@ -86,7 +86,7 @@ def verify(
         columns=job.describe(b"").others,
         rolled_back=rolled_back,
         held_back=run.read_json(ROLLBACK)["in_the_way"] if rolled_back else (),
-        lost=lost,
+        lost=lost | dict.fromkeys(run.unlisted(manifest) if manifest.saved is not None else (), 0),
         samples=SAMPLED_ROWS,
     )
     compared = _compare_sample(

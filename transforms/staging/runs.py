@@ -179,11 +179,19 @@ class RunDirectory:
             os.close(descriptor)
 
     def list_backup(self, manifest: Manifest, attempt: str) -> Manifest:
-        """Note the files of a backup that version 0.1.0 has made, which did not list them."""
-        if manifest.saved is not None:
-            return manifest
-        rows = {path.name: files.count_rows(path) for path in files.tables(self.backup)}
-        return self.advance(attempt, saved=rows, listed_late=True)
+        """Note the files of the backup that are there and not yet noted.
+
+        Version 0.1.0 noted none; else a process may have died before it noted its last one.
+        """
+        rows = {name: files.count_rows(self.backup / name) for name in self.unlisted(manifest)}
+        late = manifest.listed_late or manifest.saved is None
+        return self.advance(attempt, saved=rows, listed_late=late)
+
+    def unlisted(self, manifest: Manifest) -> list[str]:
+        """The files of the backup that are there and not noted in the manifest."""
+        listed = manifest.saved or {}
+        there = [path.name for path in files.tables(self.backup)]
+        return [name for name in there if name not in listed]
 
     def lost_backup(self, manifest: Manifest, *, checked: bool = False) -> dict[str, int | None]:
         """The files of the backup that are missing, or not as they were written, and their rows.
