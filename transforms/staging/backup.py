@@ -23,6 +23,7 @@ import pyarrow as pa
 from transforms.errors import StagingError
 from transforms.rows import DIGEST_BYTES, Saved, Stored
 from transforms.staging.files import read_table, tables, write_table
+from transforms.staging.names import BACKUP
 
 
 class Ledger:
@@ -53,7 +54,7 @@ def write_backup(directory: Path, index: int, saved: Sequence[Saved]) -> None:
     Safe to run twice: each call adds a file, of which what is said again changes nothing.
     Raises StagingError if what is read back is not what was written.
     """
-    names = [path.name for path in tables(directory, index=index)]
+    names = [path.name for path in tables(directory, BACKUP, index=index)]
     number = 1 + max((int(name.split(".")[1]) for name in names), default=-1)
     table = _table(saved)
     path = write_table(directory, f"{index:07d}.{number:04d}", table)
@@ -63,14 +64,14 @@ def write_backup(directory: Path, index: int, saved: Sequence[Saved]) -> None:
 
 def read_ledger(directory: Path, index: int, *, with_vectors: bool) -> Ledger:
     """Read what was saved of a range."""
-    paths = tables(directory, index=index)
+    paths = tables(directory, BACKUP, index=index)
     return Ledger(row for path in paths for row in _read(path, with_vectors=with_vectors))
 
 
 def saved_ranges(directory: Path) -> dict[int, list[Path]]:
     """The files of the backup by the index of their range."""
     found: dict[int, list[Path]] = {}
-    for path in tables(directory):
+    for path in tables(directory, BACKUP):
         found.setdefault(int(path.name.split(".")[0]), []).append(path)
     return found
 

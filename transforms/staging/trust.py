@@ -12,18 +12,26 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import secrets
 import stat
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from transforms.errors import StagingError
+from transforms.errors import StagingError, UsageError
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """Of a JSON file; a manifest of ten million rows takes about 2 MB."""
 
 MAX_FILE_BYTES = 1024 * 1024 * 1024
 """Of any other file that is read; a shard or a backup file usually takes a few MB."""
+
+WITHOUT_MODES = (
+    "since its file system keeps no owners and modes, so what is in it can't be trusted; name a "
+    "directory on another file system with --run-dir, or mount this one for you alone "
+    "(umask=077)"
+)
 
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -35,16 +43,26 @@ def read_file(path: Path, *, most: int | None = None) -> bytes:
     Raises StagingError for one that can't be trusted or is larger, OSError as `open` does.
     """
     limit = max_bytes(path) if most is None else most
-    with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
-        found = os.fstat(file.fileno())
-        _check(path, found, "a file", owners_within(path.parent))
-        content = file.read(limit + 1) if found.st_size <= limit else b""
-        if max(found.st_size, len(content)) > limit:
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(limit + 1) if size <= limit else b""
+        if max(size, len(content)) > limit:
             raise StagingError(
                 f"{path} is larger than {limit:,} bytes, which no file of its kind is; restore it "
                 "from a copy, or move it away"
             )
         return content
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of a run to read it; raise StagingError for one that can't be trusted.
+
+    Raises OSError as `open` does.
+    """
+    with os.fdopen(_open(path, os.O_RDONLY), "rb") as file:
+        _check(path, os.fstat(file.fileno()), "a file", owners_within(path.parent))
+        yield file
 
 
 def open_lock(path: Path) -> int:
@@ -56,16 +74,29 @@ def open_lock(path: Path) -> int:
     descriptor = _open(path, os.O_RDWR | os.O_CREAT)
     try:
         found = os.fstat(descriptor)
-        _check(path, found, "a file", owners_within(path.parent))
+        _check(path, found, "a file", owners_within(path.parent), in_a_root=True)
         if found.st_nlink > 1:
             raise StagingError(
                 f"{path} is a hard link: what reembed notes in it would be written into another "
                 "file; reembed leaves it alone: remove it, and run again"
             )
+        make_private(descriptor, 0o600, like=path.parent)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def make_private(descriptor: int, mode: int, *, like: Path) -> None:
+    """Give what was just made a mode, whatever the umask, and, as root, the owner of `like`."""
+    found, user = os.fstat(descriptor), os.geteuid()
+    if found.st_uid == user and stat.S_IMODE(found.st_mode) != mode:
+        with suppress(PermissionError):  # A file system that has no modes.
+            os.fchmod(descriptor, mode)
+    if user == 0 and found.st_uid == 0:
+        wanted = like.stat()
+        if wanted.st_uid != 0:
+            os.fchown(descriptor, wanted.st_uid, wanted.st_gid)
 
 
 def check_directory(path: Path, owners: Collection[int]) -> None:
@@ -74,6 +105,52 @@ def check_directory(path: Path, owners: Collection[int]) -> None:
     Raises OSError as `lstat` does.
     """
     _check(path, path.lstat(), "a directory", owners)
+
+
+def check_root(path: Path, owners: Collection[int]) -> None:
+    """The same for a directory that holds but a lock and links to runs elsewhere.
+
+    Where the file system has no modes, all can write it: what a link leads to is looked at.
+    """
+    _check(path, path.lstat(), "a directory", owners, in_a_root=True)
+
+
+def check_parent(path: Path, flag: str) -> None:
+    """Raise UsageError for a directory in which others can put another in the place of ours.
+
+    Of one that is not there yet, the nearest that is there counts. `flag` has named it.
+    """
+    existing = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    mode = existing.stat().st_mode
+    if mode & _WRITABLE_BY_OTHERS and not mode & stat.S_ISVTX:
+        why = f"other users can write {existing} (mode {stat.S_IMODE(mode):04o})"
+        if not has_modes(existing):
+            raise UsageError(
+                f"{why}, and its file system keeps no modes, so they could put something else in "
+                f"the place of a run there; name a directory on another file system with {flag}"
+            )
+        raise UsageError(
+            f"{why}, so they could put something else in the place of a run there; name another "
+            f"directory with {flag}, or take the right from them: chmod go-w {existing}"
+        )
+
+
+def has_modes(directory: Path) -> bool:
+    """Whether a file that is made in a directory is its owner's alone, if it is made so.
+
+    On FAT and the like, how the file system is mounted decides who can read and write it.
+    """
+    path = directory / f".reembed.{secrets.token_hex(4)}.tmp"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return True  # It can't be told.
+    try:
+        return not os.fstat(descriptor).st_mode & _WRITABLE_BY_OTHERS
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            path.unlink()
 
 
 def max_bytes(path: Path) -> int:
@@ -91,12 +168,38 @@ def owners_within(directory: Path) -> frozenset[int]:
     return frozenset({0})
 
 
+def owners_beside(database: Path) -> frozenset[int]:
+    """Whose run directories are trusted: this user's and root's; for root, the database's owner's.
+
+    A database that is not there has no owner.
+    """
+    user = os.geteuid()
+    if user != 0:
+        return frozenset({user, 0})
+    with suppress(OSError):
+        return frozenset({0, database.stat().st_uid})
+    return frozenset({0})
+
+
 def user_name(user: int) -> str:
     """A user's name, or the number of one who has none."""
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
         return f"user {user}"
+
+
+def barred_by(error: OSError, path: Path) -> str:
+    """Say whose directory or file keeps this user off, if it is another's; else nothing."""
+    place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+    known = next((one for one in (place, *place.parents) if os.path.lexists(one)), place)
+    for one in (known, known.parent):
+        with suppress(OSError):
+            owner = one.lstat().st_uid
+            if owner != os.geteuid() and not os.access(one, os.R_OK | os.W_OK):
+                name = user_name(owner)
+                return f"{one} belongs to {name}: run reembed as {name}, or have it given to you"
+    return ""
 
 
 def _open(path: Path, flags: int) -> int:
@@ -108,7 +211,14 @@ def _open(path: Path, flags: int) -> int:
         raise
 
 
-def _check(path: Path, found: os.stat_result, kind: str, owners: Collection[int]) -> None:
+def _check(
+    path: Path,
+    found: os.stat_result,
+    kind: str,
+    owners: Collection[int],
+    *,
+    in_a_root: bool = False,
+) -> None:
     """Raise StagingError unless something is of a kind, of these owners, and theirs alone."""
     _check_kind(path, found, kind)
     if found.st_uid not in owners:
@@ -118,12 +228,16 @@ def _check(path: Path, found: os.stat_result, kind: str, owners: Collection[int]
             f"trusted; reembed leaves it alone: move it away, or run reembed as {name} if they "
             "made it"
         )
-    if found.st_mode & _WRITABLE_BY_OTHERS:
+    if not found.st_mode & _WRITABLE_BY_OTHERS:
+        return
+    what = f"{path} can be written by other users (mode {stat.S_IMODE(found.st_mode):04o})"
+    if has_modes(path.parent):
         raise StagingError(
-            f"{path} can be written by other users (mode {stat.S_IMODE(found.st_mode):04o}), so "
-            "what is in it can't be trusted; reembed leaves it alone: move it away, or, if you "
-            f"know that all in it is yours, chmod go-w {path}"
+            f"{what}, so what is in it can't be trusted; reembed leaves it alone: move it away, "
+            f"or, if you know that all in it is yours, chmod go-w {path}"
         )
+    if not in_a_root:
+        raise StagingError(f"{what}, {WITHOUT_MODES}")
 
 
 def _check_kind(path: Path, found: os.stat_result, kind: str) -> None:
