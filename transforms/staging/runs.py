@@ -441,20 +441,23 @@ def lock_holder(database: Path) -> str | None:
     root = staging_root(database)
     _check_root(root, trust.owners_beside(database))
     try:
-        with trust.open_file(root / LOCK) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return _holder(file.fileno())
+        descriptor = os.open(root / LOCK, os.O_RDONLY | trust.SAFELY)
     except OSError:
-        pass
-    return None
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except OSError:
+        return _holder(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_root(root: Path, owners: frozenset[int]) -> None:
-    """Raise StagingError if the directory beside a database is there and can't be trusted."""
+    """Raise StagingError if what lies beside a database is there and can't be trusted."""
     with files.failing_clearly(root), suppress(FileNotFoundError):
         trust.check_root(root, owners)
+        trust.check_lock(root / LOCK)
 
 
 def _holder(descriptor: int) -> str:

@@ -33,7 +33,7 @@ WITHOUT_MODES = (
     "(umask=077)"
 )
 
-_SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -73,18 +73,27 @@ def open_lock(path: Path) -> int:
     """
     descriptor = _open(path, os.O_RDWR | os.O_CREAT)
     try:
-        found = os.fstat(descriptor)
-        _check(path, found, "a file", owners_within(path.parent), in_a_root=True)
-        if found.st_nlink > 1:
-            raise StagingError(
-                f"{path} is a hard link: what reembed notes in it would be written into another "
-                "file; reembed leaves it alone: remove it, and run again"
-            )
+        _check_lock(path, os.fstat(descriptor))
         make_private(descriptor, 0o600, like=path.parent)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def check_lock(path: Path) -> None:
+    """Raise StagingError if a lock is there that can't be trusted, without opening it."""
+    with suppress(FileNotFoundError):
+        _check_lock(path, path.lstat())
+
+
+def _check_lock(path: Path, found: os.stat_result) -> None:
+    _check(path, found, "a file", owners_within(path.parent), in_a_root=True)
+    if found.st_nlink > 1:
+        raise StagingError(
+            f"{path} is a hard link: what reembed notes in it would be written into another "
+            "file; reembed leaves it alone: remove it, and run again"
+        )
 
 
 def make_private(descriptor: int, mode: int, *, like: Path) -> None:
@@ -130,8 +139,8 @@ def check_parent(path: Path, flag: str) -> None:
                 f"the place of a run there; name a directory on another file system with {flag}"
             )
         raise UsageError(
-            f"{why}, so they could put something else in the place of a run there; name another "
-            f"directory with {flag}, or take the right from them: chmod go-w {existing}"
+            f"{why}, so they could put something else in the place of a run there; name a "
+            f"directory of your own with {flag}, or take the right from them: chmod go-w {existing}"
         )
 
 
@@ -204,7 +213,7 @@ def barred_by(error: OSError, path: Path) -> str:
 
 def _open(path: Path, flags: int) -> int:
     try:
-        return os.open(path, flags | _SAFELY, 0o600)
+        return os.open(path, flags | SAFELY, 0o600)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             _check_kind(path, path.lstat(), "a file")
