@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from transforms.errors import StagingError
+from transforms.staging import trust
+from transforms.staging.files import publish
 from transforms.staging.trust import open_lock, read_file
-
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="other owners can only be made by root")
 
 
 def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
@@ -34,3 +34,18 @@ def test_a_lock_is_made_for_its_owner_only_and_opened_again(tmp_path: Path) -> N
     os.close(open_lock(tmp_path / "lock"))
 
     assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust, "MAX_JSON_BYTES", 100)
+    publish(tmp_path / "a.json", bytes(75))
+    publish(tmp_path / "a.jsonl", bytes(200))
+
+    with pytest.raises(StagingError, match=r"a\.json would be larger than reembed reads again"):
+        publish(tmp_path / "a.json", bytes(76))
+    assert read_file(tmp_path / "a.json") == bytes(75)
+    monkeypatch.setattr(trust, "MAX_JSON_BYTES", 74)
+    with pytest.raises(StagingError, match=r"a\.json is larger than 74 bytes"):
+        read_file(tmp_path / "a.json")

@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.conftest import ROOT, Call, clean_environment, files, make_store, memory, select
+from tests.conftest import Call, begin, fake_plan, files, make_store, memory, select
 from transforms.errors import StagingError, UsageError
-from transforms.staging import find_runs, lock_database, lock_holder, staging_root, trust
+from transforms.staging import (
+    find_runs,
+    lock_database,
+    lock_holder,
+    remove_run,
+    staging_root,
+    trust,
+)
 from transforms.staging.files import tree_bytes
 
 VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"
@@ -35,20 +42,20 @@ def run_of(path: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("inside", [".", "shards", "backup", "new"])
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_run_is_not_made_in_a_run(
-    path: Path, reembed: Call, tmp_path: Path, inside: str, elsewhere: bool
+    path: Path, reembed: Call, tmp_path: Path, elsewhere: bool
 ) -> None:
     reembed("--db", path, *(("--run-dir", tmp_path / "runs") if elsewhere else ()))
     run = run_of(path)
     before = files(run)
 
-    refused = reembed("--db", path, "--model", "b", "--run-dir", run / inside)
+    for inside in (".", "shards", "backup", "new"):
+        refused = reembed("--db", path, "--model", "b", "--run-dir", run / inside)
 
-    assert (refused.code, files(run)) == (2, before)
-    assert "is a run or lies in one" in refused.error
-    assert run.name in refused.error
+        assert (refused.code, files(run)) == (2, before)
+        assert "is a run or lies in one" in refused.error
+        assert run.name in refused.error
 
 
 @pytest.mark.parametrize("inside", [".", "new"])
@@ -154,6 +161,27 @@ def test_a_place_where_others_can_exchange_a_run_is_refused(
     assert reembed("--db", path, "--run-dir", shared).code == 0
 
 
+@AS_ROOT
+def test_the_sticky_bit_of_another_users_directory_is_no_help(
+    path: Path, reembed: Call, tmp_path: Path
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs").chmod(0o1777)
+    os.chown(tmp_path / "theirs", 4321, 4321)
+
+    assert reembed("--db", path, "--run-dir", tmp_path / "theirs").code == 2
+
+
+def test_a_run_is_not_made_in_what_another_has_made_for_it(path: Path, tmp_path: Path) -> None:
+    plan = fake_plan(path, run_dir=str(tmp_path / "runs"))
+    made = tmp_path / "runs" / f".{plan.run.run_id}.made"
+    made.mkdir(parents=True)
+
+    with pytest.raises(StagingError, match="File exists"):
+        begin(plan)
+    assert list(made.iterdir()) == []
+
+
 @pytest.mark.parametrize("place", [".", "shards", "backup"])
 def test_a_run_that_holds_a_file_of_somebody_elses_stays(
     path: Path, reembed: Call, tmp_path: Path, place: str
@@ -211,31 +239,89 @@ def test_a_run_that_can_not_be_deleted_keeps_its_link(
     assert not staging_root(path).exists()
 
 
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory that every user can reach, and make files in."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o1777)
+        yield Path(name)
+
+
+def as_user(user: int, do: Callable[[], object]) -> str:
+    """Do something as another user; what is raised, or nothing."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.setgroups([])
+            os.setgid(user)
+            os.setuid(user)
+            do()
+        except BaseException as error:
+            os.write(write, f"{type(error).__name__}: {error}".encode())
+        os._exit(0)
+    os.close(write)
+    os.wait()
+    with os.fdopen(read) as raised:
+        return raised.read()
+
+
 @AS_ROOT
-def test_who_may_not_delete_a_run_is_told_whose_it_is_and_the_link_stays(tmp_path: Path) -> None:
-    tmp_path.chmod(0o711)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o711)
-    path = store(tmp_path / "m.db")
-    (tmp_path / "runs").mkdir(mode=0o755)
+def test_who_may_not_delete_a_run_is_told_why_and_its_link_stays(
+    shared: Path, reembed: Call
+) -> None:
+    path = store(shared / "m.db")
     os.chown(path, 4321, 4321)
-    code = (
-        "import os, sys; os.setgid(4321); os.setuid(4321)\n"
-        "from tests import fake_program; fake_program.install()\n"
-        "from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
+    reembed("--db", path, "--run-dir", shared / "runs")
+    link = run_of(path)
+    # As on a disk that is mounted to be read only.
+    os.chown(shared / "runs", 0, 0)
+    (shared / "runs").chmod(0o755)
+    before = files(shared)
 
-    def as_owner(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            env=clean_environment(tmp_path) | {"PYTHONPATH": str(ROOT)},
-            cwd="/",
-            capture_output=True,
-            text=True,
-            check=False,
+    def clean_up() -> None:
+        ((run, _),) = find_runs(path)
+        remove_run(run, path)
+
+    refused = as_user(4321, clean_up)
+
+    assert refused.startswith("StagingError: the run directory")
+    assert f"{shared / 'runs'} belongs to root: run reembed as root" in refused
+    assert files(shared) == before
+    assert link.is_symlink()
+
+
+@AS_ROOT
+def test_what_root_has_left_is_named_with_its_owner(shared: Path, reembed: Call) -> None:
+    path = store(shared / "m.db")
+    reembed("--db", path)  # Its own, as root has made everything with the first versions.
+    os.chown(path, 4321, 4321)
+    run = run_of(path)
+
+    refused = as_user(4321, lambda: find_runs(path))
+    assert f"(Permission denied); {run.parent} belongs to root: run reembed as root" in refused
+    os.chown(run.parent, 4321, 4321)
+    assert f"{run} belongs to root" in as_user(4321, lambda: find_runs(path))
+    for place in run.rglob("*"):
+        os.chown(place, 4321, 4321)
+    os.chown(run, 4321, 4321)
+    assert as_user(4321, lambda: find_runs(path)) == ""
+
+
+@AS_ROOT
+def test_what_another_user_has_made_beside_a_database_is_left_alone(shared: Path) -> None:
+    path = store(shared / "m.db")
+    os.chown(path, 4321, 4321)
+    as_user(4322, lambda: staging_root(path).mkdir())
+
+    def lock() -> None:
+        with lock_database(path):
+            pass
+
+    for use in (lock, lambda: find_runs(path), lambda: lock_holder(path)):
+        assert f"{staging_root(path)} belongs to user 4322, not to user 4321 or root" in as_user(
+            4321, use
         )
-
-    assert as_owner("status", "--db", path).returncode == 0
+    assert list(staging_root(path).iterdir()) == []
 
 
 @AS_ROOT

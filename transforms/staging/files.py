@@ -34,8 +34,14 @@ def publish(path: Path, content: bytes, *, flush: bool = True) -> None:
     """Write a file: to a temporary name, flushed, renamed, and the rename flushed.
 
     It is for its owner only, who is, as root makes it, the owner of the directory. Safe to run
-    twice: the file appears whole or not at all, and a second one takes its place.
+    twice: the file appears whole or not at all, and a second one takes its place. Raises
+    StagingError for one that is so large that it could not be read again, before it is written.
     """
+    if len(content) > trust.max_bytes(path) * 3 // 4:  # A manifest grows when states are noted.
+        raise StagingError(
+            f"{path} would be larger than reembed reads again ({len(content):,} bytes); do the "
+            "work in parts, such as by --namespace"
+        )
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     with failing_clearly(path.parent):
         try:
@@ -56,19 +62,22 @@ def publish(path: Path, content: bytes, *, flush: bool = True) -> None:
             sync_directory(path.parent)
 
 
-def make_directory(path: Path, *, like: Path | None = None) -> None:
+def make_directory(path: Path, *, like: Path | None = None, new: bool = False) -> None:
     """Make a directory for its owner only, and those above it that are not there.
 
     As root makes it, it gets the owner of `like`, or of the directory that it is in. One that is
-    there stays as it is. Raises StagingError where others could write it all the same.
+    there stays as it is, unless it must be `new`. Raises StagingError then, and where others could
+    write it all the same.
     """
     with failing_clearly(path):
-        if path.is_dir():
+        if path.is_dir() and not new:
             return
         make_directory(path.parent, like=like)
         try:
             path.mkdir(mode=0o700)
         except FileExistsError:  # By another worker, at the same time.
+            if new:
+                raise
             return
         descriptor = _open_made(path)
         try:

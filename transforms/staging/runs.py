@@ -181,9 +181,8 @@ class RunDirectory:
         As root makes it, it gets the owner of `like`.
         """
         made = RunDirectory(self.path.with_name(f".{self.path.name}.made"))
-        files.make_directory(made.path, like=like)
-        for path in (made.shards, made.backup):
-            files.make_directory(path)
+        for path in (made.path, made.shards, made.backup):
+            files.make_directory(path, like=like, new=True)
         made.write_json(MANIFEST, manifest.to_json())
         with files.failing_clearly(self.path):
             made.path.replace(self.path)
@@ -258,7 +257,8 @@ def run_parent(run_dir: Path, database: Path) -> Path:
     take them for what they are not, and for one in which others can exchange them.
     """
     path = _place(run_dir, database)
-    trust.check_parent(path, "--run-dir")
+    with files.failing_clearly(path):
+        trust.check_parent(path, "--run-dir")
     return path
 
 
@@ -362,6 +362,10 @@ def _belongs_elsewhere(place: Path, manifest: Manifest, database: Path) -> str:
 
 def make_run(run: RunDirectory, database: Path, manifest: Manifest) -> None:
     """Make a run's directory, and the link to it where it does not lie beside the database."""
+    parent = run.path.parent
+    files.make_directory(parent, like=database)
+    if parent != staging_root(database):  # Others may have made it since it was looked at.
+        run_parent(parent, database)
     run.make(manifest, like=database)
     link_run(run, database)
 

@@ -127,11 +127,13 @@ def check_root(path: Path, owners: Collection[int]) -> None:
 def check_parent(path: Path, flag: str) -> None:
     """Raise UsageError for a directory in which others can put another in the place of ours.
 
-    Of one that is not there yet, the nearest that is there counts. `flag` has named it.
+    Of one that is not there yet, the nearest that is there counts. The sticky bit keeps all from
+    that but the directory's owner. `flag` has named it. Raises OSError as `stat` does.
     """
     existing = next(place for place in (path, *path.parents) if os.path.lexists(place))
-    mode = existing.stat().st_mode
-    if mode & _WRITABLE_BY_OTHERS and not mode & stat.S_ISVTX:
+    found = existing.stat()
+    mode, bound = found.st_mode, found.st_mode & stat.S_ISVTX
+    if mode & _WRITABLE_BY_OTHERS and not (bound and found.st_uid in (0, os.geteuid())):
         why = f"other users can write {existing} (mode {stat.S_IMODE(mode):04o})"
         if not has_modes(existing):
             raise UsageError(
