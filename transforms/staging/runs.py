@@ -251,7 +251,7 @@ def new_token(size: int = 4) -> str:
 
 
 def run_parent(run_dir: Path, database: Path) -> Path:
-    """Where the runs are made that --run-dir puts elsewhere.
+    """The directory for new runs that --run-dir names, without links.
 
     Raises UsageError for a place in the runs of another database or in a run, where cleanup would
     take them for what they are not, and for one in which others can exchange them.
@@ -311,7 +311,7 @@ def _place(run_dir: Path, database: Path) -> Path:
 
 
 def _followed(link: Path) -> Path:
-    """Where a link to a run leads; raise StagingError if it is not one that reembed made."""
+    """The directory that a link to a run leads to; raise StagingError if it is not one that reembed made."""
     target = link.readlink()
     if target.name != link.name:
         raise StagingError(

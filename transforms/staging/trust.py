@@ -117,9 +117,10 @@ def check_directory(path: Path, owners: Collection[int]) -> None:
 
 
 def check_root(path: Path, owners: Collection[int]) -> None:
-    """The same for a directory that holds but a lock and links to runs elsewhere.
+    """Raise StagingError unless the directory beside a database can be trusted.
 
-    Where the file system has no modes, all can write it: what a link leads to is looked at.
+    Where the file system has no modes, all may write it: it then holds but a lock and links, and
+    what these lead to is checked. Raises OSError as `lstat` does.
     """
     _check(path, path.lstat(), "a directory", owners, in_a_root=True)
 
@@ -165,12 +166,12 @@ def has_modes(directory: Path) -> bool:
 
 
 def max_bytes(path: Path) -> int:
-    """How large a file of a run may be, by its name."""
+    """The maximum size of a file of a run, by its name."""
     return MAX_JSON_BYTES if path.suffix == ".json" else MAX_FILE_BYTES
 
 
 def owners_within(directory: Path) -> frozenset[int]:
-    """Whose files in a directory, which was found to be trusted, are trusted as well."""
+    """The users whose files are trusted in a directory that was found to be trusted."""
     user = os.geteuid()
     if user != 0:
         return frozenset({user, 0})
@@ -180,7 +181,7 @@ def owners_within(directory: Path) -> frozenset[int]:
 
 
 def owners_beside(database: Path) -> frozenset[int]:
-    """Whose run directories are trusted: this user's and root's; for root, the database's owner's.
+    """The users whose run directories are trusted: this one, root; for root, the database's owner.
 
     A database that is not there has no owner.
     """
