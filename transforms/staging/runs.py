@@ -311,7 +311,10 @@ def _place(run_dir: Path, database: Path) -> Path:
 
 
 def _followed(link: Path) -> Path:
-    """The directory that a link to a run leads to; raise StagingError if it is not one that reembed made."""
+    """The directory that a link to a run leads to.
+
+    Raises StagingError for a link that reembed did not make, or that leads nowhere.
+    """
     target = link.readlink()
     if target.name != link.name:
         raise StagingError(
