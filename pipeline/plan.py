@@ -46,7 +46,16 @@ from transforms.errors import EmbedderError, UsageError
 from transforms.modes import Mode
 from transforms.replacing import ReplaceJob
 from transforms.rows import KeyRange
-from transforms.staging import Rules, RunDirectory, Scope, State, new_run, new_token, staging_root
+from transforms.staging import (
+    Rules,
+    RunDirectory,
+    Scope,
+    State,
+    new_run,
+    new_token,
+    run_parent,
+    staging_root,
+)
 from transforms.stores import Copy, Store, Survey, check_update, choose_store, take_survey
 
 RANGE_ROWS = 2_048
@@ -215,7 +224,9 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     if ranges and is_part(store, scope):
         moved = find_moved(runs, scope, target)
         outside = look_outside(store, target, moved, left=survey.meant_with_vector)
-    parent = Path(options.run_dir).expanduser() if options.run_dir else staging_root(store.path)
+    parent = staging_root(store.path)
+    if options.run_dir:
+        parent = run_parent(Path(options.run_dir).expanduser(), store.path)
     ours = [earlier.run] if earlier else discarded
     return Plan(
         store=store,

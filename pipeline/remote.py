@@ -27,7 +27,7 @@ def take_over(plan: Plan) -> Plan:
     work = work_directory(plan)
     if work is None:
         return plan
-    work.make()
+    work.make(like=plan.store.path)
     for run in plan.discarded:
         replace(work, path=plan.work_of(run) or "").remove()
     if not work.fetch_shards(plan.run):

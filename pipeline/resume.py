@@ -19,7 +19,6 @@ from transforms.errors import (
 )
 from transforms.modes import Mode
 from transforms.staging import Manifest, Rules, RunDirectory, Scope, State, find_runs, spans
-from transforms.staging.runs import SKIPPED
 
 Runs = Sequence[tuple[RunDirectory, Manifest]]
 
@@ -116,7 +115,7 @@ def find_scope(runs: Runs, *, namespace: str | None, mode: Mode, store: Mapping[
             continue
         if not manifest.state.ended:
             return manifest.scope
-        keys = (keys or set()) | {str(row["id"]) for row in run.read_lines(SKIPPED)}
+        keys = (keys or set()) | {row["id"] for row in run.read_skipped(manifest)}
         if manifest.reembedded:
             break
     if keys is None:

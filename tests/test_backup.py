@@ -14,6 +14,7 @@ from transforms.rows import Saved, Stored, vector_digest
 from transforms.staging import Ledger, read_ledger, saved_ranges, write_backup
 from transforms.staging import backup as backup_module
 from transforms.staging.files import read_table, tables
+from transforms.staging.names import BACKUP
 
 digests = st.binary(min_size=16, max_size=16)
 stored = st.builds(
@@ -120,7 +121,7 @@ def test_a_backup_that_is_not_read_back_as_it_was_written_is_an_error(
 
 def test_a_damaged_backup_is_named_and_never_read_as_an_empty_one(tmp_path: Path) -> None:
     write_backup(tmp_path, 0, [one("a")])
-    (path,) = tables(tmp_path)
+    (path,) = tables(tmp_path, BACKUP)
     path.write_bytes(path.read_bytes()[:-1])
 
     with pytest.raises(StagingError, match="is damaged"):
@@ -138,7 +139,7 @@ def test_a_file_goes_after_those_that_are_there_though_one_before_it_was_taken_a
 ) -> None:
     for vector in (b"a", b"b", b"c"):
         write_backup(tmp_path, 0, [one("a", vector)])
-    first = tables(tmp_path)[0]
+    first = tables(tmp_path, BACKUP)[0]
     first.rename(first.with_suffix(".damaged"))
 
     write_backup(tmp_path, 0, [one("a", bytes([latest]))])

@@ -26,7 +26,9 @@ from transforms.staging.files import (
     tree_bytes,
     write_table,
 )
+from transforms.staging.names import BACKUP, OF_A_RUN, SHARD
 
+SUM = "0123456789abcdef"
 TABLE = pa.table({"key": ["a", "b"], "vector": [b"1234", None]})
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
@@ -161,42 +163,42 @@ def test_a_file_without_a_checksum_in_its_name_is_not_sound(tmp_path: Path, name
     assert not is_sound(tmp_path / name)
 
 
-def test_the_tables_of_a_range_are_listed_by_name(tmp_path: Path) -> None:
-    names = [
-        "0000001.b.parquet",
-        "0000001.a.parquet",
-        "00000010.x.parquet",
-        "0000002.a.parquet",
-        ".0000001.c.parquet",
-        "0000001.d.parquet.tmp",
+def test_only_the_tables_of_a_kind_or_range_are_listed_by_name(tmp_path: Path) -> None:
+    ours = [f"{index}.0000.{SUM}.parquet" for index in ("0000001", "0000002", "00000010")]
+    ours.insert(1, f"0000001.0001.{SUM}.parquet")
+    others = [
+        f".{ours[0]}",
+        f"{ours[0]}.0a0b0c0d.tmp",
+        ours[0].replace(".parquet", " (conflicted copy).parquet"),
+        f"0000001.0000.000.00002.{SUM}.parquet",
+        f"0000001.{SUM}.parquet",
+        "0000001.0002.parquet",
+        f"\u0661000001.0000.{SUM}.parquet",
+        "foo.parquet",
+        "my.data.parquet",
         "notes",
     ]
-    for name in names:
+    for name in ours + others:
         (tmp_path / name).touch()
 
-    assert [path.name for path in tables(tmp_path, index=1)] == [
-        "0000001.a.parquet",
-        "0000001.b.parquet",
-    ]
-    assert [path.name for path in tables(tmp_path)] == [
-        "0000001.a.parquet",
-        "0000001.b.parquet",
-        "00000010.x.parquet",
-        "0000002.a.parquet",
-    ]
+    assert [path.name for path in tables(tmp_path, BACKUP, index=1)] == ours[:2]
+    assert [path.name for path in tables(tmp_path, BACKUP)] == sorted(ours)
+    assert [path.name for path in tables(tmp_path, SHARD)] == [others[3]]
 
 
 def test_a_directory_that_is_gone_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(StagingError, match="No such file"):
-        tables(tmp_path / "gone")
+        tables(tmp_path / "gone", BACKUP)
 
 
 def test_a_tree_is_removed_and_one_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:
-    (tmp_path / "run" / "deep").mkdir(parents=True)
-    (tmp_path / "run" / "deep" / "f").touch()
+    (tmp_path / "run" / "shards").mkdir(parents=True)
+    for name in ("manifest.json", ".summary.json.0a0b0c0d.tmp"):
+        (tmp_path / "run" / name).touch()
+    (tmp_path / "run" / "shards" / f"0000001.0000.000.00002.{SUM}.parquet").touch()
 
     for _ in range(2):
-        remove_tree(tmp_path / "run")
+        remove_tree(tmp_path / "run", OF_A_RUN)
 
         assert list(tmp_path.iterdir()) == []
 

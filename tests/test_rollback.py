@@ -25,6 +25,7 @@ from transforms.rollback import DELETED, EDITED, OVERWRITTEN, RolledBack, restor
 from transforms.rows import Row, Stored, Summary, text_digest, vector_digest
 from transforms.staging import Ledger, Manifest, State
 from transforms.staging.files import tables
+from transforms.staging.names import BACKUP
 from transforms.stores import Replacement
 from transforms.stores.codec import encode
 
@@ -413,7 +414,7 @@ def test_a_rollback_that_fails_half_way_changes_nothing(plan: Plan) -> None:
 def test_a_damaged_backup_puts_nothing_back(plan: Plan) -> None:
     run(plan)
     now = columns(plan.store.path)
-    last = tables(plan.run.backup)[-1]
+    last = tables(plan.run.backup, BACKUP)[-1]
     last.write_bytes(last.read_bytes()[:-1])
 
     with pytest.raises(StagingError, match="is damaged"):

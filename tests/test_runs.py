@@ -267,13 +267,19 @@ def test_on_a_full_disk_room_that_was_set_aside_is_given_back(
 
 def test_what_an_earlier_attempt_left_half_written_is_removed(run: RunDirectory) -> None:
     shard = write_shard(run)
-    half = [run.path / ".x.json.0011aabb.tmp", run.shards / ".y.parquet.0011aabb.tmp"]
+    half = [
+        run.path / ".skipped.jsonl.0011aabb.tmp",
+        run.shards / f".{shard.name}.0011aabb.tmp",
+        run.backup / f".0000007.0000.{'0a' * 8}.parquet.0011aabb.tmp",
+    ]
+    other = run.path / ".notes.0011aabb.tmp"
+    other.write_bytes(b"not ours")
     for path in half:
         path.write_bytes(b"half")
 
     run.set_reserve()
 
-    assert [path.exists() for path in half] == [False, False]
+    assert [path.exists() for path in [*half, other]] == [False, False, False, True]
     assert shard.exists()
 
 
@@ -442,7 +448,7 @@ def test_what_was_being_made_or_removed_when_its_process_died_is_cleared_away(
     root = staging_root(database)
     for name in (".20200101T000000Z-dead.made", ".20200101T000000Z-dead.removed", "notes", ".x"):
         (root / name).mkdir()
-        (root / name / "f").touch()
+        (root / name / MANIFEST).touch()
     write_shard(run)
     before = files(run.path)
 
@@ -507,7 +513,9 @@ def test_a_directory_that_can_not_be_made_is_named(database: Path) -> None:
     staging_root(database).write_text("a file is in the way")
 
     with (
-        pytest.raises(StagingError, match=r"m\.db\.reembed can't be used"),
+        pytest.raises(
+            StagingError, match=r"m\.db\.reembed is a file, where reembed keeps a directory"
+        ),
         lock_database(database),
     ):
         pass

@@ -20,6 +20,7 @@ from transforms.staging.runs import (
     new_run,
     new_token,
     remove_run,
+    run_parent,
     staging_root,
 )
 from transforms.staging.shards import (
@@ -58,6 +59,7 @@ __all__ = [
     "read_vectors",
     "remove_run",
     "require_room",
+    "run_parent",
     "saved_ranges",
     "spans",
     "staging_root",

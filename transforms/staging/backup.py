@@ -23,6 +23,7 @@ import pyarrow as pa
 from transforms.errors import StagingError
 from transforms.rows import DIGEST_BYTES, Saved, Stored
 from transforms.staging.files import read_table, tables, write_table
+from transforms.staging.names import BACKUP
 
 
 class Ledger:
@@ -53,7 +54,7 @@ def write_backup(directory: Path, index: int, saved: Sequence[Saved]) -> str:
     Safe to run twice: each call adds a file, of which what is said again changes nothing.
     Raises StagingError if what is read back is not what was written.
     """
-    names = [path.name for path in tables(directory, index=index)]
+    names = [path.name for path in tables(directory, BACKUP, index=index)]
     number = 1 + max((int(name.split(".")[1]) for name in names), default=-1)
     table = _table(saved)
     path = write_table(directory, f"{index:07d}.{number:04d}", table)
@@ -66,14 +67,14 @@ def read_ledger(
     directory: Path, index: int, *, with_vectors: bool, but: Container[str] = ()
 ) -> Ledger:
     """Read what was saved of a range, `but` not the files of these names."""
-    paths = [path for path in tables(directory, index=index) if path.name not in but]
+    paths = [path for path in tables(directory, BACKUP, index=index) if path.name not in but]
     return Ledger(row for path in paths for row in _read(path, with_vectors=with_vectors))
 
 
 def saved_ranges(directory: Path) -> dict[int, list[Path]]:
     """The files of the backup by the index of their range."""
     found: dict[int, list[Path]] = {}
-    for path in tables(directory):
+    for path in tables(directory, BACKUP):
         found.setdefault(int(path.name.split(".")[0]), []).append(path)
     return found
 

@@ -8,7 +8,9 @@ renamed, is noticed as well. Version 0.1.0 did not write these three.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.errors import StagingError
+from transforms.staging import trust
+from transforms.staging.names import Layout
 
 PARQUET = ".parquet"
 TEMPORARY = ".tmp"
@@ -31,30 +35,77 @@ _RUN, _KIND, _STEM = b"run", b"kind", b"stem"
 _REPEATED = ("cause", "reason", "namespace", "others")
 
 
-def publish(path: Path, content: bytes) -> None:
+def publish(path: Path, content: bytes, *, flush: bool = True) -> None:
     """Write a file: to a temporary name, flushed, renamed, and the rename flushed.
 
-    Safe to run twice: the file appears whole or not at all, and a second one takes its place.
+    It is for its owner only, who is, as root makes it, the owner of the directory. Safe to run
+    twice: the file appears whole or not at all, and a second one takes its place. Raises
+    StagingError for one that is so large that it could not be read again, before it is written.
     """
+    if len(content) > trust.max_bytes(path) * 3 // 4:  # A manifest grows when states are noted.
+        raise StagingError(
+            f"{path} would be larger than reembed reads again ({len(content):,} bytes); do the "
+            "work in parts, such as by --namespace"
+        )
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     with failing_clearly(path.parent):
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = os.open(temporary, flags, 0o600)
             with os.fdopen(descriptor, "wb") as file:
+                trust.make_private(descriptor, 0o600, like=path.parent)
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(descriptor)
             temporary.replace(path)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        if flush:
+            sync_directory(path.parent)
+
+
+def make_directory(path: Path, *, like: Path | None = None, new: bool = False) -> None:
+    """Make a directory for its owner only, and those above it that are not there.
+
+    As root makes it, it gets the owner of `like`, or of the directory that it is in. One that is
+    there stays as it is, unless it must be `new`. Raises StagingError then, and where others could
+    write it all the same.
+    """
+    with failing_clearly(path):
+        if path.is_dir() and not new:
+            return
+        make_directory(path.parent, like=like)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:  # By another worker, at the same time.
+            if new:
+                raise
+            return
+        descriptor = _open_made(path)
+        try:
+            trust.make_private(descriptor, 0o700, like=like or path.parent)
+            if os.fstat(descriptor).st_mode & 0o022:
+                path.rmdir()
+                raise StagingError(f"{path} could be written by other users, {trust.WITHOUT_MODES}")
+        finally:
+            os.close(descriptor)
+
+
+def _open_made(path: Path) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except PermissionError:  # The umask kept even its owner off.
+        path.chmod(0o700)
+        return os.open(path, flags)
 
 
 def sync_directory(path: Path) -> None:
     """Flush a directory: what was made, renamed or removed in it is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -104,7 +155,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
     Raises StagingError if its bytes are not as written.
     """
     with failing_clearly(path):
-        return decode_table(str(path), path.read_bytes(), columns)
+        return decode_table(str(path), trust.read_file(path), columns)
 
 
 def decode_table(path: str, content: bytes, columns: Sequence[str]) -> pa.Table:
@@ -125,14 +176,14 @@ def decode_table(path: str, content: bytes, columns: Sequence[str]) -> pa.Table:
 
 def read_metadata(path: Path) -> Mapping[bytes, bytes]:
     """Read what was written besides the rows of a Parquet file."""
-    with failing_clearly(path):
-        return pq.read_schema(path).metadata or {}
+    with failing_clearly(path), trust.open_file(path) as file:
+        return pq.read_schema(file).metadata or {}
 
 
 def is_sound(path: Path) -> bool:
     """Whether a Parquet file's bytes are those that were written, and in this place."""
     with failing_clearly(path):
-        return is_whole(str(path), path.read_bytes())
+        return is_whole(str(path), trust.read_file(path))
 
 
 def count_rows(path: Path) -> int:
@@ -142,37 +193,114 @@ def count_rows(path: Path) -> int:
         return rows
 
 
-def tables(directory: Path, *, index: int | None = None) -> list[Path]:
-    """The Parquet files of a directory, or those of one range, by name.
+def tables(directory: Path, named: re.Pattern[str], *, index: int | None = None) -> list[Path]:
+    """The files of a directory that have such names, or those of one range, by name.
 
     Raises StagingError if the directory is not there: an empty one would be another thing.
     """
     start = "" if index is None else f"{index:07d}."
     with failing_clearly(directory):
         names = sorted(os.listdir(directory))  # noqa: PTH208 - a Path for each name costs too much
-    return [
-        directory / name
-        for name in names
-        if name.endswith(PARQUET) and name.startswith(start) and name[0] != "."
-    ]
+    return [directory / name for name in names if name.startswith(start) and named.fullmatch(name)]
 
 
-def remove_tree(path: Path) -> None:
-    """Delete a directory; it vanishes at once, so that nothing reads half of it."""
-    condemned = path.with_name(f".{path.name}.removed")
-    with failing_clearly(path.parent):
-        if path.exists():
+def remove_tree(path: Path, layout: Layout) -> None:
+    """Delete a directory of ours; it vanishes at once, so that nothing reads half of it.
+
+    Raises StagingError, and deletes nothing, if it holds what reembed has not made, or if it
+    can't be deleted.
+    """
+    check_removable(path, layout)
+    with failing_clearly(path):
+        if os.path.lexists(path):
+            condemned = path.with_name(f".{path.name}.removed")
+            remove_own(condemned, layout)
             path.replace(condemned)
             sync_directory(path.parent)
-    shutil.rmtree(condemned, ignore_errors=True)
+            remove_own(condemned, layout)
+            if os.path.lexists(condemned):
+                raise StagingError(f"{condemned} could not be deleted; delete what is left of it")
+
+
+def remove_own(path: Path, layout: Layout) -> None:
+    """Delete the files of ours in a directory and, if nothing is left, the directory.
+
+    Nothing is deleted through a link, and what can't be deleted stays.
+    """
+    with suppress(OSError):
+        _remove_own(path, layout, within=None)
+        path.rmdir()
+
+
+def remove_temporaries(path: Path, layout: Layout) -> None:
+    """Delete the files that were being written in a directory of ours when a process died."""
+    with suppress(OSError):
+        _remove_own(path, layout, within=None, halves=True)
+
+
+def _remove_own(
+    path: Path | str, layout: Layout, *, within: int | None, halves: bool = False
+) -> None:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, dir_fd=within)
+    try:
+        with os.scandir(descriptor) as entries:
+            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        for name, is_directory in found:
+            inner = layout.within(name) if is_directory else None
+            if inner is not None:
+                _remove_own(name, inner, within=descriptor, halves=halves)
+                if not halves:
+                    with suppress(OSError):
+                        os.rmdir(name, dir_fd=descriptor)
+            elif not is_directory and (layout.is_half if halves else layout.gives)(name):
+                os.unlink(name, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_removable(path: Path, layout: Layout) -> None:
+    """Raise StagingError if a directory holds what reembed has not made, or can't be deleted."""
+    with failing_clearly(path), suppress(FileNotFoundError):
+        _check_ours(path, layout)
+        for place in (
+            path.parent,
+            path,
+            *(one for one in path.iterdir() if layout.within(one.name)),
+        ):
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+def _check_ours(path: Path, layout: Layout) -> None:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            is_directory = entry.is_dir(follow_symlinks=False)
+            inner = layout.within(entry.name) if is_directory else None
+            if inner is not None:
+                _check_ours(path / entry.name, inner)
+            elif is_directory or not layout.gives(entry.name):
+                raise StagingError(
+                    f"{path / entry.name} is not reembed's, so nothing is deleted; move it "
+                    "elsewhere, and try again"
+                )
 
 
 def tree_bytes(path: Path) -> int:
-    """The size of all files below a directory; those that vanish meanwhile count nothing."""
+    """The size of all files below a directory; those that vanish meanwhile count nothing.
+
+    Links are not followed.
+    """
     total = 0
-    for file in path.rglob("*"):
-        with suppress(OSError):
-            total += file.lstat().st_size
+    with suppress(OSError):
+        if path.is_symlink():
+            return 0
+        with os.scandir(path) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_size
+                    if entry.is_dir(follow_symlinks=False):
+                        total += tree_bytes(path / entry.name)
     return total
 
 
@@ -202,10 +330,9 @@ def failing_clearly(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise StagingError(
-            f"the run directory {path} can't be used ({why}); make room, or make it writable, and "
-            "run again"
-        ) from error
+        barred = isinstance(error, PermissionError) and trust.barred_by(error, path)
+        what = barred or "make room, or make it writable, and run again"
+        raise StagingError(f"the run directory {path} can't be used ({why}); {what}") from error
 
 
 def _amount(size: int) -> str:

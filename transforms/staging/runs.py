@@ -19,7 +19,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import secrets
 import shutil
 import time
@@ -30,11 +29,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from transforms.errors import RunError, StagingError
+from transforms.errors import RunError, StagingError, UsageError
 from transforms.rows import RangeVectors, StagedRange
-from transforms.staging import files, shards
+from transforms.staging import files, schema, shards, trust
 from transforms.staging.manifest import Manifest, State
-from transforms.staging.schema import SCHEMA_VERSION
+from transforms.staging.names import BACKUP, DAMAGED, HALF_MADE, OF_A_RUN, RUN, SHARD, SHARDS
 from transforms.staging.shards import Shard
 
 MANIFEST = "manifest.json"
@@ -43,10 +42,9 @@ SKIPPED = "skipped.jsonl"
 REMAINING = "remaining.jsonl"
 ROLLBACK = "rollback.json"
 LEFT = "left.jsonl"
+LOCK = "lock"
 
-_RUN_NAME = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
-# A run that was being made or removed when its process died.
-_HALF_MADE = re.compile(r"\.\d{8}T\d{6}Z-[0-9a-f]{4}\.(made|removed)")
+_ROOT_SUFFIX = ".reembed"
 
 _LOCK_SECONDS = 0.5
 """How long the lock is tried for: who only looks whether it is held holds it for a moment."""
@@ -109,7 +107,7 @@ class RunDirectory:
         """Read the manifest; raise StagingError if it is not there or can't be understood."""
         path = self.path / MANIFEST
         try:
-            manifest = Manifest.from_json(path.read_bytes())
+            manifest = Manifest.from_json(trust.read_file(path))
             if manifest.run_id != self.run_id:
                 raise ValueError(f"it is that of the run {manifest.run_id}")
             return manifest
@@ -170,7 +168,8 @@ class RunDirectory:
 
     @contextmanager
     def _manifest_locked(self) -> Iterator[None]:
-        descriptor = open_lock(self.path / _MANIFEST_LOCK)
+        with files.failing_clearly(self.path):
+            descriptor = trust.open_lock(self.path / _MANIFEST_LOCK)
         try:
             with files.failing_clearly(self.path):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -190,7 +189,7 @@ class RunDirectory:
     def unlisted(self, manifest: Manifest) -> list[str]:
         """The files of the backup that are there and not noted in the manifest."""
         listed = manifest.saved or {}
-        there = [path.name for path in files.tables(self.backup)]
+        there = [path.name for path in files.tables(self.backup, BACKUP)]
         return [name for name in there if name not in listed]
 
     def lost_backup(self, manifest: Manifest, *, checked: bool = False) -> dict[str, int | None]:
@@ -200,10 +199,10 @@ class RunDirectory:
         they are `checked`: `remove_damaged` has just looked.
         """
         listed: dict[str, int | None] = dict(manifest.saved or {})
-        there = {path.name: path for path in files.tables(self.backup)}
+        there = {path.name: path for path in files.tables(self.backup, BACKUP)}
         if manifest.saved is None or manifest.listed_late:
             with files.failing_clearly(self.backup):
-                damaged = [path.stem for path in self.backup.glob(f"*{_DAMAGED}")]
+                damaged = [path.stem for path in files.tables(self.backup, DAMAGED)]
             names = [*there, *(f"{stem}{files.PARQUET}" for stem in damaged)]
             listed |= {name: None for name in names if name not in listed}
         return {
@@ -235,33 +234,44 @@ class RunDirectory:
     def read_json(self, name: str) -> dict[str, Any]:
         """Read what `write_json` wrote."""
         with files.failing_clearly(self.path):
-            values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-            return values
+            return schema.decode_object(trust.read_file(self.path / name))
 
-    def read_lines(self, name: str) -> list[dict[str, Any]]:
+    def read_lines(self, name: str) -> list[dict[str, str]]:
         """Read what `write_lines` wrote; nothing if it was not written."""
-        path = self.path / name
-        with files.failing_clearly(self.path):
-            if not path.exists():
+        with files.failing_clearly(self.path / name):
+            try:
+                content = trust.read_file(self.path / name)
+            except FileNotFoundError:
                 return []
             # Not splitlines(): a key may hold what that takes for the end of a line.
-            lines = path.read_text(encoding="utf-8").split("\n")
-            return [json.loads(line) for line in lines if line]
+            return [schema.decode_line(line) for line in content.split(b"\n") if line]
+
+    def read_skipped(self, manifest: Manifest) -> list[dict[str, str]]:
+        """Read the rows that were skipped; raise StagingError if the list of them is lost."""
+        rows = self.read_lines(SKIPPED)
+        if not rows and manifest.outcome.get("skipped"):
+            raise StagingError(
+                f"{self.path / SKIPPED} is gone, which names the {manifest.outcome['skipped']:,} "
+                "rows that the run skipped; put it back from a copy, or run without "
+                "--retry-skipped"
+            )
+        return rows
 
     @property
     def stamp(self) -> dict[str, Any]:
         """What every JSON of a run carries."""
-        return {"schema_version": SCHEMA_VERSION, "run_id": self.run_id}
+        return {"schema_version": schema.SCHEMA_VERSION, "run_id": self.run_id}
 
-    def make(self, manifest: Manifest) -> None:
-        """Make the directory with its manifest, all of it or nothing."""
+    def make(self, manifest: Manifest, *, like: Path | None = None) -> None:
+        """Make the directory with its manifest, all of it or nothing.
+
+        As root makes it, it gets the owner of `like`.
+        """
         made = RunDirectory(self.path.with_name(f".{self.path.name}.made"))
+        for path in (made.path, made.shards, made.backup):
+            files.make_directory(path, like=like, new=True)
         with files.failing_clearly(self.path):
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            made.path.mkdir(mode=0o700)
-            made.shards.mkdir(mode=0o700)
-            made.backup.mkdir(mode=0o700)
-            os.close(open_lock(made.path / _MANIFEST_LOCK))
+            os.close(trust.open_lock(made.path / _MANIFEST_LOCK))
         made.write_json(MANIFEST, manifest.to_json())
         with files.failing_clearly(self.path):
             made.path.replace(self.path)
@@ -273,9 +283,7 @@ class RunDirectory:
 
         Raises StagingError if there is no room.
         """
-        with files.failing_clearly(self.path):
-            for half in self.path.rglob(f".*{files.TEMPORARY}"):
-                half.unlink(missing_ok=True)
+        files.remove_temporaries(self.path, OF_A_RUN)
         files.publish(self.path / _RESERVE, bytes(_RESERVE_BYTES))
 
     def remove_damaged(self) -> tuple[list[str], list[str]]:
@@ -284,9 +292,9 @@ class RunDirectory:
         Returns their names. The rows of the shards are staged again. Those of the backup can't
         be had again, unless from a copy; its files are kept under another name.
         """
-        staged = files.tables(self.shards) if self.shards.is_dir() else []
+        staged = files.tables(self.shards, SHARD) if self.shards.is_dir() else []
         damaged = [path for path in staged if not files.is_sound(path)]
-        lost = [path for path in files.tables(self.backup) if not files.is_sound(path)]
+        lost = [path for path in files.tables(self.backup, BACKUP) if not files.is_sound(path)]
         with files.failing_clearly(self.path):
             for path in damaged:
                 path.unlink()
@@ -296,7 +304,7 @@ class RunDirectory:
 
     def remove_shards(self) -> None:
         """Delete the shards: their vectors are in the store, or not wanted any more."""
-        shutil.rmtree(self.shards, ignore_errors=True)
+        files.remove_own(self.shards, SHARDS)
         with suppress(OSError):
             (self.path / _RESERVE).unlink(missing_ok=True)
 
@@ -311,7 +319,7 @@ class RunDirectory:
 def staging_root(database: Path) -> Path:
     """Where the runs on a database are kept or, if elsewhere, linked: beside the real file."""
     real = database.resolve()
-    return real.with_name(real.name + ".reembed")
+    return real.with_name(real.name + _ROOT_SUFFIX)
 
 
 def new_run(parent: Path) -> RunDirectory:
@@ -327,34 +335,40 @@ def new_token(size: int = 4) -> str:
     return secrets.token_hex(size)
 
 
+def run_parent(run_dir: Path, database: Path) -> Path:
+    """The directory for new runs that --run-dir names, without links.
+
+    Raises UsageError for a place in the runs of another database or in a run, where cleanup would
+    take them for what they are not, and for one in which others can exchange them.
+    """
+    path = _place(run_dir, database)
+    with files.failing_clearly(path):
+        trust.check_parent(path, "--run-dir")
+    return path
+
+
 def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDirectory, Manifest]]:
     """The runs on a database with their manifests, in the order in which they began to replace.
 
     They lie beside the database, or wherever a link there leads, or in `run_dir`. Raises
-    StagingError for a run that can't be read, and if `run_dir` holds runs of another database
-    or a link leads to one.
+    StagingError for a run that can't be read or trusted or that is another database's, and
+    UsageError for a `run_dir` that lies in the runs of another database or in a run.
     """
-    real = str(database.resolve())
+    root = staging_root(database)
+    owners = trust.owners_beside(database)
+    _check_root(root, owners)
     found: dict[str, tuple[RunDirectory, Manifest]] = {}
-    for place in _named_runs(staging_root(database)):
-        if not place.exists():
-            raise StagingError(
-                f"the run {place.name} lies at {place.readlink()}, which isn't there; mount it, or "
-                f"remove the link {place} if it is gone for good"
-            )
-        run = RunDirectory(place.resolve())
-        manifest = run.read_manifest()
-        # Where the other database is gone, this is it, moved; else it is a copy.
-        if place.is_symlink() and manifest.database != real and Path(manifest.database).exists():
-            raise StagingError(
-                f"the run {place.name} belongs to {manifest.database}, of which {real} is a copy; "
-                f"remove the link {place}, which leads to it"
-            )
+    for place in _named_runs(root):
+        run = RunDirectory(_followed(place) if place.is_symlink() else place)
+        manifest = _read_trusted(run, owners)
+        if _is_others(manifest, database):
+            raise StagingError(_belongs_elsewhere(place, manifest, database))
         found[run.run_id] = run, manifest
-    for place in _named_runs(run_dir) if run_dir is not None else ():
-        run = RunDirectory(place.resolve())
-        manifest = run.read_manifest()
-        if manifest.database != real and run.run_id not in found:
+    elsewhere = _place(run_dir, database) if run_dir is not None else root
+    for place in _named_runs(elsewhere) if elsewhere != root else ():
+        run = RunDirectory(place)
+        manifest = _read_trusted(run, owners)
+        if manifest.database != str(database.resolve()) and run.run_id not in found:
             raise StagingError(
                 f"{run_dir} holds runs on another database, {manifest.database}; name another "
                 "directory with --run-dir"
@@ -363,28 +377,117 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
     return sorted(found.values(), key=lambda pair: pair[1].age)
 
 
+def _place(run_dir: Path, database: Path) -> Path:
+    """A --run-dir, without links; raise UsageError for one where runs may not lie."""
+    path = Path(os.path.realpath(run_dir))
+    root = staging_root(database)
+    for one in (path, *path.parents):
+        if one.suffix == _ROOT_SUFFIX and one != root and one.with_suffix("").is_file():
+            raise UsageError(
+                f"{path} is where the runs on another database are kept, {one.with_suffix('')}; "
+                "name another directory with --run-dir"
+            )
+        if RUN.fullmatch(one.name) or HALF_MADE.fullmatch(one.name):
+            raise UsageError(
+                f"{path} is a run or lies in one, {one}, and would be deleted with it; name "
+                "another directory with --run-dir"
+            )
+    return path
+
+
+def _followed(link: Path) -> Path:
+    """The directory that a link to a run leads to.
+
+    Raises StagingError for a link that reembed did not make, or that leads nowhere.
+    """
+    target = link.readlink()
+    if target.name != link.name:
+        raise StagingError(
+            f"{link} is a symbolic link to {target}, and not one that reembed made, which leads "
+            f"to a directory named {link.name}; remove it, and run again"
+        )
+    if not link.exists():
+        raise StagingError(
+            f"the run {link.name} lies at {target}, which isn't there; mount it, or remove the "
+            f"link {link} if it is gone for good; if it was moved, remove the link and name the "
+            "directory that it is in now with --run-dir"
+        )
+    return Path(os.path.realpath(link))
+
+
+def _read_trusted(run: RunDirectory, owners: frozenset[int]) -> Manifest:
+    """Read the manifest of a run; raise StagingError if the run can't be trusted."""
+    with files.failing_clearly(run.path):
+        trust.check_directory(run.path, owners)
+        for path in (run.shards, run.backup):
+            with suppress(FileNotFoundError):
+                trust.check_directory(path, owners)
+        with suppress(FileNotFoundError), trust.open_file(run.path / MANIFEST):
+            pass
+    return run.read_manifest()
+
+
+def _is_others(manifest: Manifest, database: Path) -> bool:
+    """Whether a run is another database's; where that is gone, this is it, moved."""
+    try:
+        return not Path(manifest.database).samefile(database)
+    except (OSError, ValueError):
+        return False
+
+
+def _belongs_elsewhere(place: Path, manifest: Manifest, database: Path) -> str:
+    real = database.resolve()
+    if place.is_symlink():
+        return (
+            f"the run {place.name} belongs to {manifest.database}, of which {real} is a copy; "
+            f"remove the link {place}, which leads to it"
+        )
+    return (
+        f"the run {place.name} belongs to {manifest.database}, which is another file than {real}, "
+        f"so neither can use it here; move {place} elsewhere"
+    )
+
+
 def make_run(run: RunDirectory, database: Path, manifest: Manifest) -> None:
     """Make a run's directory, and the link to it where it does not lie beside the database."""
-    run.make(manifest)
+    parent = run.path.parent
+    files.make_directory(parent, like=database)
+    if parent != staging_root(database):  # Others may have made it since it was looked at.
+        run_parent(parent, database)
+    run.make(manifest, like=database)
     link_run(run, database)
 
 
 def link_run(run: RunDirectory, database: Path) -> None:
     """Make the link to a run that does not lie beside the database. Safe to run twice."""
     root = staging_root(database)
+    _check_root(root, trust.owners_beside(database))
     with files.failing_clearly(root):
-        if not (root / run.run_id).exists():
+        if not os.path.lexists(root / run.run_id):
             (root / run.run_id).symlink_to(run.path)
+            owner = root.stat()
+            if os.geteuid() == 0:
+                os.lchown(root / run.run_id, owner.st_uid, owner.st_gid)
             files.sync_directory(root)
 
 
 def remove_run(run: RunDirectory, database: Path) -> None:
-    """Delete a run, and the link to it: first, since one that leads nowhere stops every command."""
+    """Delete a run, and the link to it: first, since one that leads nowhere stops every command.
+
+    Raises StagingError, and leaves the link, if the run can't be deleted.
+    """
     link = staging_root(database) / run.run_id
+    linked = link.is_symlink()
+    files.check_removable(run.path, OF_A_RUN)
     with files.failing_clearly(link):
-        if link.is_symlink():
+        if linked:
             link.unlink()
-    files.remove_tree(run.path)
+    try:
+        files.remove_tree(run.path, OF_A_RUN)
+    except StagingError:
+        if linked and run.exists:
+            link_run(run, database)
+        raise
 
 
 def discard_run_if_empty(run: RunDirectory, database: Path) -> None:
@@ -393,7 +496,7 @@ def discard_run_if_empty(run: RunDirectory, database: Path) -> None:
         return
     with suppress(StagingError):
         staging = run.read_manifest().state is State.STAGING
-        if staging and not run.list_shards() and not files.tables(run.backup):
+        if staging and not run.list_shards() and not files.tables(run.backup, BACKUP):
             remove_run(run, database)
 
 
@@ -406,14 +509,16 @@ def lock_database(database: Path) -> Iterator[None]:
     """
     root = staging_root(database)
     with files.failing_clearly(root):
-        root.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not os.path.lexists(root):
+            files.make_directory(root, like=database)
+        _check_root(root, trust.owners_beside(database))
+        descriptor = trust.open_lock(root / LOCK)
     try:
         _lock(descriptor, root)
         try:
             for place in root.iterdir():
-                if _HALF_MADE.fullmatch(place.name):
-                    shutil.rmtree(place, ignore_errors=True)
+                if HALF_MADE.fullmatch(place.name):
+                    files.remove_own(place, OF_A_RUN)
             yield
         finally:
             _remove_if_empty(root)
@@ -422,9 +527,14 @@ def lock_database(database: Path) -> Iterator[None]:
 
 
 def lock_holder(database: Path) -> str | None:
-    """The process that is at work on a database, and since when; None if there is none."""
+    """The process that is at work on a database, and since when; None if there is none.
+
+    Raises StagingError if the lock can't be trusted.
+    """
+    root = staging_root(database)
+    _check_root(root, trust.owners_beside(database))
     try:
-        descriptor = os.open(staging_root(database) / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(root / LOCK, os.O_RDONLY | trust.SAFELY)
     except OSError:
         return None
     try:
@@ -436,11 +546,11 @@ def lock_holder(database: Path) -> str | None:
         os.close(descriptor)
 
 
-def open_lock(path: Path) -> int:
-    """Open a file to be locked, and make it if there is none."""
-    with files.failing_clearly(path):
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(path, flags, 0o600)
+def _check_root(root: Path, owners: frozenset[int]) -> None:
+    """Raise StagingError if what lies beside a database is there and can't be trusted."""
+    with files.failing_clearly(root), suppress(FileNotFoundError):
+        trust.check_root(root, owners)
+        trust.check_lock(root / LOCK)
 
 
 def _holder(descriptor: int) -> str:
@@ -451,8 +561,8 @@ def _holder(descriptor: int) -> str:
 def _named_runs(parent: Path) -> list[Path]:
     with files.failing_clearly(parent):
         if not parent.is_dir():
-            return []
-        return sorted(place for place in parent.iterdir() if _RUN_NAME.fullmatch(place.name))
+            return []  # Or it is a file, which is told where a run is to be made.
+        return sorted(place for place in parent.iterdir() if RUN.fullmatch(place.name))
 
 
 def _lock(descriptor: int, root: Path) -> None:
@@ -481,13 +591,13 @@ def _try_lock(descriptor: int) -> bool:
 def _holds(descriptor: int, root: Path) -> bool:
     """Whether the file that is open is still the one that others would open."""
     try:
-        return os.path.samestat(os.fstat(descriptor), (root / "lock").stat())
+        return os.path.samestat(os.fstat(descriptor), (root / LOCK).lstat())
     except OSError:
         return False
 
 
 def _remove_if_empty(root: Path) -> None:
     with suppress(OSError):
-        if [place.name for place in root.iterdir()] == ["lock"]:
-            (root / "lock").unlink()
+        if [place.name for place in root.iterdir()] == [LOCK]:
+            (root / LOCK).unlink()
             root.rmdir()

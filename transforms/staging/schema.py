@@ -115,6 +115,25 @@ def decode(content: bytes) -> _Manifest:
     return found
 
 
+def decode_object(content: bytes) -> dict[str, Any]:
+    """Read a JSON object; raise ValueError for anything else."""
+    try:
+        return msgspec.json.decode(content, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
+def decode_line(content: bytes) -> dict[str, str]:
+    """Read a line about a row, which has at least its id; raise ValueError for anything else."""
+    try:
+        found = msgspec.json.decode(content, type=dict[str, str])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if "id" not in found:
+        raise ValueError("a line of it names no row")
+    return found
+
+
 def to_values(found: Struct) -> dict[str, Any]:
     """A part of a manifest as the values that JSON has."""
     values: dict[str, Any] = msgspec.to_builtins(found)

@@ -43,6 +43,7 @@ from transforms.staging.files import (
     tables,
     write_table,
 )
+from transforms.staging.names import SHARD
 
 _TOKENS = b"tokens"
 _WORKER = b"worker"
@@ -81,7 +82,7 @@ def encode_shard(
 def list_shards(directory: Path, *, index: int | None = None) -> dict[int, list[Shard]]:
     """List the shards, or those of one range, by the index of their range, oldest pass first."""
     shards: dict[int, list[Shard]] = {}
-    for path in tables(directory, index=index):
+    for path in tables(directory, SHARD, index=index):
         shard = Shard(path, *map(int, path.name.split(".")[:4]))
         shards.setdefault(shard.range, []).append(shard)
     return shards
