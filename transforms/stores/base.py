@@ -269,6 +269,10 @@ class Store(ABC):
         """Write these in a trial of one row, as far as that goes without the others."""
         self.write_shared(db, shared)
 
+    def late_columns(self, db: sqlite3.Connection) -> Sequence[str]:
+        """Columns that a replacement would set, and that were added since the store was opened."""
+        return ()
+
     def check_recording(self, db: sqlite3.Connection) -> None:  # noqa: B027 - most have no such rule
         """Raise StoreError if the store says that nothing may be written now."""
 
@@ -338,7 +342,6 @@ class Store(ABC):
             self.path,
             wal=self.wal,
             query=lambda db: self.rows_in(db, keys, with_stored=with_stored),
-            busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
             connect=self.connect,
         )
 
@@ -351,9 +354,9 @@ class Store(ABC):
         sqlite.check_access(self.path)
 
     def check_writable(self) -> None:
-        """Raise StoreError if the database is read-only, stopped, or locked for over 5 s."""
+        """Raise StoreError if the database is read-only, stopped, or locked for over 60 s."""
         self.read_only(self.check_recording)
-        sqlite.check_writable(self.path)
+        sqlite.check_writable(self.path, connect=self.connect)
 
     def check_sound(self) -> None:
         """Raise StoreError if SQLite finds damage in the file."""
@@ -433,13 +436,7 @@ class Store(ABC):
             ]
             return found + list(left)
 
-        return sqlite.read_only(
-            self.path,
-            wal=self.wal,
-            query=query,
-            busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
-            connect=self.connect,
-        )
+        return self.read_only(query)
 
     def named_only(self, rows: list[Row], *, with_stored: bool) -> list[Row]:
         """Of rows that were read, those that the run names, if it names any."""
@@ -462,6 +459,14 @@ class Written:
         self._rowids = array("q")
         self._digests = array("q")
 
+    def __len__(self) -> int:
+        """The number of notes."""
+        return len(self._rowids)
+
+    def forget(self, after: int) -> None:
+        """Forget all notes but the first ones."""
+        del self._rowids[after:], self._digests[after:]
+
     def add(self, changes: Sequence[tuple[int, Stored]]) -> None:
         """Note what rows, by rowid, hold from now on."""
         self._rowids.extend(rowid for rowid, _ in changes)
@@ -474,6 +479,14 @@ class Written:
         for start in range(0, len(order), rows):
             some = order[start : start + rows]
             yield dict(zip(rowids[some].tolist(), digests[some].tolist(), strict=True))
+
+
+class _OutgrownError(Exception):
+    """A transaction has changed more than it may keep in memory."""
+
+
+_COUNTED_ROWS = 512
+"""Rows that are written between two looks at what a transaction keeps in memory."""
 
 
 class Replacement:
@@ -489,13 +502,47 @@ class Replacement:
         self._store = store
         self._db = db
         self._shared: dict[tuple[str, Any], list[int]] = {}
+        self._late: Sequence[str] = ()
+        self._exclusive = False
+        self._held: sqlite.HeldBytes | None = None
+        self._vector_bytes = 0
+
+    def transact(self, body: Callable[[], T]) -> T:
+        """Do `body` in one transaction, which keeps other writers off from its start.
+
+        It is done again, after a pause, if readers keep it from being committed: so it must change
+        nothing but the table and what is the same when it is said twice. What it has put counts
+        once. One that changes more than fits into memory is begun again, and keeps readers out
+        from its start. Raises StoreError if readers hold it up for a minute.
+        """
+        noted = len(self.written)
+
+        def attempt() -> T:
+            self.written.forget(noted)
+            with self.transaction():
+                return body()
+
+        try:
+            try:
+                return sqlite.repeat_held_up(attempt)
+            except _OutgrownError:
+                self._exclusive = True
+                return sqlite.repeat_held_up(attempt)
+        except BaseException:
+            self.written.forget(noted)
+            raise
+        finally:
+            self._exclusive = False
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """One transaction, which keeps other writers off from its start."""
-        with sqlite.write_transaction(self._db, busy_seconds=sqlite.COMMIT_BUSY_SECONDS):
+        """One try of a transaction; see `transact`."""
+        with sqlite.write_transaction(self._db, exclusive=self._exclusive):
             self._store.check_recording(self._db)
             self._shared.clear()
+            self._vector_bytes = 0
+            self._late = self._store.late_columns(self._db)
+            self._held = sqlite.HeldBytes(self._store.path, self._db)
             yield
             # Last, so that whoever reads rows in this transaction reads what they had before it.
             self._store.write_shared(self._db, self._shared)
@@ -520,9 +567,10 @@ class Replacement:
     def put(self, changes: Sequence[tuple[int, Stored]], *, vector_only: bool = False) -> None:
         """Store what rows (by rowid) are to hold; nothing else of a row changes.
 
-        With `vector_only` the other columns hold it already and are not written, which spares
-        their indexes. Written in the order of rowids, the file's own: twice as fast as in that
-        of keys.
+        Of the columns that are replaced, those of which nothing is said lose what they hold, which
+        was said of another vector. With `vector_only` the other columns hold it already and are not
+        written, which spares their indexes. Written in the order of rowids, the file's own: twice
+        as fast as in that of keys.
         """
         self.written.add(changes)
         store, written = self._store, 0
@@ -544,13 +592,16 @@ class Replacement:
             kind = next((one for one in described if one[0] == VECTOR), (VECTOR, "?", None))
             columns = [kind, *(one for one in described if one[0] != VECTOR)]
             settings = ", ".join(f"{names[name]} = {place}" for name, place, _ in columns)
+            said = {VECTOR, *store.shared_columns, *(name for name, *_ in _parsed(others))}
+            empty = [] if vector_only else [names[name] for name in names if name not in said]
+            settings += "".join(f", {column} = NULL" for column in (*empty, *self._late))
             values = [value for _, _, value in columns[1:]]
             written += store.update(
                 self._db,
                 settings,
                 (
                     (kind[2] if row.vector is None else row.vector, *values, rowid)
-                    for rowid, row in changed
+                    for rowid, row in self._counted(changed)
                 ),
             )
         if written != len(changes):
@@ -558,6 +609,17 @@ class Replacement:
                 f"SQLite wrote {written} of {len(changes)} rows of {self._store.path}, as it does "
                 "if a trigger ignores some; that transaction was undone"
             )
+
+    def _counted(self, changes: Sequence[tuple[int, Stored]]) -> Iterator[tuple[int, Stored]]:
+        """The changes, as long as a transaction is not too large for memory."""
+        for at, (rowid, row) in enumerate(changes):
+            self._vector_bytes += len(row.vector or b"")
+            if at % _COUNTED_ROWS == 0 and self._held is not None and not self._exclusive:
+                # The vectors of a vec0 table wait for the end of the transaction.
+                held = self._held.count(waiting=0 if self._store.fires else self._vector_bytes)
+                if held > sqlite.MAX_HELD_BYTES:
+                    raise _OutgrownError
+            yield rowid, row
 
     def try_row(self, rowid: int, new: Stored) -> None:
         """Store what one row is to hold, in a transaction that is rolled back."""
