@@ -10,10 +10,10 @@ from functools import partial
 from transforms.errors import IncompleteError, StoreError
 from transforms.match import is_ours
 from transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS, reads_back
-from transforms.rows import KeyRange, Row, Stored, vector_digest
-from transforms.staging import Ledger, RunDirectory, State, read_ledger, saved_ranges
+from transforms.rows import KeyRange, Row, Saved, Stored, former_skipped_digest, vector_digest
+from transforms.staging import Ledger, RunDirectory, State, read_ledger, saved_columns, saved_ranges
 from transforms.staging.runs import SKIPPED
-from transforms.stores import Replacement, Store, Written, try_restore
+from transforms.stores import Replacement, Store, Written, known_part, try_restore
 
 EDITED = "its text was edited since"
 OVERWRITTEN = "its vector was changed by another program since"
@@ -57,6 +57,7 @@ def roll_back(
     anything is changed, if it can't be told any more which row is which.
     """
     before = run.read_manifest().state
+    store.check_backup(saved_columns(run.backup))
     require_numbers(store, run, ranges)
     if before is not State.ROLLING_BACK:
         _try_one(store, run, ranges)
@@ -349,7 +350,7 @@ def restore_rows(
         saved = ledger.of(row.key)
         if not saved or row.stored is None:
             continue
-        if row.stored.digest in [old.was for old in saved if old.restorable]:
+        if _is_as_before(row.stored, saved):
             outcome.unchanged += 1
         elif not is_ours(row, ledger):
             outcome.left[row.key] = OVERWRITTEN
@@ -363,10 +364,18 @@ def restore_rows(
     return changes, outcome
 
 
+def _is_as_before(stored: Stored, saved: Sequence[Saved]) -> bool:
+    """Whether a row holds what it held before the run, but for columns that were added since."""
+    return any(old.restorable and known_part(stored, old.stored).digest == old.was for old in saved)
+
+
 def _previous(row: Row, ledger: Ledger) -> Stored | None:
     """What the row held before the run wrote what it holds now for its present text."""
     written = vector_digest(row.stored.vector if row.stored else None)
+    digests = [row.digest]
+    if row.skipped is not None:
+        digests.append(former_skipped_digest(row.skipped))
     for saved in ledger.of(row.key):
-        if (saved.digest, saved.written) == (row.digest, written) and saved.restorable:
+        if saved.digest in digests and saved.written == written and saved.restorable:
             return saved.stored
     return None

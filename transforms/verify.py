@@ -14,7 +14,7 @@ from transforms.match import holds_written, is_ours
 from transforms.rollback import require_numbers
 from transforms.rows import KeyRange, Row
 from transforms.sampling import Sample
-from transforms.staging import Ledger, RunDirectory, read_ledger
+from transforms.staging import Ledger, RunDirectory, read_ledger, saved_columns
 from transforms.stores import Store, contradicts
 
 Decode = Callable[[bytes], NDArray[np.float32]]
@@ -95,6 +95,7 @@ def verify_rows(
     `samples` rows, and never more, are also returned as a sample. Raises StoreError if it can't be
     told any more which row is which.
     """
+    store.check_backup(saved_columns(run.backup))
     require_numbers(store, run, ranges)
     findings = Findings()
     sample = Sample(samples)

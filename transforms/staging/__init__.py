@@ -3,6 +3,7 @@
 from transforms.staging.backup import (
     Ledger,
     read_ledger,
+    saved_columns,
     saved_ranges,
     write_backup,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "read_vectors",
     "remove_run",
     "require_room",
+    "saved_columns",
     "saved_ranges",
     "spans",
     "staging_root",

@@ -99,3 +99,9 @@ def _table(saved: Sequence[Saved]) -> pa.Table:
             "others": pa.array([old and old.others for old in stored], pa.string()),
         }
     )
+
+
+def saved_columns(directory: Path) -> set[str]:
+    """How the store describes the other columns, of all rows of the backup: each way once."""
+    columns = (read_table(path, ["others"]).column("others") for path in tables(directory))
+    return {value for column in columns for value in column.unique().to_pylist()}

@@ -13,17 +13,17 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transforms.errors import StampError, StoreError, UndoneError
 from transforms.modes import Mode
-from transforms.rows import KeyRange, Row, Stored
+from transforms.rows import KeyRange, Row, Stored, contents_digest
 from transforms.stores import sqlite, vec0
 
 T = TypeVar("T")
@@ -223,8 +223,23 @@ class Store(ABC):
 
     @property
     def connect(self) -> sqlite.Connect:
-        """What opens a connection to it."""
+        """A function that opens a connection to it, with the functions that its SQL uses.
+
+        Of the two SQLite libraries that a process may have, all connections to a store are of one:
+        closing a file in one of them would drop the locks that the other holds on it.
+        """
+        return partial(self._connect, self._opens)
+
+    @property
+    def _opens(self) -> sqlite.Connect:
         return vec0.connect if self.vec0_triggers else sqlite3.connect
+
+    def _connect(
+        self, opens: sqlite.Connect, *arguments: Any, **keywords: Any
+    ) -> sqlite3.Connection:
+        db = opens(*arguments, **keywords)
+        db.create_function("contents_digest", -1, contents_digest, deterministic=True)
+        return db
 
     @property
     def update_statement(self) -> str:
@@ -409,6 +424,35 @@ class Store(ABC):
         """What a row holds with a vector, as it is stored, or none; `others` are described."""
         return Stored(vector, others if vector is None else others + self.only_vector)
 
+    def check_backup(self, others: Iterable[str]) -> None:
+        """Raise StoreError if a column that a run has replaced is not in the table any more.
+
+        `others` are those of the rows of its backup.
+        """
+        saved = {name for one in others for name, *_ in _parsed(one)}
+        gone = sorted(saved - {VECTOR, *self.replaced_columns})
+        if gone:
+            raise StoreError(
+                f"the table {self.table} of {self.path} has no column {gone[0]} any more, which "
+                "the run replaced, so it can't be put back or checked; nothing was changed: give "
+                "the column its name again, or add it by the line below, and run this again",
+                f"ALTER TABLE {self.table} ADD COLUMN {sqlite.quoted(gone[0])};",
+            )
+
+    def lockout(self, rows: int, dimension: int) -> Lockout | None:
+        """Estimate how long readers are kept out if so many rows are replaced in one transaction.
+
+        None where nobody with 5 s of patience notices: in WAL mode, or if it is short.
+        """
+        if self.wal:
+            return None
+        size = 4 * dimension * rows
+        # While it fits into memory, only the commit keeps them out, of new pages and former ones.
+        seconds = 2 * size / _COMMITTED_BYTES
+        if 2 * size > sqlite.MAX_HELD_BYTES:
+            seconds += rows / _WRITTEN_ROWS
+        return Lockout(rows, size, seconds) if seconds >= PATIENCE_SECONDS else None
+
     @contextmanager
     def replacing(self, written: Written | None = None) -> Iterator[Replacement]:
         """A connection over which rows are read and their vectors replaced.
@@ -446,6 +490,22 @@ class Store(ABC):
         if with_stored:
             return [row._replace(meant=row.key in named) for row in rows]
         return [row for row in rows if row.key in named]
+
+
+PATIENCE_SECONDS = 5.0
+"""How long ai-memory, and Python's own sqlite3, wait for a lock."""
+
+_COMMITTED_BYTES = 100_000_000
+_WRITTEN_ROWS = 20_000
+"""What a slow disk and a slow core do in a second."""
+
+
+class Lockout(NamedTuple):
+    """About how long one transaction keeps readers out: of so many rows, and bytes of vectors."""
+
+    rows: int
+    bytes: int
+    seconds: float
 
 
 class Written:
@@ -572,8 +632,14 @@ class Replacement:
         written, which spares their indexes. Written in the order of rowids, the file's own: twice
         as fast as in that of keys.
         """
-        self.written.add(changes)
         store, written = self._store, 0
+        known = tuple(store.replaced_columns)
+        if any(_completed(row.others, known) != row.others for _, row in changes):
+            changes = [
+                (rowid, row._replace(others=_completed(row.others, known)))
+                for rowid, row in changes
+            ]
+        self.written.add(changes)
         names = {VECTOR: store.vector_column, **store.replaced_columns}
         ordered = sorted(changes, key=lambda change: change[0])
         for others, group in groupby(ordered, key=lambda change: change[1].others):
@@ -592,9 +658,7 @@ class Replacement:
             kind = next((one for one in described if one[0] == VECTOR), (VECTOR, "?", None))
             columns = [kind, *(one for one in described if one[0] != VECTOR)]
             settings = ", ".join(f"{names[name]} = {place}" for name, place, _ in columns)
-            said = {VECTOR, *store.shared_columns, *(name for name, *_ in _parsed(others))}
-            empty = [] if vector_only else [names[name] for name in names if name not in said]
-            settings += "".join(f", {column} = NULL" for column in (*empty, *self._late))
+            settings += "".join(f", {column} = NULL" for column in self._late)
             values = [value for _, _, value in columns[1:]]
             written += store.update(
                 self._db,
@@ -653,19 +717,55 @@ def _parsed(others: str) -> tuple[tuple[str, str, Any], ...]:
     return tuple(_parsed_column(described) for described in others.split())
 
 
+@lru_cache(maxsize=64)
+def _completed(others: str, columns: tuple[str, ...]) -> str:
+    """Describe all of these columns: NULL for those of which nothing was said.
+
+    >>> _completed("dim=integer:31 embedding=text:", ("dim", "space"))
+    'dim=integer:31 space=null: embedding=text:'
+    """
+    said = {part.partition("=")[0]: part for part in others.split()}
+    if said.keys() >= set(columns):
+        return others
+    vector = f" {said[VECTOR]}" if VECTOR in said else ""
+    return " ".join(said.get(name, f"{name}=null:") for name in columns) + vector
+
+
 def same_columns(held: str, given: str) -> bool:
     """Whether columns hold what they were given, whichever way SQLite stores it.
 
-    By a column's affinity a number may become a text, or the other way round.
+    By a column's affinity a number may become a text, or the other way round. One that was given
+    nothing, as it was not known, holds nothing.
 
     >>> same_columns("dim=text:333834", "dim=integer:333834")
     True
+    >>> same_columns("dim=null: space=null:", "dim=null:"), same_columns("dim=null:", "")
+    (True, True)
     """
     if held == given:
         return True
-    pairs = zip(_parsed(held), _parsed(given), strict=False)
-    same = all(one[0] == other[0] and _same(one[2], other[2]) for one, other in pairs)
-    return same and len(_parsed(held)) == len(_parsed(given))
+    there = {name: value for name, _, value in _parsed(held)}
+    wanted = {name: value for name, _, value in _parsed(given)}
+    return wanted.keys() <= there.keys() and all(
+        _same(value, wanted.get(name)) for name, value in there.items()
+    )
+
+
+def known_part(held: Stored, saved: Stored | None) -> Stored:
+    """What a row holds, without the columns that were added since it was saved.
+
+    >>> known_part(Stored(None, "dim=null: space=text:61"), Stored(b"v", "dim=integer:31")).others
+    'dim=null:'
+    """
+    if saved is None:
+        return held
+    known = {VECTOR, *(name for name, *_ in _parsed(saved.others))}
+    parts = held.others.split()
+    if all(part.partition("=")[0] in known for part in parts):
+        return held
+    columns = [part for part in parts if part.partition("=")[0] in known - {VECTOR}]
+    vector = [f" {part}" for part in parts if part.startswith(f"{VECTOR}=")]
+    return Stored(held.vector, " ".join(columns) + "".join(vector))
 
 
 def contradicts(held: str, given: str) -> bool:

@@ -13,7 +13,7 @@ import stat
 import string
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -354,6 +354,35 @@ def folded(name: str) -> str:
 
 
 _FOLD = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+_ROWID_NAMES = ("rowid", "_rowid_", "oid")
+
+
+def free_rowid(connection: sqlite3.Connection, table: str) -> str | None:
+    """The name by which SQL knows the number of a table's row; None if columns hide all three."""
+    found = connection.execute("SELECT name FROM pragma_table_xinfo(?)", (table,))
+    hidden = {folded(name) for (name,) in found}
+    return next((name for name in _ROWID_NAMES if name not in hidden), None)
+
+
+def hidden_rowid(table: str) -> str:
+    """The sentence for such a table."""
+    return (
+        f"the table {table} has columns named rowid, oid and _rowid_, which hide the number of a "
+        "row; rename one of them"
+    )
+
+
+def find_twice(connection: sqlite3.Connection, table: str, key: Sequence[str]) -> str | None:
+    """A key, as SQL writes it, that two rows of a table have; rows without one have none."""
+    names = [quoted(name) for name in key]
+    known = " AND ".join(f"{name} IS NOT NULL" for name in names)
+    found = connection.execute(
+        f"SELECT {', '.join(f'quote({name})' for name in names)} FROM {quoted(table)} "
+        f"WHERE {known} GROUP BY {', '.join(names)} HAVING count(*) > 1 LIMIT 1"
+    ).fetchone()
+    return None if found is None else ", ".join(found)
 
 
 def find_damage(connection: sqlite3.Connection) -> list[str]:
