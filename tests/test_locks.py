@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -278,7 +279,7 @@ def hold(
 
     def held(*arguments: Any, **more: Any) -> Any:
         if not holders:
-            holders.append(held_for(path, 0.4))
+            holders.append(held_for(path, 0.2))
         return do(*arguments, **more)
 
     patch.setattr(found, name, held)
@@ -303,3 +304,22 @@ def test_the_lockout_is_estimated_where_readers_would_notice(tmp_path: Path) -> 
     assert found is not None
     assert (found.rows, found.bytes) == (1_000_000, 6_144_000_000)
     assert 60 < found.seconds < 600
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(0, "is full; make room"), (10**9, "check the disk")]
+)
+def test_an_io_error_on_a_disk_without_room_is_a_full_disk(
+    free: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite says no more where the index of a log can't be made."""
+    found = SimpleNamespace(f_bavail=free, f_frsize=1)
+    monkeypatch.setattr("transforms.stores.sqlite.os.statvfs", lambda _: found)
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
+
+    with (
+        pytest.raises(StoreError, match=expected),
+        sqlite_files.translated(tmp_path / "m.db"),
+    ):
+        raise error
