@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Call, all_columns, make_store, memory, select
+from tests.store_kinds import KINDS, Kind
 from transforms.errors import StoreError
 from transforms.rows import KeyRange, Stored
 from transforms.stores import open_store
@@ -323,3 +324,47 @@ def test_an_io_error_on_a_disk_without_room_is_a_full_disk(
         sqlite_files.translated(tmp_path / "m.db"),
     ):
         raise error
+
+
+@pytest.mark.parametrize("pieces", [{}, {"rows_at_once": 1, "first_rows": 2}], ids=str)
+@pytest.mark.parametrize("kind", [KINDS[at] for at in (0, 1, 3, 4)], ids=lambda kind: kind.name)
+def test_each_transaction_can_be_done_again(
+    kind: Kind,
+    pieces: dict[str, int],
+    tmp_path: Path,
+    reembed: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = kind.make(tmp_path / "m.db", [f"text {at}" for at in range(6)])
+    before = kind.contents(path)
+    held_up = refuse_commits(monkeypatch)
+    flags = ("--db", path, "--model", "m", *kind.flags)
+
+    ran = reembed(*flags, "--json", range_rows=2, **pieces)
+
+    assert (ran.code, ran.values["reembedded"], ran.values["remaining"]) == (0, 6, 0), ran.err
+    assert kind.held(path) == [kind.new(f"text {at}") for at in range(6)]
+    assert len(held_up) >= 2
+    undone = reembed("rollback", "--db", path, "--json", range_rows=2, **pieces)
+    values = undone.values
+    assert (undone.code, values["restored"], values["unchanged"], values["left"]) == (0, 6, 0, 0)
+    assert kind.contents(path) == before
+    assert reembed(*flags, "--json", range_rows=2).values["reembedded"] == 6
+
+
+def refuse_commits(patch: pytest.MonkeyPatch) -> list[str]:
+    """Hold every transaction up twice, as readers would; give those that were."""
+    held_up: list[str] = []
+    tries = [0]
+    do = sqlite_files._unless_held_up
+
+    def refuse(connection: sqlite3.Connection, statement: str) -> None:
+        tries[0] += statement == "COMMIT"
+        if statement == "COMMIT" and tries[0] % 3:
+            held_up.append(statement)
+            raise sqlite_files.HeldUpError
+        do(connection, statement)
+
+    patch.setattr(sqlite_files, "_unless_held_up", refuse)
+    patch.setattr(sqlite_files, "COMMIT_SECONDS", 0.0)
+    return held_up
