@@ -15,7 +15,7 @@ from tests.conftest import Call, all_columns, change, kept_files, make_store, me
 from tests.store_kinds import KINDS, Kind
 from tests.test_llm import NOTES, collect
 from transforms.errors import StoreError
-from transforms.rows import Cause, KeyRange, former_skipped_digest
+from transforms.rows import Cause, KeyRange, Row, former_skipped_digest
 from transforms.stores import Replacement, ai_memory, open_store
 from transforms.stores.codec import encode
 
@@ -230,6 +230,40 @@ def test_a_skipped_row_that_is_edited_is_left_by_a_rollback(
     assert len(select(path, "SELECT rowid FROM memories WHERE length(embedding) = 9")) == 5
 
 
+@pytest.mark.parametrize(
+    ("skip", "edit"),
+    [
+        ("body = printf('%1000001c', 'x')", "body = printf('%1000001c', 'y')"),
+        ("body = CAST(x'ff' AS TEXT)", "body = CAST(x'fe' AS TEXT)"),
+        ("name = NULL", "body = 'other'"),
+        ("name = CAST(x'ff' AS TEXT)", "name = CAST(x'fe' AS TEXT)"),
+    ],
+)
+def test_a_skipped_row_of_any_table_has_a_digest_of_all_of_it(
+    skip: str, edit: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.db"
+    change(
+        path,
+        "CREATE TABLE docs (name TEXT, body TEXT, v BLOB)",
+        "INSERT INTO docs VALUES ('a', 'text', zeroblob(8))",
+        f"UPDATE docs SET {skip}",
+    )
+    config = {"kind": "table", "table": "docs", "text": ["body"], "vector": "v", "key": ["name"]}
+
+    def read() -> Row:
+        (row,) = open_store(path, config=config).read_range(EVERYTHING, with_stored=True)
+        assert row.skipped is not None
+        assert row.digest != former_skipped_digest(row.skipped)
+        return row
+
+    first = read()
+    change(path, "UPDATE docs SET v = zeroblob(12)")
+    assert read().digest == first.digest
+    change(path, f"UPDATE docs SET {edit}")
+    assert read().digest != first.digest
+
+
 def test_the_digest_of_a_skipped_row_is_not_what_0_1_0_made_of_it(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory("a", LARGE), memory("b", "y" + LARGE[1:])])
 
@@ -320,6 +354,25 @@ def test_columns_that_hide_the_number_of_a_row_are_no_trouble_or_named_in_the_pl
         return
     assert ran.code == 0, ran.err
     assert OLD not in vectors(path)
+    assert reembed("rollback", "--db", path).code == 0
+    assert all_columns(path) == before
+
+
+def test_an_integer_key_is_the_number_of_a_row_whatever_columns_hide_it(
+    tmp_path: Path, reembed: Call
+) -> None:
+    path = tmp_path / "m.db"
+    change(
+        path,
+        "CREATE TABLE docs (Id INTEGER PRIMARY KEY, body, v BLOB, rowid, oid, _rowid_)",
+        "INSERT INTO docs VALUES (7, 'text', zeroblob(8), 'a', 'b', 'c')",
+    )
+    before = all_columns(path)
+    flags = ("--store", "table", "--table", "docs", "--text", "body", "--vector", "v")
+
+    assert reembed("--db", path, "--model", "m", *flags).code == 0
+    assert select(path, "SELECT length(v), rowid, oid, _rowid_ FROM docs") == [(32, "a", "b", "c")]
+    assert reembed("verify", "--db", path).code == 0
     assert reembed("rollback", "--db", path).code == 0
     assert all_columns(path) == before
 
