@@ -496,8 +496,8 @@ PATIENCE_SECONDS = 5.0
 """How long ai-memory, and Python's own sqlite3, wait for a lock."""
 
 _COMMITTED_BYTES = 100_000_000
-_WRITTEN_ROWS = 20_000
-"""What a slow disk and a slow core do in a second."""
+_WRITTEN_ROWS = 10_000
+"""What a slow disk commits and a busy core writes in a second, as measured."""
 
 
 class Lockout(NamedTuple):
