@@ -14,7 +14,7 @@ from transforms.errors import IncompleteError, ReembedError, UsageError
 from transforms.modes import Mode
 from transforms.replacing import ReplaceJob
 from transforms.staging import Manifest, Rules, RunDirectory, State
-from transforms.stores import open_store
+from transforms.stores import reopen_store
 
 Chosen = tuple[RunDirectory, Manifest]
 """A run and its manifest as it was read."""
@@ -109,7 +109,7 @@ def job_of(path: Path, run: RunDirectory, manifest: Manifest) -> ReplaceJob:
     target = Target.from_json(manifest.target)
     scope = manifest.scope
     keys = None if scope.keys is None else frozenset(scope.keys)
-    store = open_store(path, scope.namespace, scope.store)
+    store = reopen_store(path, scope.namespace, scope.store)
     selected = store.select(
         Mode(scope.mode), model=target.model, dimension=target.dimension, keys=keys
     )

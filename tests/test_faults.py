@@ -223,7 +223,7 @@ def _run_child(faults: ctypes.CDLL, request: Mapping[str, Any], answer: int) -> 
     if request["plain"]:
         run._run_pass = plain_pass
     seconds = os.environ.get("FAULTS_BUSY_SECONDS")
-    sqlite.COMMIT_BUSY_SECONDS = float(seconds) if seconds else sqlite.COMMIT_BUSY_SECONDS
+    sqlite.BUSY_SECONDS = float(seconds) if seconds else sqlite.BUSY_SECONDS
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT), stream)
     if request["trace"]:

@@ -859,7 +859,7 @@ def test_the_room_is_that_of_the_new_vectors_the_backup_and_the_log(plan: Plan) 
 def test_a_writer_that_holds_the_lock_is_waited_for(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transforms.stores.sqlite.COMMIT_BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("transforms.stores.sqlite.BUSY_SECONDS", 0.1)
     connection = sqlite3.connect(plan.store.path, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="locked by another process"):

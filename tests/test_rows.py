@@ -15,6 +15,8 @@ from transforms.rows import (
     Skipped,
     Stored,
     Summary,
+    contents_digest,
+    former_skipped_digest,
     skipped_digest,
     text_digest,
     vector_digest,
@@ -73,8 +75,17 @@ def test_keys_compare_as_their_bytes_do(a: str, b: str) -> None:
 def test_rows_skipped_by_rule_have_digests_apart_from_texts() -> None:
     skipped = Skipped("k", Cause.ENCRYPTED, "its content is encrypted")
 
-    assert skipped_digest(skipped) != text_digest(skipped.reason.encode())
-    assert len(skipped_digest(skipped)) == len(text_digest(b"")) == 16
+    digest = skipped_digest(skipped, b"")
+    assert digest != text_digest(skipped.reason.encode())
+    assert digest != former_skipped_digest(skipped)
+    assert len(digest) == len(text_digest(b"")) == 16
+
+
+@given(st.lists(st.none() | st.binary(max_size=3)), st.lists(st.none() | st.binary(max_size=3)))
+def test_contents_have_one_digest_if_they_are_the_same(
+    one: list[bytes | None], other: list[bytes | None]
+) -> None:
+    assert (contents_digest(*one) == contents_digest(*other)) == (one == other)
 
 
 stored = st.builds(
@@ -97,7 +108,7 @@ def test_no_vector_an_empty_one_and_a_text_have_digests_apart() -> None:
         vector_digest(None),
         vector_digest(b""),
         text_digest(b""),
-        skipped_digest(Skipped("k", Cause.ENCRYPTED, "")),
+        skipped_digest(Skipped("k", Cause.ENCRYPTED, ""), b""),
         Stored(None, "").digest,
         Stored(b"", "").digest,
     ]

@@ -670,7 +670,7 @@ def test_a_commit_is_on_the_disk_when_it_returns(tmp_path: Path, mode: str) -> N
 
     with (
         sqlite_files.write_connection(path) as connection,
-        sqlite_files.write_transaction(connection, busy_seconds=1.0),
+        sqlite_files.write_transaction(connection),
     ):
         # 2 is FULL: https://sqlite.org/pragma.html#pragma_synchronous
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)

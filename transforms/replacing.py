@@ -6,7 +6,7 @@ import math
 import time
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -364,17 +364,18 @@ def _write_all(
     whole, free = 2.0, -math.inf  # The time of a transaction by that without its commit.
     with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
 
-        def load() -> tuple[list[Portion], Future[Iterable[_Loaded]]]:
+        def load(waiting: Sequence[Portion], rows: float) -> tuple[list[Portion], _Loads]:
             """Begin to read what the next transaction writes, so that it is brief.
 
             What a single one writes may be too much to hold, and is read when it is its turn.
             """
             portions = _take(waiting, rows)
-            undisturbed = version == table.version
-            loads = (_load(job, portion, undisturbed=undisturbed) for portion in portions)
-            return portions, pool.submit(lambda: loads if at_once else list(loads))
+            one = partial(_load, job, undisturbed=version == table.version)
+            if at_once:
+                return portions, lambda: map(one, portions)
+            return portions, pool.submit(lambda: list(map(one, portions))).result
 
-        portions, loading = load()
+        portions, loads = load(waiting, rows)
         while portions:
             job.run.advance(
                 job.attempt,
@@ -382,20 +383,27 @@ def _write_all(
                 done=done,
                 writing=frozenset(portion.keys.index for portion in portions),
             )
-            loads = loading.result()
+            loads()
             time.sleep(max(0.0, free + _PAUSE_SECONDS - time.monotonic()))
-            started = time.monotonic()
-            with table.transaction():
+
+            def write(
+                loads: _Loads = loads, rows: float = rows, whole: float = whole
+            ) -> tuple[float, float, int, float, list[Portion], _Loads]:
+                """Write as much as there is time for; it may be done again."""
                 job.run.advance(job.attempt)  # A worker of an attempt that is gone must not write.
+                started = time.monotonic()
                 seconds = math.inf if at_once else 1.5 * TRANSACTION_SECONDS
-                written = _write(job, table, loads, version, seconds=seconds)
-                del waiting[:written]
-                done |= {portion.keys.index for portion in portions[:written]}
+                written = _write(job, table, loads(), version, seconds=seconds)
                 put = time.monotonic() - started
                 rows = max(1, rows * min(2.0, TRANSACTION_SECONDS / (put * whole)))
-                portions, loading = load()
+                return started, put, written, rows, *load(waiting[written:], rows)
+
+            started, put, written, rows, following, loads = table.transact(write)
             free = time.monotonic()
             whole = (free - started) / put
+            del waiting[:written]
+            done |= {portion.keys.index for portion in portions[:written]}
+            portions = following
 
 
 def _take(waiting: Sequence[Portion], rows: float) -> list[Portion]:
@@ -426,6 +434,10 @@ class _Loaded(NamedTuple):
     vector_only: bool = False
     staged: Sequence[StagedRow] = ()
     ledger: Ledger = Ledger()
+
+
+_Loads = Callable[[], Iterable[_Loaded]]
+"""Gives what was read, each time that it is called."""
 
 
 def _load(job: ReplaceJob, portion: Portion, *, undisturbed: bool) -> _Loaded:
@@ -481,6 +493,7 @@ def _match_again(job: ReplaceJob, table: Replacement, loaded: _Loaded) -> Change
     if saved:
         name = write_backup(job.run.backup, keys.index, saved)
         job.run.advance(job.attempt, saved={name: len(saved)})
+        loaded.ledger.add(saved)  # If the transaction is repeated, it is there already.
     return [(change.row.rowid, change.new) for change in match.changes]
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from transforms.errors import IncompleteError, StoreError
 from transforms.match import is_ours
 from transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS, reads_back
-from transforms.rows import KeyRange, Row, Stored, vector_digest
-from transforms.staging import Ledger, RunDirectory, State, read_ledger, saved_ranges
+from transforms.rows import KeyRange, Row, Saved, Stored, former_skipped_digest, vector_digest
+from transforms.staging import Ledger, RunDirectory, State, read_ledger, saved_columns, saved_ranges
 from transforms.staging.runs import SKIPPED
-from transforms.stores import Store, Written, try_restore
+from transforms.stores import Replacement, Store, Written, known_part, try_restore
 
 EDITED = "its text was edited since"
 OVERWRITTEN = "its vector was changed by another program since"
@@ -69,6 +70,7 @@ def roll_back(
             "each collection goes back with all of its rows or not at all, so nothing was put "
             "back; put the file back from a copy of it, and roll back again"
         )
+    store.check_backup(saved_columns(run.backup))
     require_numbers(store, run, ranges)
     if before is not State.ROLLING_BACK:
         _try_one(store, run, ranges)
@@ -163,19 +165,24 @@ def _roll_back(
     if moved:
         return _roll_back_moved(store, run, wanted, written, attempt=attempt)
     total = RolledBack()
-    while wanted:
+
+    def restore(table: Replacement) -> tuple[RolledBack, int]:
+        run.advance(attempt)
         started = time.monotonic()
-        done = 0
-        with store.replacing(written) as table, table.transaction():
-            run.advance(attempt)
-            for keys in wanted:
-                ledger = read_ledger(run.backup, keys.index, with_vectors=True)
-                changes, outcome = restore_rows(table.read_range(keys), ledger)
-                table.put(changes)
-                total.add(outcome)
-                done += 1
-                if not at_once and time.monotonic() - started > TRANSACTION_SECONDS:
-                    break
+        restored = RolledBack()
+        for done, keys in enumerate(wanted, start=1):
+            ledger = read_ledger(run.backup, keys.index, with_vectors=True)
+            changes, outcome = restore_rows(table.read_range(keys), ledger)
+            table.put(changes)
+            restored.add(outcome)
+            if not at_once and time.monotonic() - started > TRANSACTION_SECONDS:
+                return restored, done
+        return restored, len(wanted)
+
+    while wanted:
+        with store.replacing(written) as table:
+            restored, done = table.transact(partial(restore, table))
+        total.add(restored)
         del wanted[:done]
         if wanted:
             time.sleep(0.12)  # SQLite's own waiting looks every 0.1 s whether the lock is free.
@@ -247,11 +254,15 @@ def _roll_back_moved(
 ) -> RolledBack:
     """The same for rows that are in any range now: all at once, and held in memory."""
     everything = _whole_ledger(run, ranges)
-    with store.replacing(written) as table, table.transaction():
+
+    def restore(table: Replacement) -> RolledBack:
         run.advance(attempt)
         changes, outcome = restore_rows(table.read_range(KeyRange(0, None, None)), everything)
         table.put(changes)
-    return outcome
+        return outcome
+
+    with store.replacing(written) as table:
+        return table.transact(partial(restore, table))
 
 
 def _roll_back_whole(
@@ -270,9 +281,10 @@ def _roll_back_whole(
     everything = _whole_ledger(run, ranges) if moved else None
     ranges = [KeyRange(0, None, None)] if moved else ranges
     skipped = {str(row["id"]) for row in run.read_lines(SKIPPED)}
-    total = RolledBack()
-    with store.replacing(written) as table, table.transaction():
+
+    def restore(table: Replacement) -> RolledBack:
         run.advance(attempt)
+        total = RolledBack()
 
         def read() -> Iterator[tuple[list[Row], Ledger]]:
             for keys in ranges:
@@ -290,7 +302,10 @@ def _roll_back_whole(
             outcome.left |= {held[rowid]: HELD_BACK for rowid, _ in changes if rowid in held}
             table.put([change for change in changes if change[0] not in held])
             total.add(outcome)
-    return total
+        return total
+
+    with store.replacing(written) as table:
+        return table.transact(partial(restore, table))
 
 
 def _whole_ledger(run: RunDirectory, ranges: Sequence[KeyRange]) -> Ledger:
@@ -370,7 +385,7 @@ def restore_rows(
         saved = ledger.of(row.key)
         if not saved or row.stored is None:
             continue
-        if row.stored.digest in [old.was for old in saved if old.restorable]:
+        if _is_as_before(row.stored, saved):
             outcome.unchanged += 1
         elif not is_ours(row, ledger):
             outcome.left[row.key] = OVERWRITTEN
@@ -384,10 +399,18 @@ def restore_rows(
     return changes, outcome
 
 
+def _is_as_before(stored: Stored, saved: Sequence[Saved]) -> bool:
+    """Whether a row holds what it held before the run, but for columns that were added since."""
+    return any(old.restorable and known_part(stored, old.stored).digest == old.was for old in saved)
+
+
 def _previous(row: Row, ledger: Ledger) -> Stored | None:
     """What the row held before the run wrote what it holds now for its present text."""
     written = vector_digest(row.stored.vector if row.stored else None)
+    digests = [row.digest]
+    if row.skipped is not None:
+        digests.append(former_skipped_digest(row.skipped))
     for saved in ledger.of(row.key):
-        if (saved.digest, saved.written) == (row.digest, written) and saved.restorable:
+        if saved.digest in digests and saved.written == written and saved.restorable:
             return saved.stored
     return None

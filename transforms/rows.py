@@ -242,8 +242,22 @@ def text_digest(text: bytes) -> bytes:
     return _digest(text)
 
 
-def skipped_digest(skipped: Skipped) -> bytes:
-    """The digest of a row that was skipped by rule: of its reason, apart from all texts'."""
+def contents_digest(*values: bytes | None) -> bytes:
+    """The digest of what columns hold, as bytes; None for NULL."""
+    parts = (b"\0" if one is None else b"\1%d:%b" % (len(one), one) for one in values)
+    return _digest(b"".join(parts), b"contents")
+
+
+def skipped_digest(skipped: Skipped, contents: bytes) -> bytes:
+    """The digest of a row that was skipped by rule, apart from all texts'.
+
+    It is that of the reason and of all that was there: `contents` is their digest.
+    """
+    return _digest(contents + skipped.reason.encode(), b"skipped row")
+
+
+def former_skipped_digest(skipped: Skipped) -> bytes:
+    """The digest of such a row in runs of reembed 0.1.0: of its reason alone."""
     return _digest(skipped.reason.encode(), b"skipped")
 
 

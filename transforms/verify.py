@@ -14,7 +14,7 @@ from transforms.match import holds_written, is_ours
 from transforms.rollback import require_numbers
 from transforms.rows import KeyRange, Row
 from transforms.sampling import Sample
-from transforms.staging import Ledger, RunDirectory, read_ledger
+from transforms.staging import Ledger, RunDirectory, read_ledger, saved_columns
 from transforms.stores import Store, contradicts
 
 Decode = Callable[[bytes], NDArray[np.float32]]
@@ -100,6 +100,7 @@ def verify_rows(
     told any more which row is which.
     """
     but = frozenset(lost or ())
+    store.check_backup(saved_columns(run.backup, but=but))
     require_numbers(store, run, ranges, but=but)
     findings = Findings(lost=sum(count or 0 for count in (lost or {}).values()))
     sample = Sample(samples)

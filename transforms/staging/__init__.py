@@ -3,6 +3,7 @@
 from transforms.staging.backup import (
     Ledger,
     read_ledger,
+    saved_columns,
     saved_ranges,
     write_backup,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "remove_run",
     "require_room",
     "run_parent",
+    "saved_columns",
     "saved_ranges",
     "spans",
     "staging_root",

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from transforms.errors import StagingError
 from transforms.rows import DIGEST_BYTES, Saved, Stored
-from transforms.staging.files import read_table, tables, write_table
+from transforms.staging.files import read_column, read_table, tables, write_table
 from transforms.staging.names import BACKUP
 
 
@@ -103,3 +103,13 @@ def _table(saved: Sequence[Saved]) -> pa.Table:
             "others": pa.array([old and old.others for old in stored], pa.string()),
         }
     )
+
+
+def saved_columns(directory: Path, *, but: Container[str] = ()) -> set[str]:
+    """How the store describes the other columns, of all rows of the backup: each way once.
+
+    The files of the names `but` are not read, of the others no more than this column.
+    """
+    paths = (path for path in tables(directory, BACKUP) if path.name not in but)
+    columns = (read_column(path, "others") for path in paths)
+    return {value for column in columns for value in column.unique().to_pylist()}

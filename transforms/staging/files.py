@@ -161,10 +161,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
 def decode_table(path: str, content: bytes, columns: Sequence[str]) -> pa.Table:
     """The same from its content. Raises StagingError if that is not what was written there."""
     if not _has_checksum(path, content):
-        raise StagingError(
-            f"{path} is damaged: its bytes are not those that were written; run reembed again, "
-            "which looks through all files of the run first"
-        )
+        raise _damaged(path)
     file = pq.ParquetFile(pa.BufferReader(content))
     if not _belongs(path, file.schema_arrow.metadata):
         raise StagingError(
@@ -172,6 +169,25 @@ def decode_table(path: str, content: bytes, columns: Sequence[str]) -> pa.Table:
             "again, which looks through all files of the run first"
         )
     return file.read([name for name in file.schema_arrow.names if name in columns])
+
+
+def read_column(path: Path, name: str) -> pa.ChunkedArray:
+    """Read one column of a Parquet file, whose checksum is not looked at.
+
+    Raises StagingError if that is not possible.
+    """
+    with failing_clearly(path), trust.open_file(path) as file:
+        try:
+            return pq.ParquetFile(file).read([name]).column(name)
+        except pa.ArrowException:
+            raise _damaged(path) from None
+
+
+def _damaged(path: Path | str) -> StagingError:
+    return StagingError(
+        f"{path} is damaged: its bytes are not those that were written; run reembed again, "
+        "which looks through all files of the run first"
+    )
 
 
 def read_metadata(path: Path) -> Mapping[bytes, bytes]:

@@ -1,7 +1,15 @@
 """Stores: where rows are read and vectors replaced. All SQL is in this package."""
 
 from transforms.stores.ai_memory import AiMemoryStore, space_stamp
-from transforms.stores.base import Replacement, Store, Written, contradicts, same_columns
+from transforms.stores.base import (
+    Lockout,
+    Replacement,
+    Store,
+    Written,
+    contradicts,
+    known_part,
+    same_columns,
+)
 from transforms.stores.codec import decode
 from transforms.stores.copies import Copy, find_copies, unchanged_copies
 from transforms.stores.opening import (
@@ -11,6 +19,7 @@ from transforms.stores.opening import (
     open_store,
     real_path,
     recover_store,
+    reopen_store,
 )
 from transforms.stores.survey import Holding, Survey, take_stock, take_survey
 from transforms.stores.trial import check_update, try_restore, try_update
@@ -20,6 +29,7 @@ __all__ = [
     "AiMemoryStore",
     "Copy",
     "Holding",
+    "Lockout",
     "Replacement",
     "Store",
     "Survey",
@@ -30,9 +40,11 @@ __all__ = [
     "contradicts",
     "decode",
     "find_copies",
+    "known_part",
     "open_store",
     "real_path",
     "recover_store",
+    "reopen_store",
     "same_columns",
     "space_stamp",
     "take_stock",

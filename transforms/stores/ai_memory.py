@@ -25,6 +25,7 @@ from transforms.rows import (
     Row,
     Skipped,
     Stored,
+    contents_digest,
     skipped_digest,
     text_digest,
 )
@@ -71,6 +72,7 @@ class AiMemoryStore(Store):
 
     columns: frozenset[str] = field(kw_only=True)
     no_hidden: bool = field(default=False, kw_only=True)
+    rowid_name: str = field(default="rowid", kw_only=True)
 
     kind = "ai-memory"
     described = "an ai-memory database"
@@ -78,13 +80,22 @@ class AiMemoryStore(Store):
     space_name = "embedding_space"
     table = "memories"
     vector_column = "embedding"
-    rowid = "rowid"
     no_stamps = "it has no column embedding_space"
 
     @property
     def config(self) -> Mapping[str, Any]:
         """What is needed besides the path to open it again."""
         return {"kind": self.kind} | ({"no_hidden": True} if self.no_hidden else {})
+
+    @property
+    def rowid(self) -> str:
+        """A row's number as SQL names it."""
+        return self.rowid_name
+
+    def late_columns(self, db: sqlite3.Connection) -> Sequence[str]:
+        """Columns that a replacement would set, and that were added since the store was opened."""
+        names = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('memories')")}
+        return [name for name in REPLACED_COLUMNS if name in names - self.columns]
 
     @property
     def replaced_columns(self) -> dict[str, str]:
@@ -192,8 +203,14 @@ class AiMemoryStore(Store):
     def _row_columns(self) -> str:
         encrypted = self.encrypted
         fits = f"{TEXT_BYTES} <= {TEXT_CAP_BYTES} AND NOT {encrypted}"
+        sealed = "encrypted_envelope" if "encrypted_envelope" in self.columns else "NULL"
+        all_of_it = ", ".join(
+            f"CAST({column} AS BLOB)" for column in ("id", "title", "content", sealed)
+        )
         return (
-            f"rowid, CASE typeof(id) WHEN 'text' THEN CAST(id AS BLOB) END, {encrypted}, "
+            f"{self.rowid}, CASE WHEN NOT ({fits}) OR typeof(id) <> 'text' "
+            f"THEN contents_digest({all_of_it}) END, "
+            f"CASE typeof(id) WHEN 'text' THEN CAST(id AS BLOB) END, {encrypted}, "
             f"{TEXT_BYTES}, CASE WHEN {fits} THEN ifnull(CAST(title AS BLOB), x'') END, "
             f"CASE WHEN {fits} THEN ifnull(CAST(content AS BLOB), x'') END, "
             f"CAST(namespace AS BLOB), {self.meant}"
@@ -264,7 +281,7 @@ def open_ai_memory(
     path: Path, namespace: str | None, *, wal: bool, no_hidden: bool = False
 ) -> AiMemoryStore:
     """Look at a database and describe it; raise StoreError if it is no ai-memory store."""
-    kind, tables, columns, encoding = sqlite.read_only(path, wal=wal, query=_schema)
+    kind, tables, columns, encoding, rowid = sqlite.read_only(path, wal=wal, query=_schema)
     if kind != "table" or not columns >= COLUMNS:
         found = f"its tables are {', '.join(tables)}" if tables else "it has no tables"
         raise StoreError(
@@ -274,16 +291,29 @@ def open_ai_memory(
     if "embedding" not in columns:
         raise StoreError(
             f"{path} is an ai-memory database from before it kept vectors (no column 'embedding'); "
-            "let a newer ai-memory open it once"
+            "let a newer ai-memory open it once, or give the column back its name if it had one"
         )
     if encoding != "UTF-8":
         raise StoreError(
             f"{path} stores its texts as {encoding}, which ai-memory never does; "
             "copy it into a UTF-8 database first"
         )
+    if rowid is None:
+        raise StoreError(sqlite.hidden_rowid("memories"))
     store = AiMemoryStore(
-        path=path, namespace=namespace, wal=wal, columns=columns, no_hidden=no_hidden
+        path=path,
+        namespace=namespace,
+        wal=wal,
+        columns=columns,
+        no_hidden=no_hidden,
+        rowid_name=rowid,
     )
+    if twice := store.read_only(lambda db: sqlite.find_twice(db, "memories", ["id"])):
+        raise StoreError(
+            f"two rows of the table memories of {path} have the id {twice}, so it does not name a "
+            "row, and neither could get back its own vector; delete one of them, and make id the "
+            "primary key again"
+        )
     needs = store.read_only(lambda db: needs_vec0(db, store.update_statement))
     return replace(store, vec0_triggers=needs)
 
@@ -327,7 +357,9 @@ def _described_all(columns: frozenset[str], dimension: int | None, model: str | 
     )
 
 
-def _schema(db: sqlite3.Connection) -> tuple[str | None, list[str], frozenset[str], str]:
+def _schema(
+    db: sqlite3.Connection,
+) -> tuple[str | None, list[str], frozenset[str], str, str | None]:
     kind = db.execute("SELECT type FROM sqlite_schema WHERE name = 'memories'").fetchone()
     tables = db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name LIMIT 8")
     columns = db.execute("SELECT name FROM pragma_table_info('memories')")
@@ -336,11 +368,12 @@ def _schema(db: sqlite3.Connection) -> tuple[str | None, list[str], frozenset[st
         [name for (name,) in tables],
         frozenset(name for (name,) in columns),
         db.execute("PRAGMA encoding").fetchone()[0],
+        sqlite.free_rowid(db, "memories"),
     )
 
 
 def _row(values: Sequence[Any]) -> Row:
-    rowid, raw_key, encrypted, size, title, content, raw_namespace, meant, *rest = values
+    rowid, contents, raw_key, encrypted, size, title, content, raw_namespace, meant, *rest = values
     raw_text = None if title is None or content is None else title + b" " + content
     key, text = utf8(raw_key), utf8(raw_text)
     namespace = (raw_namespace or b"").decode(errors="replace")
@@ -359,4 +392,5 @@ def _row(values: Sequence[Any]) -> Row:
         digest = text_digest(raw_text)
         return Row(key, rowid, text, digest, None, namespace, bool(meant), stored)
     skipped = Skipped(key, cause, reason, namespace)
-    return Row(key, rowid, "", skipped_digest(skipped), skipped, namespace, bool(meant), stored)
+    digest = skipped_digest(skipped, contents or contents_digest(raw_key, title, content))
+    return Row(key, rowid, "", digest, skipped, namespace, bool(meant), stored)

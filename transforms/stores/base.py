@@ -13,17 +13,17 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transforms.errors import StampError, StoreError, UndoneError
 from transforms.modes import Mode
-from transforms.rows import KeyRange, Row, Stored
+from transforms.rows import KeyRange, Row, Stored, contents_digest
 from transforms.stores import sqlite, vec0
 
 T = TypeVar("T")
@@ -223,8 +223,23 @@ class Store(ABC):
 
     @property
     def connect(self) -> sqlite.Connect:
-        """What opens a connection to it."""
+        """A function that opens a connection to it, with the functions that its SQL uses.
+
+        Of the two SQLite libraries that a process may have, all connections to a store are of one:
+        closing a file in one of them would drop the locks that the other holds on it.
+        """
+        return partial(self._connect, self._opens)
+
+    @property
+    def _opens(self) -> sqlite.Connect:
         return vec0.connect if self.vec0_triggers else sqlite3.connect
+
+    def _connect(
+        self, opens: sqlite.Connect, *arguments: Any, **keywords: Any
+    ) -> sqlite3.Connection:
+        db = opens(*arguments, **keywords)
+        db.create_function("contents_digest", -1, contents_digest, deterministic=True)
+        return db
 
     @property
     def update_statement(self) -> str:
@@ -268,6 +283,10 @@ class Store(ABC):
     ) -> None:
         """Write these in a trial of one row, as far as that goes without the others."""
         self.write_shared(db, shared)
+
+    def late_columns(self, db: sqlite3.Connection) -> Sequence[str]:
+        """Columns that a replacement would set, and that were added since the store was opened."""
+        return ()
 
     def check_recording(self, db: sqlite3.Connection) -> None:  # noqa: B027 - most have no such rule
         """Raise StoreError if the store says that nothing may be written now."""
@@ -338,7 +357,6 @@ class Store(ABC):
             self.path,
             wal=self.wal,
             query=lambda db: self.rows_in(db, keys, with_stored=with_stored),
-            busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
             connect=self.connect,
         )
 
@@ -351,9 +369,9 @@ class Store(ABC):
         sqlite.check_access(self.path)
 
     def check_writable(self) -> None:
-        """Raise StoreError if the database is read-only, stopped, or locked for over 5 s."""
+        """Raise StoreError if the database is read-only, stopped, or locked for over 60 s."""
         self.read_only(self.check_recording)
-        sqlite.check_writable(self.path)
+        sqlite.check_writable(self.path, connect=self.connect)
 
     def check_sound(self) -> None:
         """Raise StoreError if SQLite finds damage in the file."""
@@ -406,6 +424,35 @@ class Store(ABC):
         """What a row holds with a vector, as it is stored, or none; `others` are described."""
         return Stored(vector, others if vector is None else others + self.only_vector)
 
+    def check_backup(self, others: Iterable[str]) -> None:
+        """Raise StoreError if a column that a run has replaced is not in the table any more.
+
+        `others` are those of the rows of its backup.
+        """
+        saved = {name for one in others for name, *_ in _parsed(one)}
+        gone = sorted(saved - {VECTOR, *self.replaced_columns})
+        if gone:
+            raise StoreError(
+                f"the table {self.table} of {self.path} has no column {gone[0]} any more, which "
+                "the run replaced, so it can't be put back or checked; nothing was changed: give "
+                "the column its name again, or add it by the line below, and run this again",
+                f"ALTER TABLE {self.table} ADD COLUMN {sqlite.quoted(gone[0])};",
+            )
+
+    def lockout(self, rows: int, dimension: int) -> Lockout | None:
+        """Estimate how long readers are kept out if so many rows are replaced in one transaction.
+
+        None where nobody with 5 s of patience notices: in WAL mode, or if it is short.
+        """
+        if self.wal:
+            return None
+        size = 4 * dimension * rows
+        # While it fits into memory, only the commit keeps them out, of new pages and former ones.
+        seconds = 2 * size / _COMMITTED_BYTES
+        if 2 * size > sqlite.MAX_HELD_BYTES:
+            seconds += rows / _WRITTEN_ROWS
+        return Lockout(rows, size, seconds) if seconds >= PATIENCE_SECONDS else None
+
     @contextmanager
     def replacing(self, written: Written | None = None) -> Iterator[Replacement]:
         """A connection over which rows are read and their vectors replaced.
@@ -433,13 +480,7 @@ class Store(ABC):
             ]
             return found + list(left)
 
-        return sqlite.read_only(
-            self.path,
-            wal=self.wal,
-            query=query,
-            busy_seconds=sqlite.COMMIT_BUSY_SECONDS,
-            connect=self.connect,
-        )
+        return self.read_only(query)
 
     def named_only(self, rows: list[Row], *, with_stored: bool) -> list[Row]:
         """Of rows that were read, those that the run names, if it names any."""
@@ -449,6 +490,22 @@ class Store(ABC):
         if with_stored:
             return [row._replace(meant=row.key in named) for row in rows]
         return [row for row in rows if row.key in named]
+
+
+PATIENCE_SECONDS = 5.0
+"""How long ai-memory, and Python's own sqlite3, wait for a lock."""
+
+_COMMITTED_BYTES = 100_000_000
+_WRITTEN_ROWS = 10_000
+"""What a slow disk commits and a busy core writes in a second, as measured."""
+
+
+class Lockout(NamedTuple):
+    """About how long one transaction keeps readers out: of so many rows, and bytes of vectors."""
+
+    rows: int
+    bytes: int
+    seconds: float
 
 
 class Written:
@@ -461,6 +518,14 @@ class Written:
     def __init__(self) -> None:
         self._rowids = array("q")
         self._digests = array("q")
+
+    def __len__(self) -> int:
+        """The number of notes."""
+        return len(self._rowids)
+
+    def forget(self, after: int) -> None:
+        """Forget all notes but the first ones."""
+        del self._rowids[after:], self._digests[after:]
 
     def add(self, changes: Sequence[tuple[int, Stored]]) -> None:
         """Note what rows, by rowid, hold from now on."""
@@ -476,6 +541,14 @@ class Written:
             yield dict(zip(rowids[some].tolist(), digests[some].tolist(), strict=True))
 
 
+class _OutgrownError(Exception):
+    """A transaction has changed more than it may keep in memory."""
+
+
+_COUNTED_ROWS = 512
+"""Rows that are written between two looks at what a transaction keeps in memory."""
+
+
 class Replacement:
     """A connection that replaces vectors, in one transaction or several.
 
@@ -489,13 +562,47 @@ class Replacement:
         self._store = store
         self._db = db
         self._shared: dict[tuple[str, Any], list[int]] = {}
+        self._late: Sequence[str] = ()
+        self._exclusive = False
+        self._held: sqlite.HeldBytes | None = None
+        self._vector_bytes = 0
+
+    def transact(self, body: Callable[[], T]) -> T:
+        """Do `body` in one transaction, which keeps other writers off from its start.
+
+        It is done again, after a pause, if readers keep it from being committed: so it must change
+        nothing but the table and what is the same when it is said twice. What it has put counts
+        once. One that changes more than fits into memory is begun again, and keeps readers out
+        from its start. Raises StoreError if readers hold it up for a minute.
+        """
+        noted = len(self.written)
+
+        def attempt() -> T:
+            self.written.forget(noted)
+            with self.transaction():
+                return body()
+
+        try:
+            try:
+                return sqlite.repeat_held_up(attempt)
+            except _OutgrownError:
+                self._exclusive = True
+                return sqlite.repeat_held_up(attempt)
+        except BaseException:
+            self.written.forget(noted)
+            raise
+        finally:
+            self._exclusive = False
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """One transaction, which keeps other writers off from its start."""
-        with sqlite.write_transaction(self._db, busy_seconds=sqlite.COMMIT_BUSY_SECONDS):
+        """One try of a transaction; see `transact`."""
+        with sqlite.write_transaction(self._db, exclusive=self._exclusive):
             self._store.check_recording(self._db)
             self._shared.clear()
+            self._vector_bytes = 0
+            self._late = self._store.late_columns(self._db)
+            self._held = sqlite.HeldBytes(self._store.path, self._db)
             yield
             # Last, so that whoever reads rows in this transaction reads what they had before it.
             self._store.write_shared(self._db, self._shared)
@@ -520,12 +627,19 @@ class Replacement:
     def put(self, changes: Sequence[tuple[int, Stored]], *, vector_only: bool = False) -> None:
         """Store what rows (by rowid) are to hold; nothing else of a row changes.
 
-        With `vector_only` the other columns hold it already and are not written, which spares
-        their indexes. Written in the order of rowids, the file's own: twice as fast as in that
-        of keys.
+        Of the columns that are replaced, those of which nothing is said lose what they hold, which
+        was said of another vector. With `vector_only` the other columns hold it already and are not
+        written, which spares their indexes. Written in the order of rowids, the file's own: twice
+        as fast as in that of keys.
         """
-        self.written.add(changes)
         store, written = self._store, 0
+        known = tuple(store.replaced_columns)
+        if any(_completed(row.others, known) != row.others for _, row in changes):
+            changes = [
+                (rowid, row._replace(others=_completed(row.others, known)))
+                for rowid, row in changes
+            ]
+        self.written.add(changes)
         names = {VECTOR: store.vector_column, **store.replaced_columns}
         ordered = sorted(changes, key=lambda change: change[0])
         for others, group in groupby(ordered, key=lambda change: change[1].others):
@@ -544,13 +658,14 @@ class Replacement:
             kind = next((one for one in described if one[0] == VECTOR), (VECTOR, "?", None))
             columns = [kind, *(one for one in described if one[0] != VECTOR)]
             settings = ", ".join(f"{names[name]} = {place}" for name, place, _ in columns)
+            settings += "".join(f", {column} = NULL" for column in self._late)
             values = [value for _, _, value in columns[1:]]
             written += store.update(
                 self._db,
                 settings,
                 (
                     (kind[2] if row.vector is None else row.vector, *values, rowid)
-                    for rowid, row in changed
+                    for rowid, row in self._counted(changed)
                 ),
             )
         if written != len(changes):
@@ -558,6 +673,17 @@ class Replacement:
                 f"SQLite wrote {written} of {len(changes)} rows of {self._store.path}, as it does "
                 "if a trigger ignores some; that transaction was undone"
             )
+
+    def _counted(self, changes: Sequence[tuple[int, Stored]]) -> Iterator[tuple[int, Stored]]:
+        """The changes, as long as a transaction is not too large for memory."""
+        for at, (rowid, row) in enumerate(changes):
+            self._vector_bytes += len(row.vector or b"")
+            if at % _COUNTED_ROWS == 0 and self._held is not None and not self._exclusive:
+                # The vectors of a vec0 table wait for the end of the transaction.
+                held = self._held.count(waiting=0 if self._store.fires else self._vector_bytes)
+                if held > sqlite.MAX_HELD_BYTES:
+                    raise _OutgrownError
+            yield rowid, row
 
     def try_row(self, rowid: int, new: Stored) -> None:
         """Store what one row is to hold, in a transaction that is rolled back."""
@@ -591,19 +717,55 @@ def _parsed(others: str) -> tuple[tuple[str, str, Any], ...]:
     return tuple(_parsed_column(described) for described in others.split())
 
 
+@lru_cache(maxsize=64)
+def _completed(others: str, columns: tuple[str, ...]) -> str:
+    """Describe all of these columns: NULL for those of which nothing was said.
+
+    >>> _completed("dim=integer:31 embedding=text:", ("dim", "space"))
+    'dim=integer:31 space=null: embedding=text:'
+    """
+    said = {part.partition("=")[0]: part for part in others.split()}
+    if said.keys() >= set(columns):
+        return others
+    vector = f" {said[VECTOR]}" if VECTOR in said else ""
+    return " ".join(said.get(name, f"{name}=null:") for name in columns) + vector
+
+
 def same_columns(held: str, given: str) -> bool:
     """Whether columns hold what they were given, whichever way SQLite stores it.
 
-    By a column's affinity a number may become a text, or the other way round.
+    By a column's affinity a number may become a text, or the other way round. One that was given
+    nothing, as it was not known, holds nothing.
 
     >>> same_columns("dim=text:333834", "dim=integer:333834")
     True
+    >>> same_columns("dim=null: space=null:", "dim=null:"), same_columns("dim=null:", "")
+    (True, True)
     """
     if held == given:
         return True
-    pairs = zip(_parsed(held), _parsed(given), strict=False)
-    same = all(one[0] == other[0] and _same(one[2], other[2]) for one, other in pairs)
-    return same and len(_parsed(held)) == len(_parsed(given))
+    there = {name: value for name, _, value in _parsed(held)}
+    wanted = {name: value for name, _, value in _parsed(given)}
+    return wanted.keys() <= there.keys() and all(
+        _same(value, wanted.get(name)) for name, value in there.items()
+    )
+
+
+def known_part(held: Stored, saved: Stored | None) -> Stored:
+    """What a row holds, without the columns that were added since it was saved.
+
+    >>> known_part(Stored(None, "dim=null: space=text:61"), Stored(b"v", "dim=integer:31")).others
+    'dim=null:'
+    """
+    if saved is None:
+        return held
+    known = {VECTOR, *(name for name, *_ in _parsed(saved.others))}
+    parts = held.others.split()
+    if all(part.partition("=")[0] in known for part in parts):
+        return held
+    columns = [part for part in parts if part.partition("=")[0] in known - {VECTOR}]
+    vector = [f" {part}" for part in parts if part.startswith(f"{VECTOR}=")]
+    return Stored(held.vector, " ".join(columns) + "".join(vector))
 
 
 def contradicts(held: str, given: str) -> bool:

@@ -27,6 +27,9 @@ COLUMNS = {
 }
 """What tells such a database."""
 
+_KEYS = {"collections": ("id",), "embeddings": ("collection_id", "id")}
+"""The columns that name a row of these tables."""
+
 _NAMES = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 """Models that llm's plugins call otherwise."""
 
@@ -209,6 +212,16 @@ def open_llm(path: Path, namespace: str | None, *, space: str | None, wal: bool)
                 f"{path} is no database of llm's: it has no tables collections and embeddings with "
                 "the columns of llm 0.12 or later; name the right file with --db"
             )
+        rowid = sqlite.free_rowid(db, "embeddings")
+        if rowid is None:
+            raise StoreError(sqlite.hidden_rowid("embeddings"))
+        for table, key in _KEYS.items():
+            if twice := sqlite.find_twice(db, table, key):
+                raise StoreError(
+                    f"two rows of the table {table} of {path} have the key {twice} "
+                    f"({', '.join(key)}), so it does not name a row; delete one of them, and make "
+                    "it the primary key again, as llm does"
+                )
         held = db.execute(_HELD).fetchall()
         notes = [
             f"the collection {name!r} keeps its model and its vectors: {_why(count, empty)}"
@@ -218,6 +231,7 @@ def open_llm(path: Path, namespace: str | None, *, space: str | None, wal: bool)
         items = db.execute(_ITEMS, [namespace]).fetchall()
         return replace(
             store,
+            rowid_name=rowid,
             held=tuple(number for number, *_ in held if number is not None),
             held_notes=tuple(notes),
             vec0_triggers=any(needs_vec0(db, one) for one in store.update_statements),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -57,6 +58,29 @@ def choose_store(
     if store.kind == TableStore.kind and "space" in settings and "space_column" not in settings:
         raise UsageError("--space needs --space-column, which says where a model's name is stored")
     return store
+
+
+def reopen_store(path: Path, namespace: str | None, config: Mapping[str, Any]) -> Store:
+    """Open the store that an earlier run was about, as `open_store` does.
+
+    Raises StoreError if it is not any more as that run found it.
+    """
+    try:
+        return open_store(path, namespace, config)
+    except (StoreError, UsageError) as error:
+        what, *more = error.args
+        found = _ADVICE.sub("", str(what))
+        if found == what:
+            raise
+        raise StoreError(
+            f"{found}, and the run found it otherwise; give the table or the column back its name "
+            "(ALTER TABLE), and run this command again",
+            *more,
+        ) from None
+
+
+# What to do about flags, which commands on earlier runs don't have.
+_ADVICE = re.compile(r"[;:,] (correct|choose|name|give)\b[^;]* ?--.*$", re.S)
 
 
 def open_store(

@@ -13,7 +13,7 @@ import stat
 import string
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -26,14 +26,25 @@ T = TypeVar("T")
 Connect = Callable[..., sqlite3.Connection]
 """What opens a connection, as `sqlite3.connect` does."""
 
-BUSY_SECONDS = 5.0
-"""How long a lock is waited for; ai-memory's own writers wait as long."""
+BUSY_SECONDS = 60.0
+"""How long reembed waits for a lock that others hold, to read as well as to write."""
 
-COMMIT_BUSY_SECONDS = 60.0
-"""How long the replacement waits for the write lock: all the embedding is behind it."""
+COMMIT_SECONDS = 2.0
+"""How long a commit may wait for readers, since new ones are kept out meanwhile; then it is rolled
+back, they get as long, and it is tried again. ai-memory's own connections wait 5 s."""
+
+MAX_HELD_BYTES = 256 * 1_048_576
+"""Changed pages that a transaction keeps in memory. SQLite writes those of a larger one to the file
+before its commit, which keeps readers out from then on."""
 
 _TURN_SECONDS = 0.5
 """How long SQLite itself waits for a lock, before Python looks whether a signal has come."""
+
+_BREATH_SECONDS = 0.01
+"""Between two tries, as SQLite does not wait for every kind of lock."""
+
+_LOG_INDEX_BYTES = 32_768
+"""What the index of a log (`-shm`) takes at least: https://sqlite.org/walformat.html."""
 
 _UNLOCKED_TRIES = 3
 _MAGIC = b"SQLite format 3\x00"
@@ -74,7 +85,6 @@ def read_only(
     *,
     wal: bool,
     query: Callable[[sqlite3.Connection], T],
-    busy_seconds: float | None = None,
     connect: Connect = sqlite3.connect,
 ) -> T:
     """Run `query` on a read-only connection that leaves no file behind; it may run twice.
@@ -97,7 +107,7 @@ def read_only(
             if _traces(path) == before:
                 return result
     with translated(path), closing(_open(path, "mode=ro", connect)) as connection:
-        return _patiently(lambda: query(connection), busy_seconds or BUSY_SECONDS)
+        return _patiently(lambda: query(connection), BUSY_SECONDS)
 
 
 def _open_unlocked(
@@ -125,10 +135,7 @@ def _traces(path: Path) -> dict[str, tuple[int, int] | None]:
 
 @contextmanager
 def write_connection(
-    path: Path,
-    *,
-    busy_seconds: float = COMMIT_BUSY_SECONDS,
-    connect: Connect = sqlite3.connect,
+    path: Path, *, connect: Connect = sqlite3.connect
 ) -> Iterator[sqlite3.Connection]:
     """A connection that may write.
 
@@ -136,27 +143,105 @@ def write_connection(
     it returns (`synchronous=FULL`).
     """
     with translated(path), closing(_open(path, "mode=rw", connect)) as connection:
-        _patiently(lambda: connection.execute("PRAGMA synchronous=FULL"), busy_seconds)
+        _patiently(lambda: connection.execute("PRAGMA synchronous=FULL"), BUSY_SECONDS)
         yield connection
 
 
+class HeldUpError(Exception):
+    """Readers kept a transaction from its commit, or from its start; it was rolled back."""
+
+
 @contextmanager
-def write_transaction(connection: sqlite3.Connection, *, busy_seconds: float) -> Iterator[None]:
-    """One transaction that holds the write lock from its start; rolled back on any error."""
-    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), busy_seconds)
+def write_transaction(connection: sqlite3.Connection, *, exclusive: bool = False) -> Iterator[None]:
+    """One transaction that holds the write lock from its start; rolled back on any error.
+
+    Readers are kept out only while it is committed, if it changes no more than fits into
+    `MAX_HELD_BYTES`; a larger one must be `exclusive`, and keeps them out from its start. In WAL
+    mode neither does. Raises HeldUpError if readers hold it up for `COMMIT_SECONDS`.
+    """
+    # https://sqlite.org/pragma.html#pragma_cache_spill
+    spills = exclusive or _keeps_log(connection)
+    _rows(connection, f"PRAGMA cache_spill = {'ON' if spills else 'OFF'}")
+    if exclusive:
+        _unless_held_up(connection, "BEGIN EXCLUSIVE")
+    else:
+        _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), BUSY_SECONDS)
     try:
         yield
-        _patiently(lambda: connection.execute("COMMIT"), busy_seconds)
+        _unless_held_up(connection, "COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
 
 
+def _unless_held_up(connection: sqlite3.Connection, statement: str) -> None:
+    try:
+        _patiently(lambda: connection.execute(statement), COMMIT_SECONDS)
+    except errors() as error:
+        if _is_busy(error):
+            raise HeldUpError from error
+        raise
+
+
+def repeat_held_up(transaction: Callable[[], T]) -> T:
+    """Do a transaction, again and again while readers hold it up, who get in between.
+
+    Gives up after `BUSY_SECONDS` with SQLite's own error.
+    """
+    ends: float | None = None
+    while True:
+        try:
+            return transaction()
+        except HeldUpError as error:
+            now = time.monotonic()
+            ends = now + BUSY_SECONDS - COMMIT_SECONDS if ends is None else ends
+            if now >= ends and error.__cause__ is not None:
+                raise error.__cause__ from None
+        time.sleep(COMMIT_SECONDS)
+
+
+def _keeps_log(connection: sqlite3.Connection) -> bool:
+    return bool(_rows(connection, "PRAGMA journal_mode")[0][0] == "wal")
+
+
+class HeldBytes:
+    """The bytes of the pages that a transaction has changed and not yet written to the file.
+
+    None of them in WAL mode, where they are written to the log.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._journal = Path(f"{path}-journal")
+        self._connection = connection
+        self._keeps_log = _keeps_log(connection)
+        self._page_bytes = int(self._one("PRAGMA page_size"))
+        self._before = self._new_pages()
+
+    def count(self, *, waiting: int = 0) -> int:
+        """Count them: the pages whose old content is in the journal, and those that had none.
+
+        `waiting` bytes are still to be written.
+        """
+        if self._keeps_log:
+            return 0
+        try:
+            saved = self._journal.stat().st_size
+        except OSError:
+            saved = 0
+        return waiting + saved + (self._new_pages() - self._before) * self._page_bytes
+
+    def _new_pages(self) -> int:
+        return int(self._one("PRAGMA page_count")) - int(self._one("PRAGMA freelist_count"))
+
+    def _one(self, pragma: str) -> Any:
+        return _rows(self._connection, pragma)[0][0]
+
+
 @contextmanager
-def trial_transaction(connection: sqlite3.Connection, *, busy_seconds: float) -> Iterator[None]:
+def trial_transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """One transaction that holds the write lock from its start and is always rolled back."""
-    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), busy_seconds)
+    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), BUSY_SECONDS)
     try:
         yield
     finally:
@@ -229,20 +314,17 @@ def columns_read(connection: sqlite3.Connection, statement: str) -> frozenset[st
 
 
 def _rows(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
-    return _patiently(lambda: connection.execute(query).fetchall(), COMMIT_BUSY_SECONDS)
+    return _patiently(lambda: connection.execute(query).fetchall(), BUSY_SECONDS)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *, connect: Connect = sqlite3.connect) -> None:
     """Refuse a database that can't be written now: read-only, or locked by another process.
 
     A write that another process left half done is rolled back by this, as by any other use.
     """
     check_access(path)
-    with (
-        write_connection(path, busy_seconds=BUSY_SECONDS) as connection,
-        write_transaction(connection, busy_seconds=BUSY_SECONDS),
-    ):
-        pass  # Taking the write lock is the test; an empty transaction writes nothing.
+    with write_connection(path, connect=connect) as connection, trial_transaction(connection):
+        pass  # Taking the write lock is the test; nothing is written.
 
 
 def check_access(path: Path) -> None:
@@ -272,6 +354,35 @@ def folded(name: str) -> str:
 
 
 _FOLD = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+_ROWID_NAMES = ("rowid", "_rowid_", "oid")
+
+
+def free_rowid(connection: sqlite3.Connection, table: str) -> str | None:
+    """The name by which SQL knows the number of a table's row; None if columns hide all three."""
+    found = connection.execute("SELECT name FROM pragma_table_xinfo(?)", (table,))
+    hidden = {folded(name) for (name,) in found}
+    return next((name for name in _ROWID_NAMES if name not in hidden), None)
+
+
+def hidden_rowid(table: str) -> str:
+    """The sentence for such a table."""
+    return (
+        f"the table {table} has columns named rowid, oid and _rowid_, which hide the number of a "
+        "row; rename one of them"
+    )
+
+
+def find_twice(connection: sqlite3.Connection, table: str, key: Sequence[str]) -> str | None:
+    """A key, as SQL writes it, that two rows of a table have; rows without one have none."""
+    names = [quoted(name) for name in key]
+    known = " AND ".join(f"{name} IS NOT NULL" for name in names)
+    found = connection.execute(
+        f"SELECT {', '.join(f'quote({name})' for name in names)} FROM {quoted(table)} "
+        f"WHERE {known} GROUP BY {', '.join(names)} HAVING count(*) > 1 LIMIT 1"
+    ).fetchone()
+    return None if found is None else ", ".join(found)
 
 
 def find_damage(connection: sqlite3.Connection) -> list[str]:
@@ -310,12 +421,14 @@ def _patiently(act: Callable[[], T], busy_seconds: float) -> T:
         try:
             return act()
         except errors() as error:
-            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF in (
-                sqlite3.SQLITE_BUSY,
-                sqlite3.SQLITE_LOCKED,
-            )
-            if not busy or time.monotonic() >= ends:
+            if not _is_busy(error) or time.monotonic() >= ends:
                 raise
+            time.sleep(_BREATH_SECONDS)
+
+
+def _is_busy(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 @contextmanager
@@ -353,8 +466,19 @@ def errors() -> tuple[type[Exception], ...]:
     return (sqlite3.Error,) if other is None else (sqlite3.Error, other.Error)
 
 
+def _is_full(path: Path) -> bool:
+    """Whether the disk has no room for the index of a log, which SQLite calls an I/O error."""
+    try:
+        found = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _LOG_INDEX_BYTES
+
+
 def _sentence(path: Path, error: Exception) -> str:
     name = getattr(error, "sqlite_errorname", "")
+    if name.startswith("SQLITE_IOERR") and _is_full(path):
+        name = "SQLITE_FULL"
     for prefix, sentence in _SENTENCES.items():
         if name.startswith(prefix):
             return sentence.format(path=path, error=error)

@@ -11,7 +11,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from string import Formatter
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from transforms.rows import (
     Row,
     Skipped,
     Stored,
+    contents_digest,
     skipped_digest,
     text_digest,
 )
@@ -181,19 +182,10 @@ class TableStore(Store):
         named = {"dim": self.settings.dim_column, "space": self.settings.space_column}
         return {name: quoted(column) for name, column in named.items() if column is not None}
 
-    @property
-    def connect(self) -> sqlite.Connect:
-        """A function that opens a connection to it, with the functions that its SQL uses."""
-        return partial(self._connect, self._opens)
-
-    @property
-    def _opens(self) -> sqlite.Connect:
-        return super().connect
-
     def _connect(
         self, opens: sqlite.Connect, *arguments: Any, **keywords: Any
     ) -> sqlite3.Connection:
-        db = opens(*arguments, **keywords)
+        db = super()._connect(opens, *arguments, **keywords)
         db.create_function("vector_dimension", 1, self._dimension, deterministic=True)
         db.create_function("is_utf8", 1, _is_utf8, deterministic=True)
         db.create_function("texts_are_utf8", -1, self._texts_are_utf8, deterministic=True)
@@ -401,19 +393,21 @@ class TableStore(Store):
             f"typeof({name})"
             for name in map(quoted, self.settings.key)
         ]
-        fits = f"{self._text_bytes} <= {MOST_TEXT_BYTES}"
+        fits = f"({self._text_bytes} <= {MOST_TEXT_BYTES})"
         texts = [
             f"CASE WHEN {fits} THEN CAST({quoted(name)} AS BLOB) END"
             for name in self.settings.text_columns
         ]
-        columns = [self.rowid, self._text_bytes, *keys, *texts, self._namespace, self.meant]
+        pieces = ", ".join(f"CAST({quoted(name)} AS BLOB)" for name in self.settings.text_columns)
+        digest = f"CASE WHEN NOT {fits} THEN contents_digest({pieces}) END"
+        columns = [self.rowid, self._text_bytes, digest, *keys, *texts, self._namespace, self.meant]
         return ", ".join(columns)
 
     def _row(self, values: Sequence[Any]) -> Row:
         settings = self.settings
-        first, last = 2, 2 + 2 * len(settings.key)
+        first, last = 3, 3 + 2 * len(settings.key)
         end = last + len(settings.text_columns)
-        rowid, size = values[:first]
+        rowid, size, contents = values[:first]
         key = _key(values[first:last]) if settings.key else str(rowid)
         pieces = dict(zip(settings.text_columns, values[last:end], strict=True))
         raw_namespace, meant, *rest = values[end:]
@@ -435,7 +429,9 @@ class TableStore(Store):
             digest = text_digest(raw_text)
             return Row(key, rowid, text, digest, None, namespace, bool(meant), stored)
         skipped = Skipped(key, cause, reason, namespace)
-        return Row(key, rowid, "", skipped_digest(skipped), skipped, namespace, bool(meant), stored)
+        named = repr(list(values[first:last])).encode()
+        digest = skipped_digest(skipped, contents or contents_digest(named, *pieces.values()))
+        return Row(key, rowid, "", digest, skipped, namespace, bool(meant), stored)
 
     def _raw_text(self, pieces: Mapping[str, bytes | None]) -> bytes:
         return b"".join(

@@ -99,10 +99,7 @@ def _checked(db: sqlite3.Connection, store: TableStore) -> TableStore:
     stable = len(primary) == 1 and by_name[primary[0]][0].upper() == "INTEGER"
     stable = stable and indexed.fetchone() is None
     if not free and not stable:
-        raise StoreError(
-            f"the table {settings.table} has columns named rowid, oid and _rowid_, which hide the "
-            "number of a row; rename one of them"
-        )
+        raise StoreError(sqlite.hidden_rowid(settings.table))
     if db.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
         raise StoreError(
             f"{path} stores its texts as UTF-16; copy it into a UTF-8 database first (VACUUM INTO "
@@ -227,15 +224,9 @@ def _check_keys(db: sqlite3.Connection, store: TableStore) -> None:
     """
     if not store.settings.key:
         return
-    columns = ", ".join(map(quoted, store.settings.key))
-    known = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in store.settings.key)
-    twice = db.execute(
-        f"SELECT {', '.join(f'quote({quoted(n)})' for n in store.settings.key)} FROM {store.table} "
-        f"WHERE {known} GROUP BY {columns} HAVING count(*) > 1 LIMIT 1"
-    ).fetchone()
-    if twice:
+    if twice := sqlite.find_twice(db, store.settings.table, store.settings.key):
         raise StoreError(
-            f"two rows of the table {store.settings.table} have the key {', '.join(twice)}, so "
+            f"two rows of the table {store.settings.table} have the key {twice}, so "
             f"{', '.join(store.settings.key)} does not name a row; name columns that do with --key"
         )
 

@@ -95,7 +95,7 @@ def try_restore(store: Store, keys: KeyRange, rowid: int, former: Stored) -> Non
 def _trial(store: Store) -> Iterator[tuple[sqlite3.Connection, Replacement]]:
     with (
         sqlite.write_connection(store.path, connect=store.connect) as db,
-        sqlite.trial_transaction(db, busy_seconds=sqlite.COMMIT_BUSY_SECONDS),
+        sqlite.trial_transaction(db),
     ):
         yield db, Replacement(store, db)
 
