@@ -43,7 +43,7 @@ class _Fault:
     """One thing that goes wrong: for requests with a text that holds `on`, `times` times.
 
     `kind` is "status" (with `status`, `headers` and `body`), or one of the answers that are
-    wrong: short, shuffled, duplicate, no index, nan, null, zeros, wrong length, all wrong
+    wrong: short, shuffled, reversed, shifted, constant, duplicate, no index, nan, null, zeros, wrong length, all wrong
     length, html, cut, drip, slow headers, hang, gzip, other model, other vectors. `after`
     requests go well before it, and `of` says of how many requests one is hit. With kind "crash"
     every request fails for `seconds`.
@@ -281,6 +281,12 @@ def _spoil(vectors: list[Any], texts: Sequence[str], fault: _Fault | None) -> li
     spoilt = ways.get(fault.kind)
     if fault.kind == "other vectors":
         return [-vector for vector in vectors]
+    if fault.kind == "reversed":
+        return vectors[::-1]
+    if fault.kind == "shifted":
+        return [*vectors[1:], vectors[0]]
+    if fault.kind == "constant":
+        return [np.full_like(vector, 0.5) for vector in vectors]
     if fault.kind == "all wrong length":
         return [vector[:-1] for vector in vectors]
     if fault.kind == "short":

@@ -592,7 +592,7 @@ def test_headers_that_make_no_sense_bring_nothing_down(
     embedder = load_embedder(target(serve(dimension=DIMENSION, faults=[fault])))
 
     if status == 302:
-        with pytest.raises(RunError, match=r"sends on to http://\[bad"):
+        with pytest.raises(RunError, match="sends on to another place"):
             embedder.embed(["one"])
     else:
         assert made(embed_texts(texts_of(2), embedder, DIMENSION)) == right(texts_of(2))

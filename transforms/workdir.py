@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from apache_beam.io.filesystems import FileSystems
 
 from transforms.errors import StagingError
+from transforms.hiding import first_line, shown
 from transforms.rows import KeyRange, RangeRows, RangeVectors, StagedRange
 from transforms.staging import (
     RunDirectory,
@@ -148,9 +149,9 @@ class WorkDirectory:
         try:
             yield
         except Exception as error:  # Each file system has errors of its own.
-            first = (str(error).splitlines() or [""])[0]
             raise StagingError(
-                f"the work directory {self.path} can't be used ({type(error).__name__}: {first}); "
+                f"the work directory {self.path} can't be used ({type(error).__name__}: "
+                f"{shown(first_line(error))}); "
                 "name one with --workdir that this machine and all workers can write"
             ) from error
 
