@@ -62,8 +62,8 @@ def probe_embedder(embedder: Embedder, dimension: int) -> Vectors:
     if not all(map(_alike, together, alone[places])):
         raise EmbedderError(
             "the embedder gives other vectors for texts that are asked for together than for each "
-            "alone, or in another order, so rows would get each other's vectors; see to the server, "
-            "or choose another"
+            "alone, or in another order, so rows would get each other's vectors; see to the "
+            "server, or choose another"
         )
     return alone
 
