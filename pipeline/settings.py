@@ -21,6 +21,7 @@ from transforms.embedders.models import MINILM, is_minilm
 from transforms.errors import EmbedderError, NoEmbedderError, UsageError
 from transforms.hiding import (
     file_trouble,
+    holds_secret,
     key_words,
     note_secret,
     shown,
@@ -147,6 +148,10 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         flat="embed_url",
     )
     model, local = _model(options, ladder, backend=backend, tier=tier, url=url)
+    for name, value in {"model": model, "base_url": url, "db": options.db}.items():
+        if value and holds_secret(value):
+            # It would be shown, sent and kept with the run.
+            raise UsageError(f"the setting {name} holds a key or a password; correct it")
     named = backend or "ollama"
     if named == "ollama":
         url = url or ladder.text("base_url", flat="ollama_url")
@@ -201,7 +206,7 @@ def check_is_store(settings: Settings, database: Path, directory: Path) -> None:
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is not UTF-8"
             raise UsageError(
-                f"{variable} names {file}, which can't be read ({why}), so it can't be told where "
+                f"{variable} names a file that can't be read ({why}), so it can't be told where "
                 "ai-memory's store is; correct it, or unset it for this command"
             ) from None
     if url is None:
@@ -220,8 +225,9 @@ def check_is_store(settings: Settings, database: Path, directory: Path) -> None:
         )
     named = directory / (rest[1:] if rest.startswith("//") else rest)
     if real_path(named) != real_path(database):
+        where = "another file" if "@" in rest or "?" in rest else shown(named)
         raise UsageError(
-            f"{variable} says that {named} is ai-memory's store, and not {database}; name that "
+            f"{variable} says that {where} is ai-memory's store, and not {database}; name that "
             f"file with --db, or unset {variable} for this command"
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.options import STORE_FLAGS, STORE_LISTS, Options
 from transforms.errors import UsageError
-from transforms.hiding import file_trouble, shown, shown_value
+from transforms.hiding import file_trouble, is_secret_name, shown
 
 _NAMES = (*STORE_LISTS, *STORE_FLAGS)
 _MAX_BYTES = 1_000_000
@@ -41,7 +41,7 @@ def _read(path: str) -> dict[str, Any]:
         raise UsageError(f"--config {path} is nested too deeply; correct it") from None
     except (OSError, ValueError, RuntimeError) as error:  # The last for a home that nobody has.
         raise UsageError(
-            f"--config {path} can't be read ({file_trouble(error)}); correct it"
+            f"--config {path} can't be read as TOML ({file_trouble(error)}); correct it"
         ) from None
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -55,7 +55,7 @@ def _read(path: str) -> dict[str, Any]:
             raise UsageError(f"--config {path} sets {known} twice, with a hyphen and without one")
         listed = value if known in STORE_LISTS and isinstance(value, list) else [value]
         if not all(isinstance(one, str) and one for one in listed):
-            found_value = shown_value(known, value)
-            raise UsageError(f"--config {path} sets {known} to what is no text{found_value}")
+            held = "" if is_secret_name(known) else f" to {shown(repr(value))}"
+            raise UsageError(f"--config {path} sets {known}{held}, which is no text")
         found[known] = listed if known in STORE_LISTS else value
     return found

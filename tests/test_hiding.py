@@ -236,6 +236,37 @@ def test_the_names_of_variables_that_are_shown_are_those_that_are_looked_at() ->
     assert {"AI_MEMORY_EMBED_API_KEY", *vendors} == hiding.KEY_VARIABLES
 
 
+@pytest.mark.parametrize("flag", ["--model", "--base-url"])
+def test_a_key_that_would_be_kept_with_the_run_is_refused(
+    flag: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    flags = [*at("http://127.0.0.1:9/v1"), flag, f"http://127.0.0.1:9/{KEY}/v1"]
+
+    done = reembed("--db", path, *flags, real=True)
+
+    assert (done.code, "holds a key or a password" in done.error) == (2, True)
+    assert_hidden(done, path, KEY)
+
+
+STORES = {
+    "AI_MEMORY_STORE_URL": f"sqlite:///x?password={KEY}",
+    "AI_MEMORY_STORE_URL_FILE": f"postgresql://me:{KEY}@127.0.0.1/x",
+}
+
+
+@pytest.mark.parametrize("variable", STORES)
+def test_where_ai_memorys_store_is_said_to_be_is_shown_without_a_password(
+    variable: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, STORES[variable])
+
+    done = reembed("--db", path)
+
+    assert (done.code, variable in done.error) == (2, True)
+    assert_hidden(done, path, KEY)
+
+
 # What would end in a traceback.
 
 

@@ -243,13 +243,16 @@ def test_the_options_of_a_command_are_sound_without_any_flag() -> None:
         "yes": False,
         "json": False,
         "model": None,
+        "backend": None,
         "base_url": None,
         "key_secret": None,
         "insecure_key": False,
     }
 
 
-@pytest.mark.parametrize("name", ["db", "run_dir", "run", "model", "base_url", "key_secret"])
+@pytest.mark.parametrize(
+    "name", ["db", "run_dir", "run", "model", "backend", "base_url", "key_secret"]
+)
 def test_a_command_refuses_an_empty_name(name: str) -> None:
     given: dict[str, Any] = {name: ""}
 

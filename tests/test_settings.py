@@ -502,7 +502,8 @@ def test_an_address_on_the_command_line_and_a_local_backend_exclude_each_other(
     given |= Given(options={"base_url": "http://server"})
 
     assert refused(UsageError, tmp_path, given) == (
-        "--base-url is a server's, and --backend local embeds on this machine"
+        "--base-url is a server's, and the backend local embeds on this machine; name the kind of "
+        "server with --backend"
     )
 
 

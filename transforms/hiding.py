@@ -96,6 +96,8 @@ def file_trouble(error: BaseException) -> str:
     """
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8"
+    if isinstance(error, RuntimeError):  # As pathlib says it.
+        return "there is no such home"
     if why := getattr(error, "strerror", None):
         return str(why)
     place = re.search(r"\(at (line \d+, column \d+|end of document)\)$", str(error))
@@ -122,11 +124,14 @@ def shown_complaint(said: str) -> str:
 def shown_flags(words: Sequence[str]) -> str:
     """The flags among the words of a command line, without their values.
 
-    >>> shown_flags(["--to=me", "--at", "sk-1"]), shown_flags(["sk-1"])
-    ('--to, --at', 'a word that belongs to no flag')
+    A short first word of letters alone is a command that is none, not a key.
+
+    >>> shown_flags(["--to=me", "--at", "sk-1"]), shown_flags(["sk-1"]), shown_flags(["statuses"])
+    ('--to, --at', 'a word that belongs to no flag', 'statuses')
     """
     flags = [word.partition("=")[0] for word in words]
     named = [shown(flag) for flag in flags if re.fullmatch(r"--?[A-Za-z][A-Za-z_-]*", flag)]
+    named += [shown(word) for word in words[:1] if re.fullmatch(r"[a-z]{1,12}", word)]
     return ", ".join(named) or "a word that belongs to no flag"
 
 
@@ -172,6 +177,11 @@ def gives_away(line: str, secret: str) -> bool:
         if any(piece and piece in held for piece in pieces):
             return True
     return False
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text holds a whole key or password that this process knows of."""
+    return any(len(secret) >= _LONG and secret in text for secret in known_secrets())
 
 
 def known_secrets() -> set[str]:
