@@ -419,7 +419,7 @@ def test_a_check_sends_no_text_where_none_may_be_sent_any_more(
     monkeypatch.setenv("AI_MEMORY_EMBED_BACKEND", "openai-compatible")
     monkeypatch.setenv("AI_MEMORY_EMBED_BASE_URL", scenario.url)
     checked = reembed("verify", "--db", path, "--json", real=True)
-    assert (checked.code, checked.values["sampled"]) == (0, 64)
+    assert (checked.code, checked.values["sampled"]) == (0, 50)
     requests = scenario.log()["requests"]
     monkeypatch.setenv("AI_MEMORY_INFERENCE_EGRESS", "deny")
 

@@ -1106,7 +1106,7 @@ def test_a_store_url_that_can_t_be_read_is_refused(content: bytes | None, tmp_pa
         (tmp_path / "url").write_bytes(content)
 
     with pytest.raises(
-        UsageError, match=r"/url, which can't be read .*, so it can't be told where"
+        UsageError, match=r"names a file that can't be read .*, so it can't be told where"
     ):
         check_store(tmp_path, {"AI_MEMORY_STORE_URL_FILE": "url"})
 

@@ -110,14 +110,14 @@ def shown_complaint(said: str) -> str:
     >>> shown_complaint("unrecognized arguments: --api-key sk-1 --to=me")
     'unrecognized arguments: --api-key, --to'
     >>> shown_complaint("argument --insecure-key: ignored explicit argument 'sk-1'")
-    'argument --insecure-key: it takes no such value'
+    'argument --insecure-key: ignored explicit argument'
     """
     before, unknown, given = said.partition("unrecognized arguments: ")
     if unknown and not before:
         return f"{unknown}{shown_flags(given.split())}"
-    flag = re.match(r"(argument (\S+)): .*[\"']", said)
-    if flag and is_secret_name(flag[2]):
-        return f"{flag[1]}: it takes no such value"
+    flag = re.match(r"argument (\S+): [^\"']*", said)
+    if flag and is_secret_name(flag[1]):
+        return shown(flag[0]).rstrip(" :")
     return shown(said)
 
 
