@@ -22,6 +22,7 @@ from pipeline.options import RUNNERS, CommandOptions, Options
 from pipeline.output import open_closed_streams, print_result, tell
 from pipeline.words import NOTHING_WRITTEN, one_line
 from transforms.errors import IncompleteError, ReembedError, RunError, StoreError, UsageError
+from transforms.hiding import shown_complaint
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -155,10 +156,10 @@ def _run_command(options: CommandOptions) -> int:
         report = run_command(
             options,
             database,
-            settings_of=lambda backend: read_settings(
+            settings_of=lambda: read_settings(
                 Options(
                     db=options.db,
-                    backend=backend,
+                    backend=options.backend,
                     base_url=options.base_url,
                     key_secret=options.key_secret,
                     insecure_key=options.insecure_key,
@@ -265,7 +266,7 @@ def _choose_database(settings: Settings) -> Path:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see reembed --help")
+        raise UsageError(f"{shown_complaint(message)}; see reembed --help")
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         if why := print_result(self.format_help().rstrip("\n")):
@@ -450,6 +451,7 @@ def _command_parser(command: str) -> _Parser:
         add("--run", metavar="ID", help=which)
     if command == "verify":
         add("--model", metavar="DIR", help="where the run's model is now, if not at a server")
+        add("--backend", metavar="NAME", help="the kind of the run's server, as the run had it")
         add("--base-url", metavar="URL", help="where the run's server is now")
         add(
             "--key-secret",

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from transforms.errors import UsageError
+from transforms.hiding import shown
 from transforms.modes import Mode
 
 RUNNERS = (
@@ -43,6 +44,8 @@ SKIPPED = ("keep", "clear")
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 _SECRET = re.compile(r"projects/[^/\s]+/(locations/[^/\s]+/)?secrets/[\w-]+/versions/\w+")
+
+_PASSWORD = re.compile(r"//[^/@]*:[^@]*@")
 
 MOST_SECONDS = 30 * 86_400
 
@@ -132,20 +135,30 @@ class Options:
             try:
                 " ".join(getattr(self, name) or ()).encode()
             except UnicodeEncodeError:
-                value = getattr(self, name)
-                raise UsageError(f"{_flag(name)} holds bytes that are no text: {value!r}") from None
+                raise UsageError(
+                    f"{_flag(name)} holds bytes that are no text; give them as UTF-8"
+                ) from None
         if not 0 <= self.batch <= 10_000:
             raise UsageError(f"--batch must be from 0 (use the settings) to 10000: {self.batch}")
         if self.dim is not None and not 1 <= self.dim <= MAX_DIMENSION:
             raise UsageError(f"--dim must be from 1 to {MAX_DIMENSION}: {self.dim}")
         if self.runner not in RUNNERS:
             raise UsageError(
-                f"--runner {self.runner} is not one of {', '.join(RUNNERS)}; others were not tried"
+                f"--runner {shown(self.runner)} is not one of {', '.join(RUNNERS)}; others were "
+                "not tried"
+            )
+        if self.workdir and _PASSWORD.search(self.workdir):
+            # Not quoted: it is the password.
+            raise UsageError(
+                "--workdir holds a password, which would end up in logs; give it to the file "
+                "system's own settings instead"
             )
         if self.workdir and self.stamp_only:
             raise UsageError("--workdir does not go with --stamp-only, which runs on this machine")
         if self.precision not in PRECISIONS:
-            raise UsageError(f"--precision {self.precision} is not one of {', '.join(PRECISIONS)}")
+            raise UsageError(
+                f"--precision {shown(self.precision)} is not one of {', '.join(PRECISIONS)}"
+            )
         self._check_modes()
         self._check_server()
 
@@ -171,7 +184,9 @@ class Options:
                 f"--max-skipped must be a share from 0 to 1, or from 0% to 100%: {self.max_skipped}"
             )
         if self.skipped not in (None, *SKIPPED):
-            raise UsageError(f"--skipped must be one of {', '.join(SKIPPED)}: {self.skipped!r}")
+            raise UsageError(
+                f"--skipped must be one of {', '.join(SKIPPED)}: {shown(repr(self.skipped))}"
+            )
 
     def _check_server(self) -> None:
         if self.in_flight is not None and not 1 <= self.in_flight <= 32:
@@ -206,12 +221,13 @@ class CommandOptions:
     yes: bool = False
     json: bool = False
     model: str | None = None
+    backend: str | None = None
     base_url: str | None = None
     key_secret: str | None = None
     insecure_key: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("db", "run_dir", "run", "model", "base_url", "key_secret"):
+        for name in ("db", "run_dir", "run", "model", "backend", "base_url", "key_secret"):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
         _check_secret(self.key_secret)

@@ -18,6 +18,7 @@ from pipeline.resume import describe
 from pipeline.settings import LOCAL
 from pipeline.words import NOTHING_WRITTEN, counts, duration, nearest, one_line, table
 from transforms.embedders.endpoint import host
+from transforms.hiding import origin
 from transforms.modes import Mode
 from transforms.rows import Summary
 from transforms.staging.runs import REMAINING, SUMMARY
@@ -176,7 +177,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "window": tokens and tokens.window,
         "requests_estimated": plan.requests if target.access else None,
         "cost_estimated": cost(plan, tokens.tokens if tokens else None),
-        "server": target.access and target.access.url,
+        "server": target.access and origin(target.access.url),
         "settings": setting_values(plan),
         "run_directory": str(plan.run.path),
         "work_directory": plan.work,
@@ -519,7 +520,7 @@ def setting_values(plan: Plan) -> dict[str, tuple[str, str]]:
         "db": one_line(str(settings.database or plan.store.path)),
         "tier": settings.tier,
         "backend": LOCAL if settings.local else settings.backend,
-        "base_url": settings.base_url,
+        "base_url": settings.base_url and origin(settings.base_url),
         "model": settings.model,
         "key": settings.key_source and f"in {settings.key_source}",
         "dim": str(settings.dimension) if settings.dimension else None,

@@ -39,6 +39,7 @@ from transforms.errors import (
     UndoneError,
     unwrap,
 )
+from transforms.hiding import shown
 from transforms.modes import Mode
 from transforms.replacing import replace_vectors
 from transforms.rollback import rows_have_moved
@@ -383,7 +384,7 @@ def _wait(pipeline: beam.Pipeline, runner: str) -> None:
         if last.startswith(KeyboardInterrupt.__name__):  # As the runner tells of a Ctrl-C.
             raise KeyboardInterrupt from error
         raise unwrap(error) or RunError(
-            f"{runner} failed: {type(error).__name__}: {last.strip()} (REEMBED_TRACEBACK=1 shows "
+            f"{runner} failed: {type(error).__name__}: {shown(last)} (REEMBED_TRACEBACK=1 shows "
             "all of it)"
         ) from error
     if state != PipelineState.DONE:

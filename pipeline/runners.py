@@ -18,6 +18,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineRunner
 
 from transforms.errors import RunError, UsageError
+from transforms.hiding import shown, shown_complaint, shown_flags
 
 _CONNECT_SECONDS = 10.0
 
@@ -46,8 +47,7 @@ def make_pipeline(
     try:
         return beam.Pipeline(runner=_make_runner(runner), options=own)
     except ValueError as error:
-        found = " ".join(str(error).split())
-        raise UsageError(f"{runner} refuses its options after --: {found}") from None
+        raise UsageError(f"{runner} refuses its options after --: {shown(error)}") from None
 
 
 def _make_runner(name: str) -> PipelineRunner | str:
@@ -135,13 +135,14 @@ def _check_endpoint(endpoint: str | None) -> None:
     if not port.isdigit():
         raise UsageError(
             f"PortableRunner needs a job server: give --job_endpoint=HOST:PORT after --, not "
-            f"{endpoint!r}"
+            f"{shown(repr(endpoint))}"
         )
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
         raise RunError(
-            f"no job server answers at {endpoint} ({error}); start it, or correct --job_endpoint"
+            f"no job server answers at {shown(endpoint)} ({shown(error)}); start it, or correct "
+            "--job_endpoint"
         ) from None
 
 
@@ -152,7 +153,7 @@ def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
     """
     for flag in flags:
         if flag.partition("=")[0] in ("--runner", "--help", "-h"):
-            raise UsageError(f"{flag} is not for Beam; give it before the --")
+            raise UsageError(f"{flag.partition('=')[0]} is not for Beam; give it before the --")
     refused: list[str] = []
     complaint = io.StringIO()
 
@@ -164,8 +165,8 @@ def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
         with contextlib.redirect_stderr(complaint):
             PipelineOptions(list(flags)).get_all_options(add_extra_args_fn=check)
     except SystemExit:
-        last = complaint.getvalue().strip().splitlines()[-1:]
-        raise UsageError(f"Beam refuses its options after --: {' '.join(last)}") from None
+        last = (complaint.getvalue().strip().splitlines() or [""])[-1].partition("error: ")[2]
+        raise UsageError(f"Beam refuses its options after --: {shown_complaint(last)}") from None
     if refused:
-        raise UsageError(f"Beam has no option {' '.join(refused)}; correct what stands after --")
+        raise UsageError(f"Beam has no option {shown_flags(refused)}; correct what stands after --")
     return options

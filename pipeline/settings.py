@@ -19,6 +19,14 @@ from pipeline.options import MAX_DIMENSION, Options
 from transforms.embedders.endpoint import EGRESS, is_exposed
 from transforms.embedders.models import MINILM, is_minilm
 from transforms.errors import EmbedderError, NoEmbedderError, UsageError
+from transforms.hiding import (
+    file_trouble,
+    holds_secret,
+    key_words,
+    note_secret,
+    shown,
+    shown_value,
+)
 from transforms.stores import real_path
 
 DEFAULT_BATCH = 100
@@ -94,8 +102,8 @@ class Settings:
 
     @property
     def key_source(self) -> str | None:
-        """Where a key would be read from, never the key."""
-        return self.key_variable or self.key_file or self.key_secret
+        """Where a key would be read from, in words that hold neither the key nor a path."""
+        return key_words(self.key_variable, self.key_file, self.key_secret)
 
     @property
     def server(self) -> str:
@@ -116,13 +124,16 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
     ladder = _Ladder(environment, _read_file(environment))
     tier = ladder.text("tier", flat="tier") or "semantic"
     if tier not in TIERS:
-        raise UsageError(f"the tier {tier!r} is not one of {', '.join(TIERS)}; correct the setting")
+        raise UsageError(
+            f"the tier {shown(repr(tier))} is not one of {', '.join(TIERS)}; correct the setting"
+        )
     backend = ladder.text(
         "backend", options.backend, variable="AI_MEMORY_EMBED_BACKEND", table=["backend"]
     )
     if backend is not None and backend not in (*BACKENDS, LOCAL):
         raise UsageError(
-            f"the backend {backend!r} is not one of {', '.join((LOCAL, *BACKENDS))}; correct it"
+            f"the backend {shown(repr(backend))} is not one of "
+            f"{', '.join((LOCAL, *BACKENDS))}; correct it"
         )
     if tier == "keyword" and options.backend is None and options.model is None:
         raise NoEmbedderError(
@@ -137,6 +148,10 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         flat="embed_url",
     )
     model, local = _model(options, ladder, backend=backend, tier=tier, url=url)
+    for name, value in {"model": model, "base_url": url, "db": options.db}.items():
+        if value and holds_secret(value):
+            # It would be shown, sent and kept with the run.
+            raise UsageError(f"the setting {name} holds a key or a password; correct it")
     named = backend or "ollama"
     if named == "ollama":
         url = url or ladder.text("base_url", flat="ollama_url")
@@ -191,7 +206,7 @@ def check_is_store(settings: Settings, database: Path, directory: Path) -> None:
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is not UTF-8"
             raise UsageError(
-                f"{variable} names {file}, which can't be read ({why}), so it can't be told where "
+                f"{variable} names a file that can't be read ({why}), so it can't be told where "
                 "ai-memory's store is; correct it, or unset it for this command"
             ) from None
     if url is None:
@@ -210,8 +225,9 @@ def check_is_store(settings: Settings, database: Path, directory: Path) -> None:
         )
     named = directory / (rest[1:] if rest.startswith("//") else rest)
     if real_path(named) != real_path(database):
+        where = "another file" if "@" in rest or "?" in rest else shown(named)
         raise UsageError(
-            f"{variable} says that {named} is ai-memory's store, and not {database}; name that "
+            f"{variable} says that {where} is ai-memory's store, and not {database}; name that "
             f"file with --db, or unset {variable} for this command"
         )
 
@@ -229,7 +245,10 @@ def _model(
         model = _LEGACY_MODELS.get(legacy, legacy)
     if backend == LOCAL:
         if options.base_url is not None:
-            raise UsageError("--base-url is a server's, and --backend local embeds on this machine")
+            raise UsageError(
+                "--base-url is a server's, and the backend local embeds on this machine; name the "
+                "kind of server with --backend"
+            )
         return model or MINILM, True
     if backend is None and options.model and options.base_url is None:
         return options.model, True
@@ -260,7 +279,8 @@ def _egress(ladder: _Ladder) -> str:
     egress = ladder.text("egress", variable="AI_MEMORY_INFERENCE_EGRESS") or EGRESS[0]
     if egress not in EGRESS:
         raise UsageError(
-            f"AI_MEMORY_INFERENCE_EGRESS must be one of {', '.join(EGRESS)}, not {egress!r}"
+            f"AI_MEMORY_INFERENCE_EGRESS must be one of {', '.join(EGRESS)}"
+            f"{shown_value('egress', egress)}"
         )
     return egress
 
@@ -268,22 +288,37 @@ def _egress(ladder: _Ladder) -> str:
 def _database(options: Options, ladder: _Ladder, directory: Path) -> Path | None:
     """The database that is named, or the default one if it exists; None if neither."""
     named = ladder.text("db", options.db, variable="AI_MEMORY_DB", flat="db")
+    if named and _LIKE_A_URL.search(named):
+        # Not quoted: it may hold a password.
+        raise UsageError(
+            f"{ladder.sources['db']} holds the URL of a database or how to log in to one, and "
+            "reembed moves SQLite files only; give the path of one"
+        )
     if named:
         return directory / _expanded(named)
     default = directory / DEFAULT_DATABASE
     return default if default.exists() else None
 
 
-def _expanded(path: str) -> Path:
+_LIKE_A_URL = re.compile(
+    r"^\s*(\w[\w+.-]*://|(postgres(ql)?|mysql|mariadb|mongodb|redis|libsql)(\+\w+)?:)"
+    r"|\bpassword\s*=",
+    re.IGNORECASE,
+)
+
+
+def _expanded(path: str, *, secret: bool = False) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UsageError(f"there is no such home as in {path}; correct the path") from None
+        where = "api_key_file" if secret else shown(path)
+        raise UsageError(f"there is no such home as in {where}; correct the path") from None
 
 
 def _key_source(ladder: _Ladder, backend: str, directory: Path) -> tuple[str | None, str | None]:
     """Where a key is: in a variable, or in a file."""
-    if ladder.embeddings.get("api_key"):
+    if held := ladder.embeddings.get("api_key"):
+        note_secret(str(held))
         raise UsageError(
             f"{ladder.file} holds an API key itself, where other programs can read it; put it into "
             "a variable (api_key_env) or a file of mode 0400 (api_key_file)"
@@ -294,11 +329,21 @@ def _key_source(ladder: _Ladder, backend: str, directory: Path) -> tuple[str | N
             ladder.sources["key"] = f"{variable} is set"
             return variable, None
     if file := ladder.text("key", table=["api_key_file"]):
-        path = directory / _expanded(file)
-        if not path.is_file():
-            raise UsageError(f"api_key_file names {path}, which is not a file; correct the setting")
-        if is_exposed(path):
-            raise UsageError(f"{path} holds a key and must be readable by you alone: chmod 0400 it")
+        path = directory / _expanded(file, secret=True)
+        # Not quoted: it may be the key itself.
+        try:
+            if not path.is_file():
+                raise UsageError("api_key_file names what is not a file; correct the setting")
+            if is_exposed(path):
+                raise UsageError(
+                    "the file that api_key_file names holds a key and must be readable by you "
+                    "alone: chmod 0400 it"
+                )
+        except (OSError, ValueError) as error:  # A name too long; a directory without rights.
+            why = getattr(error, "strerror", None) or "it is no path"
+            raise UsageError(
+                f"the file that api_key_file names can't be looked at ({why}); correct the setting"
+            ) from None
         return None, str(path)
     named = ladder.text("key", table=["api_key_env"])
     if named and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", named):
@@ -346,7 +391,9 @@ class _Ladder:
             return self._given(setting, flag)
         name, value = self._find(setting, variable, table, flat)
         if value is not None and not isinstance(value, str):
-            raise UsageError(f"{name} in {self.file} must be a text, not {value!r}")
+            raise UsageError(
+                f"{name} in {self.file} must be a text{shown_value(name or '', value)}"
+            )
         if value and not _is_text(value):
             raise UsageError(f"{name} holds bytes that are no text; correct it")
         return value.strip() if value else None
@@ -373,7 +420,7 @@ class _Ladder:
         if not sound or int(text) > most:
             raise UsageError(
                 f"{variable}, or {key} in {self.file}, must be a whole number from {least} "
-                f"to {most}, not {value!r}"
+                f"to {most}{shown_value(key, value)}"
             )
         return int(text)
 
@@ -409,4 +456,6 @@ def _read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
             return path, {}
         return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"the configuration {path} can't be read: {error}; correct it") from None
+        raise UsageError(
+            f"the configuration {path} can't be read: {file_trouble(error)}; correct it"
+        ) from None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from pipeline.options import STORE_FLAGS, STORE_LISTS, Options
 from transforms.errors import UsageError
+from transforms.hiding import file_trouble, is_secret_name, shown
 
 _NAMES = (*STORE_LISTS, *STORE_FLAGS)
 _MAX_BYTES = 1_000_000
-_SHOWN = 100
 
 
 def store_config(options: Options) -> dict[str, Any]:
@@ -34,25 +35,27 @@ def _read(path: str) -> dict[str, Any]:
         with Path(path).expanduser().open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
-            raise ValueError(f"it is longer than {_MAX_BYTES:,} bytes")
+            raise OSError(errno.EFBIG, f"it is longer than {_MAX_BYTES:,} bytes")
         values = tomllib.loads(content.decode())
     except RecursionError:
         raise UsageError(f"--config {path} is nested too deeply; correct it") from None
     except (OSError, ValueError, RuntimeError) as error:  # The last for a home that nobody has.
-        why = getattr(error, "strerror", None) or error
-        raise UsageError(f"--config {path} can't be read as TOML ({why}); correct it") from None
+        raise UsageError(
+            f"--config {path} can't be read as TOML ({file_trouble(error)}); correct it"
+        ) from None
     found: dict[str, Any] = {}
     for name, value in values.items():
         known = name.replace("-", "_")
         if known not in _NAMES:
             known_names = ", ".join(_NAMES)
-            raise UsageError(f"--config {path} sets {name}, which is not one of {known_names}")
+            raise UsageError(
+                f"--config {path} sets {shown(name)}, which is not one of {known_names}"
+            )
         if known in found:
-            raise UsageError(f"--config {path} sets {name} twice, with a hyphen and without one")
+            raise UsageError(f"--config {path} sets {known} twice, with a hyphen and without one")
         listed = value if known in STORE_LISTS and isinstance(value, list) else [value]
         if not all(isinstance(one, str) and one for one in listed):
-            shown = repr(value)
-            shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
-            raise UsageError(f"--config {path} sets {name} to {shown}, which is no text")
+            held = "" if is_secret_name(known) else f" to {shown(repr(value))}"
+            raise UsageError(f"--config {path} sets {known}{held}, which is no text")
         found[known] = listed if known in STORE_LISTS else value
     return found

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import numpy as np
 from pipeline.options import CommandOptions
 from pipeline.resume import describe
 from pipeline.selection import Chosen, Report, job_of
-from pipeline.settings import Settings
+from pipeline.settings import LOCAL, Settings
 from pipeline.words import counts, one_line, table
 from transforms.embedders import (
     WITNESS_COSINE,
+    Access,
     Target,
     cosines,
     embed_each,
@@ -24,15 +27,16 @@ from transforms.embedders import (
     probe_embedder,
     same_vectors,
 )
-from transforms.embedders.endpoint import host
-from transforms.embedders.models import absolute_source
+from transforms.embedders.models import absolute_source, find_model, is_place
 from transforms.errors import (
     EmbedderError,
     IncompleteError,
+    NoEmbedderError,
     ReembedError,
     UsageError,
     VerifyError,
 )
+from transforms.hiding import origin, shown
 from transforms.modes import Mode
 from transforms.rollback import describe_lost
 from transforms.staging import Manifest, State
@@ -48,8 +52,8 @@ _NAMED_ROWS = 20
 
 _logger = logging.getLogger("reembed")
 
-ServerSettings = Callable[[str], Settings]
-"""The settings for a backend, as the flags of the command and the environment have them now."""
+ServerSettings = Callable[[], Settings]
+"""The settings as the flags of the command and the environment have them now."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ def _check_flags(options: CommandOptions, target: Target) -> None:
             "out, or name the server with --base-url"
         )
     given = {
+        "--backend": options.backend,
         "--base-url": options.base_url,
         "--key-secret": options.key_secret,
         "--insecure-key": options.insecure_key,
@@ -142,7 +147,10 @@ def _compare_sample(
         return Compared()
     try:
         embedder = load_embedder(_as_reached_now(target, options, settings_of))
-        probe = probe_embedder(embedder, target.dimension)
+        try:
+            probe = probe_embedder(embedder, target.dimension)
+        except EmbedderError as error:
+            raise _OtherModelError(str(error)) from None
         if not same_vectors(np.array(manifest.probe, dtype=np.float32), probe, least=target.noise):
             raise _OtherModelError(
                 f"{target} does not behave as it did when the run {manifest.run_id} began, so its "
@@ -164,32 +172,110 @@ class _OtherModelError(EmbedderError):
 
 
 def _as_reached_now(target: Target, options: CommandOptions, settings_of: ServerSettings) -> Target:
-    """The target where flags and settings say that its model, or its server, is now.
+    """The target where today's flags and settings say that its model, or its server, is.
 
-    The run's manifest says at most where the server is. Which key is sent is never taken from it,
-    and none is sent to where only the manifest says.
+    A manifest says what was. Where the flags are silent and the settings say something else than
+    it does, EmbedderError names both, and nothing is sent or loaded.
     """
-    access = target.access
-    if access is None:
-        return replace(target, source=absolute_source(options.model)) if options.model else target
-    settings = settings_of(target.backend)
-    url = options.base_url or access.url
-    if settings.key_source and url != settings.base_url:
-        raise EmbedderError(
-            f"the run asked the server at {host(url)}, which no setting names now, and the key in "
-            f"{settings.key_source} is not sent to it unasked; say --base-url {url} if that is "
-            "right"
-        )
-    now = replace(
-        access,
-        url=url,
+    if target.backend == LOCAL:
+        source = absolute_source(options.model) if options.model else None
+        source = source or _source_now(target, settings_of)
+        return replace(target, source=source, access=None)
+    if target.access is None:
+        return replace(target, source="")
+    access = _access_now(target, target.access, options, settings_of())
+    return replace(target, source="", access=access)
+
+
+def _access_now(
+    target: Target, noted: Access, options: CommandOptions, settings: Settings
+) -> Access:
+    """How the server is reached now; of what the manifest notes, only what is asked for there."""
+    now = Access(
+        url=settings.base_url or "",
         key_variable=settings.key_variable,
         key_file=settings.key_file,
         key_secret=settings.key_secret,
         insecure_key=options.insecure_key,
         egress=settings.egress,
+        asks_dimension=noted.asks_dimension,
     )
-    return replace(target, access=now)
+    kind = LOCAL if settings.local else settings.backend
+    if options.base_url is None:
+        was = f"the run embedded with the backend {shown(target.backend)} at {_named(noted.url)}"
+        if kind != target.backend:
+            raise EmbedderError(
+                f"{was}, and the settings name the backend {kind}"
+                + (f" at {_named(now.url)}" if now.url else "")
+                + ", so nothing was sent; say where that server is with --base-url, and its kind "
+                "with --backend if it takes that backend's key"
+            )
+        if _folded(now.url) != _folded(noted.url):
+            named = _named(now.url) if now.url else "no server"
+            raise EmbedderError(
+                f"{was}, and the settings name {named}{_other_path(now.url, noted.url)}, so "
+                "nothing was sent; say with --base-url which of them is asked"
+            )
+        if _place(now) != _place(noted) and options.key_secret is None:
+            raise EmbedderError(
+                f"the run sent {_key_named(noted)}, and the settings say {_key_named(now)}, so "
+                "nothing was sent; say --base-url with the server's URL if the settings are right, "
+                "or correct them"
+            )
+        if noted.insecure_key and not options.insecure_key:
+            raise EmbedderError(
+                f"the run sent a key over http to {_named(noted.url)} because of --insecure-key, "
+                "so nothing was sent; say --insecure-key if that network is still trusted, or "
+                "--base-url with another server"
+            )
+    elif options.backend is not None and kind != target.backend:
+        raise EmbedderError(
+            f"the run embedded with the backend {shown(target.backend)}, which --backend {kind} is "
+            "not, so nothing was sent; leave it out, or correct it"
+        )
+    return now
+
+
+def _source_now(target: Target, settings_of: ServerSettings) -> str:
+    """Where a model of this machine is now, if that is where the run had it.
+
+    It is where the settings say, or where its name leads to: in the hub's cache, or installed.
+    """
+    noted, named = target.source or target.model, None
+    with suppress(UsageError, NoEmbedderError):
+        settings = settings_of()
+        named = settings.model if settings.local else f"{settings.model} at a server"
+        if settings.local and absolute_source(settings.model) == noted:
+            return noted
+    if not is_place(target.model) and not os.path.lexists(target.model):
+        found = find_model(target.model)
+        if found is not None and found.is_absolute() and noted in (target.model, str(found)):
+            return noted
+    raise EmbedderError(
+        f"the run loaded {shown(noted)}, and the settings name {shown(named or 'no model')}, so "
+        "nothing was loaded; say with --model where the run's model is"
+    )
+
+
+def _place(access: Access) -> tuple[str | None, ...]:
+    return access.key_variable, access.key_file, access.key_secret
+
+
+def _key_named(access: Access) -> str:
+    return f"the key in {access.key_source}" if access.key_source else "no key"
+
+
+def _named(url: str) -> str:
+    return origin(url) or "a URL that can't be shown"
+
+
+def _folded(url: str) -> str:
+    return url.strip().rstrip("/")
+
+
+def _other_path(one: str, other: str) -> str:
+    """What tells two URLs apart that are shown alike."""
+    return " with another path" if origin(one) and origin(one) == origin(other) else ""
 
 
 def _trouble(

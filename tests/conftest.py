@@ -27,7 +27,7 @@ from pipeline import plan as planning
 from pipeline.options import Options
 from pipeline.plan import Plan, make_plan
 from pipeline.settings import read_settings
-from transforms import embedders
+from transforms import embedders, hiding
 from transforms.embedders import Target
 from transforms.embedders.models import ModelFiles
 from transforms.rows import Stored, Summary
@@ -49,6 +49,12 @@ NO_FILES = ModelFiles(Path("nowhere"), DIMENSION, None)
 SETTINGS = read_settings(Options(backend="local"), {}, Path("/"))
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the keys of other tests, which nothing may show."""
+    monkeypatch.setattr(hiding, "_noted", set())
 
 
 @pytest.fixture(params=["v57", "v80"])

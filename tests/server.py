@@ -43,8 +43,9 @@ class _Fault:
     """One thing that goes wrong: for requests with a text that holds `on`, `times` times.
 
     `kind` is "status" (with `status`, `headers` and `body`), or one of the answers that are
-    wrong: short, shuffled, duplicate, no index, nan, null, zeros, wrong length, all wrong
-    length, html, cut, drip, slow headers, hang, gzip, other model, other vectors. `after`
+    wrong: short, shuffled, reversed, shifted, constant, duplicate, no index, nan, null, zeros,
+    wrong length, all wrong length, html, cut, drip, slow headers, hang, gzip, other model,
+    other vectors. With `least`, only requests of so many texts are hit. `after`
     requests go well before it, and `of` says of how many requests one is hit. With kind "crash"
     every request fails for `seconds`.
     """
@@ -58,11 +59,12 @@ class _Fault:
     headers: dict[str, str] = field(default_factory=dict)
     body: str = ""
     seconds: float = 0.0
+    least: int = 1
     seen: int = 0
     hit: int = 0
 
     def hits(self, texts: Sequence[str]) -> bool:
-        if not any(self.on in text for text in texts):
+        if len(texts) < self.least or not any(self.on in text for text in texts):
             return False
         self.seen += 1
         due = self.seen > self.after and self.hit < self.times
@@ -281,6 +283,12 @@ def _spoil(vectors: list[Any], texts: Sequence[str], fault: _Fault | None) -> li
     spoilt = ways.get(fault.kind)
     if fault.kind == "other vectors":
         return [-vector for vector in vectors]
+    if fault.kind == "reversed":
+        return vectors[::-1]
+    if fault.kind == "shifted":
+        return [*vectors[1:], vectors[0]]
+    if fault.kind == "constant":
+        return [np.full_like(vector, 0.5) for vector in vectors]
     if fault.kind == "all wrong length":
         return [vector[:-1] for vector in vectors]
     if fault.kind == "short":

@@ -292,7 +292,7 @@ def test_a_namespace_that_is_not_utf_8_is_refused(tmp_path: Path, program: Progr
             ["--base-url", "https://me:sk-secret@example.org/v1"],
             {},
             3,
-            "the URL of the server example.org holds a user, a password or a query",
+            "the server's URL holds a user, a password or a query",
         ),
         (
             ["--backend", "openai"],
@@ -310,7 +310,7 @@ def test_a_namespace_that_is_not_utf_8_is_refused(tmp_path: Path, program: Progr
             ["--base-url", "http://127.0.0.1:9", "--backend", "local"],
             {},
             2,
-            "--base-url is a server's, and --backend local embeds on this machine",
+            "--base-url is a server's, and the backend local embeds on this machine",
         ),
         ([], {"AI_MEMORY_EMBED_BACKEND": "abacus"}, 2, "the backend 'abacus' is not one of"),
         ([], {"AI_MEMORY_EMBED_BACKFILL_BATCH": "many"}, 2, "AI_MEMORY_EMBED_BACKFILL_BATCH"),

@@ -369,12 +369,19 @@ def test_what_was_noted_before_there_was_a_choice_of_precision_is_float32() -> N
 
 
 def test_the_probe_texts_are_embedded_one_by_one() -> None:
-    stub = Stub(SOUND)
+    calls: list[list[str]] = []
 
-    vectors = probe_embedder(stub, 4)
+    class Noting(FakeEmbedder):
+        def embed(self, texts: Sequence[str]) -> Vectors:
+            calls.append(list(texts))
+            return super().embed(texts)
 
-    assert stub.calls == [[text] for text in PROBE_TEXTS]
-    np.testing.assert_array_equal(vectors, np.vstack([SOUND] * len(PROBE_TEXTS)))
+    vectors = probe_embedder(Noting(4), 4)
+
+    *alone, together = calls
+    assert alone == [[text] for text in PROBE_TEXTS]
+    assert together[:2] == [PROBE_TEXTS[1], PROBE_TEXTS[0]]
+    np.testing.assert_array_equal(vectors, FakeEmbedder(4).embed(PROBE_TEXTS))
 
 
 def test_a_probe_text_that_a_model_will_not_take_counts_as_zeros() -> None:

@@ -100,7 +100,8 @@ def test_a_key_goes_over_http_to_this_machine_only(url: str, insecure: bool) -> 
 
 
 def test_a_host_is_told_without_what_a_url_may_hide() -> None:
-    assert host(f"http://user:{KEY}@x:1/v1") == "x:1"
+    assert host("http://x:1/v1") == "x:1"
+    assert host(f"http://user:{KEY}@x:1/v1") == "its URL"
 
 
 def test_a_key_is_read_without_the_end_of_its_line(
@@ -119,9 +120,13 @@ def test_a_key_is_read_without_the_end_of_its_line(
 def test_a_key_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_KEY", " ")
 
-    with pytest.raises(EmbedderError, match="to be read from A_KEY, which is not set here"):
+    # A name that is not set may be the key itself; those that are looked at anyhow are none.
+    with pytest.raises(EmbedderError, match="from the variable that api_key_env names, which is"):
         read_key(Access("http://x", key_variable="A_KEY"))
-    with pytest.raises(EmbedderError, match=r"can't be read from /no/file \(No such file"):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(EmbedderError, match="to be read from OPENAI_API_KEY, which is not set he"):
+        read_key(Access("http://x", key_variable="OPENAI_API_KEY"))
+    with pytest.raises(EmbedderError, match=r"the file that api_key_file names \(No such file"):
         read_key(Access("http://x", key_file="/no/file"))
 
 

@@ -34,6 +34,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(pace, "MOST_WAIT_SECONDS", 0.2)
     monkeypatch.setattr(http_embedder, "_START_SECONDS", 1.0)
+    # Faults are counted from the first request on; tests/test_hiding.py is about two texts at once.
+    monkeypatch.setattr(embedders, "embed_together", lambda embedder, texts: None)
     yield
     embedders._load.cache_clear()
 
@@ -592,7 +594,7 @@ def test_headers_that_make_no_sense_bring_nothing_down(
     embedder = load_embedder(target(serve(dimension=DIMENSION, faults=[fault])))
 
     if status == 302:
-        with pytest.raises(RunError, match=r"sends on to http://\[bad"):
+        with pytest.raises(RunError, match="sends on to another place"):
             embedder.embed(["one"])
     else:
         assert made(embed_texts(texts_of(2), embedder, DIMENSION)) == right(texts_of(2))

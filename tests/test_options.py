@@ -16,7 +16,7 @@ from transforms.modes import Mode
 BATCH = "--batch must be from 0 (use the settings) to 10000: {}"
 SHARE = "--max-skipped must be a share from 0 to 1, or from 0% to 100%: {}"
 PRICE = "--price-per-million must be 0 or more: {}"
-NO_TEXT = "--{} holds bytes that are no text: '{}'"
+NO_TEXT = "--{} holds bytes that are no text; give them as UTF-8"
 DIM = "--dim must be from 1 to 1000000: {}"
 RUNNER = (
     "--runner {} is not one of DirectRunner, BundleBasedDirectRunner, DataflowRunner, FlinkRunner, "
@@ -243,13 +243,16 @@ def test_the_options_of_a_command_are_sound_without_any_flag() -> None:
         "yes": False,
         "json": False,
         "model": None,
+        "backend": None,
         "base_url": None,
         "key_secret": None,
         "insecure_key": False,
     }
 
 
-@pytest.mark.parametrize("name", ["db", "run_dir", "run", "model", "base_url", "key_secret"])
+@pytest.mark.parametrize(
+    "name", ["db", "run_dir", "run", "model", "backend", "base_url", "key_secret"]
+)
 def test_a_command_refuses_an_empty_name(name: str) -> None:
     given: dict[str, Any] = {name: ""}
 

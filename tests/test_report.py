@@ -401,9 +401,9 @@ def test_a_plan_for_a_server_says_what_it_costs_and_where_settings_are_from(serv
 
     values = json.loads(line)
     assert (values["requests_estimated"], values["cost_estimated"]) == (2, 0.002468)
-    assert values["server"] == "https://server:8000/v1"
+    assert values["server"] == "https://server:8000"
     assert values["settings"]["backend"] == ["openai", "--backend"]
-    assert values["settings"]["base_url"] == ["https://server:8000/v1", "--base-url"]
+    assert values["settings"]["base_url"] == ["https://server:8000", "--base-url"]
     assert values["settings"]["key"][0] == "in OPENAI_API_KEY"
     assert "sk-secret" not in line + report.plan_text(served)
     lines = report.plan_text(served).splitlines()
@@ -412,7 +412,7 @@ def test_a_plan_for_a_server_says_what_it_costs_and_where_settings_are_from(serv
         "are longer than the model's 256 tokens and are cut",
         "requests         about 2",
         "cost             0.0025",
-        "server           https://server:8000/v1",
+        "server           https://server:8000",
     ]
 
 

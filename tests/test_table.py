@@ -403,7 +403,7 @@ def test_a_file_of_settings_says_the_same_as_flags_and_these_go_first(
         ("text = ['a', 3]", "sets text to ['a', 3], which is no text"),
         ("text-key = 'a'\ntext_key = 'b'", "sets text_key twice, with a hyphen and without one"),
         ("text = [['a']]", "sets text to [['a']], which is no text"),
-        ("key = ''", "sets key to '', which is no text"),
+        ("key = ''", "sets key, which is no text"),
         ("table = { a = 1 }", "sets table to {'a': 1}, which is no text"),
         ("where = [1" + ", 23" * 99 + "]", "sets where to [1, 23, 23, "),
         ("a = " + "[" * 20_000, "is nested too deeply; correct it"),

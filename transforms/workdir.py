@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from apache_beam.io.filesystems import FileSystems
 
 from transforms.errors import ReembedError, StagingError
+from transforms.hiding import first_line, shown
 from transforms.rows import KeyRange, RangeRows, RangeVectors, StagedRange
 from transforms.staging import (
     RunDirectory,
@@ -232,11 +233,11 @@ class WorkDirectory:
             why = error.__cause__ if isinstance(error, StagingError) else error
             if why is None or isinstance(why, ReembedError):
                 raise
-            first = (str(why).splitlines() or [""])[0]
             barred = isinstance(why, PermissionError) and trust.barred_by(why, Path(self.path))
             what = barred or "name one with --workdir that this machine and all workers can write"
             raise StagingError(
-                f"the work directory {self.path} can't be used ({type(why).__name__}: {first}); "
+                f"the work directory {self.path} can't be used ({type(why).__name__}: "
+                f"{shown(first_line(why))}); "
                 f"{what}"
             ) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import combinations
 
 import numpy as np
 
@@ -23,6 +24,7 @@ __all__ = [
     "Target",
     "cosines",
     "embed_each",
+    "embed_together",
     "load_embedder",
     "probe_embedder",
     "require_same",
@@ -33,9 +35,58 @@ WITNESS_COSINE = 0.999
 """The least cosine of a stored vector with the model's that made it; another's are far below."""
 
 
+_TOGETHER = (1, 0, 0, 1, 0)
+"""The probe texts of one request, not the long one, which would cost as much as a hundred rows.
+
+Neither sorting them nor turning or shifting their order leaves it as it is.
+"""
+
+
 def probe_embedder(embedder: Embedder, dimension: int) -> Vectors:
-    """Embed the probe texts, one by one; shape (texts, dimension), zeros for one not taken."""
-    return np.vstack([embed_each(embedder, [text], dimension) for text in PROBE_TEXTS])
+    """Embed the probe texts, one by one; shape (texts, dimension), zeros for one not taken.
+
+    Raises EmbedderError if two texts have the same vector, or if a text has another one where it
+    is asked for together with others: then rows would get each other's vectors.
+    """
+    alone = np.vstack([embed_each(embedder, [text], dimension) for text in PROBE_TEXTS])
+    taken = [at for at, vector in enumerate(alone) if vector.any()]
+    if dimension > 1:  # One number says no more than plus or minus.
+        for one, other in combinations(taken, 2):
+            if _alike(alone[one], alone[other]):
+                raise EmbedderError(
+                    "the embedder gives the same vector for different texts, so its vectors say "
+                    "nothing; see that the model is loaded as it should be, or choose another"
+                )
+    places = [at for at in _TOGETHER if at in taken]
+    together = embed_together(embedder, [PROBE_TEXTS[at] for at in places])
+    if not all(map(_alike, together, alone[places])):
+        raise EmbedderError(
+            "the embedder gives other vectors for texts that are asked for together than for each "
+            "alone, or in another order, so rows would get each other's vectors; see to the "
+            "server, or choose another"
+        )
+    return alone
+
+
+def embed_together(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+    """Embed texts in one call, or as many of the first ones as it takes; shape (taken, dimension).
+
+    An embedder that refuses even two is never given two again.
+    """
+    texts = texts[: embedder.fitting(texts)]
+    while len(texts) > 1:
+        try:
+            return embedder.embed(texts)
+        except TextRejected as error:
+            most = min(error.most or len(texts) // 2, len(texts) - 1)
+            texts = texts[: max(1, most)]
+            if most < 2:
+                embedder.learn_limit(1)
+    return np.empty((0, 0), np.float32)
+
+
+def _alike(one: Vectors, other: Vectors) -> bool:
+    return same_vectors(one[None], other[None], least=WITNESS_COSINE)
 
 
 def embed_each(embedder: Embedder, texts: Sequence[str], dimension: int) -> Vectors:
@@ -98,6 +149,9 @@ def _load(target: Target) -> Embedder:
         )
     if not np.isfinite(probe).all() or not probe.any():
         raise EmbedderError(f"{target} gives vectors that are not finite, or all zeros")
+    if target.access is not None:
+        # Each process learns for itself whether two texts may be sent, before it sends any rows.
+        embed_together(embedder, [PROBE_TEXTS[at] for at in _TOGETHER])
     return embedder
 
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import httpx2
 
-from transforms.embedders.endpoint import check_endpoint, host, is_loopback, read_key
+from transforms.embedders.endpoint import (
+    check_endpoint,
+    check_proxies,
+    host,
+    is_loopback,
+    read_key,
+)
 from transforms.embedders.families import same_model
 from transforms.embedders.target import Access, Target
 from transforms.embedders.wire import (
@@ -27,6 +37,7 @@ from transforms.embedders.wire import (
 )
 from transforms.embedders.within import within
 from transforms.errors import EmbedderError, TextRejected
+from transforms.hiding import origin, shown
 
 _CONNECT_SECONDS = 10.0
 
@@ -95,13 +106,7 @@ class Client:
         self.name = target.model
         self.packed = target.backend != OLLAMA
         self.asks_dimension = access.asks_dimension
-        try:
-            self._client = _make_client(access, self._key)
-        except (httpx2.InvalidURL, ValueError, ImportError) as error:
-            raise EmbedderError(
-                f"the server at {host(access.url)} can't be asked ({_first_line(error)}); correct "
-                "--base-url, the configured URL, or the proxies of the environment"
-            ) from None
+        self._client = _make_client(access, self._key)
 
     def ask(self, texts: Sequence[str]) -> Answer:
         """Send one request; the vectors may be of another length than the target's.
@@ -149,13 +154,18 @@ class Client:
         except httpx2.ConnectTimeout:
             raise Failed("no connection within 10 s", unreachable=True) from None
         except httpx2.ConnectError as error:
-            raise Failed(_first_line(error), unreachable=True) from None
+            raise Failed(_why_not_connected(error), unreachable=True) from None
+        except httpx2.ProxyError:
+            raise Failed("the proxy does not let it be reached", unreachable=True) from None
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             raise Failed(
                 f"its answer broke off or can't be read ({type(error).__name__})"
             ) from None
-        except ValueError as error:
-            raise Refused(f"can't be asked ({_first_line(error)}); correct its URL") from None
+        except (ValueError, httpx2.InvalidURL) as error:
+            raise Refused(
+                f"can't be asked ({type(error).__name__}); correct its URL, or the proxies of the "
+                "environment"
+            ) from None
 
     def _exchange(self, path: str, body: bytes, count: int) -> Response:
         longest = (1 + count) * (self._dimension or _MOST_NUMBERS) * _NUMBER_BYTES
@@ -175,15 +185,16 @@ class Client:
         status = response.status
         if 200 <= status < 300:
             return
-        said = self._said(read_complaint(response.content), texts)
+        complaint = read_complaint(response.content)
+        said = self._said(complaint, texts)
         reason = f"HTTP {status}{_with(said)}"
         if status < 400:
-            to = self._said(response.headers.get("location", ""), texts)
+            to = self._said(origin(response.headers.get("location", "")), texts)
             raise Refused(
-                f"sends on to {to or 'nowhere'} (HTTP {status}), where neither a key nor texts are "
-                "sent; give that URL with --base-url if it is the right one"
+                f"sends on to {to or 'another place'} (HTTP {status}), where neither a key nor "
+                "texts are sent; give that URL with --base-url if it is the right one"
             )
-        wrong_key = status == 400 and re.search(r"api[ _-]?key", said, re.IGNORECASE)
+        wrong_key = status == 400 and re.search(r"api[ _-]?key", complaint, re.IGNORECASE)
         if status in (401, 402, 403) or wrong_key:
             source = self._access.key_source
             raise Refused(
@@ -204,9 +215,9 @@ class Client:
             )
         if status == 429 and b"insufficient_quota" in response.content:
             raise Refused(f"says that what may be spent there is spent ({reason})")
-        too_large = status == 429 and re.search(r"too (large|long)", said, re.IGNORECASE)
+        too_large = status == 429 and re.search(r"too (large|long)", complaint, re.IGNORECASE)
         if status in (400, 413, 422) or too_large:
-            most = _named_limit(said, len(texts)) or len(texts) // 2
+            most = _named_limit(complaint, len(texts)) or len(texts) // 2
             raise TextRejected(reason, most=most or None)
         if status in (429, 503, 529):
             raise Busy(reason, _retry_after(response.headers))
@@ -214,14 +225,10 @@ class Client:
 
     def _said(self, said: str, texts: Sequence[str]) -> str:
         """What the server says, on one line; nothing that quotes a text or the key."""
-        line = "".join(sign if sign.isprintable() else " " for sign in said)
-        line = " ".join(line.split())
-        if self._key:
-            line = line.replace(self._key, "***")
-        line = line[:200]
+        line = shown(said)
         folded = line.casefold()
-        for secret in [self._key or "", *texts]:
-            pieces = " ".join(secret.casefold().split())
+        for text in texts:
+            pieces = " ".join(text.casefold().split())
             if pieces and (pieces in folded or _shares(folded, pieces)):
                 return ""
         return line
@@ -240,17 +247,68 @@ def _make_client(access: Access, key: str | None) -> httpx2.Client:
     headers = {"Content-Type": "application/json", "User-Agent": "reembed"}
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
-    httpx2.URL(access.url)
-    return httpx2.Client(
-        headers=headers,
-        timeout=httpx2.Timeout(access.timeout, connect=_CONNECT_SECONDS, pool=None),
-        # No most of all: a request that was left behind must not stand in the way of the next.
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=access.most_in_flight),
-        follow_redirects=False,
-        verify=httpx2.create_ssl_context(),
-        # A proxy is elsewhere, so it is for those who may send texts anywhere.
-        trust_env=access.egress == "allow" and not is_loopback(access.url),
-    )
+    # A proxy is elsewhere, so it is for those who may send texts anywhere.
+    by_proxy = access.egress == "allow" and not is_loopback(access.url)
+    if by_proxy:
+        check_proxies()
+    certificates = _certificates()
+    try:
+        httpx2.URL(access.url)
+        return httpx2.Client(
+            headers=headers,
+            timeout=httpx2.Timeout(access.timeout, connect=_CONNECT_SECONDS, pool=None),
+            # No most of all: a request that was left behind must not hold up the next.
+            limits=httpx2.Limits(
+                max_connections=None, max_keepalive_connections=access.most_in_flight
+            ),
+            follow_redirects=False,
+            verify=certificates,
+            trust_env=by_proxy,
+        )
+    except (httpx2.InvalidURL, ValueError, ImportError):
+        # Not what the library says: it quotes what it stumbles over.
+        raise EmbedderError(
+            f"the server at {host(access.url)} can't be asked: its URL, or a proxy or NO_PROXY in "
+            "the environment, is not as it should be; correct --base-url, the configured base_url "
+            "or these variables"
+        ) from None
+
+
+def _certificates() -> ssl.SSLContext:
+    """The authorities that servers' certificates are checked with.
+
+    Raises EmbedderError where the environment names some that can't be read.
+    """
+    named = [name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)][:1]
+    try:
+        # A pipe would be waited for, and a device read for ever.
+        if named == ["SSL_CERT_FILE"] and not Path(os.environ[named[0]]).is_file():
+            raise FileNotFoundError
+        return httpx2.create_ssl_context()
+    except (OSError, ValueError):
+        what = named[0] if named else "this machine's store of certificates, or SSLKEYLOGFILE,"
+        raise EmbedderError(
+            f"{what} names no file or directory of certificates that can be read, so no server can "
+            "be trusted; correct it, or unset it"
+        ) from None
+
+
+def _why_not_connected(error: BaseException) -> str:
+    """Why there is no connection, in words of our own where the cause is known."""
+    cause: BaseException | None = error
+    while cause is not None:
+        match cause:
+            case ssl.SSLCertVerificationError():
+                why = shown(cause.verify_message)
+                return f"its certificate is not accepted{_with(why)}"
+            case ssl.SSLError():
+                return f"it does not speak TLS as it should{_with(shown(cause.reason or ''))}"
+            case socket.gaierror():
+                return "its name has no address"
+            case OSError() if cause.errno:
+                return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return "no connection"
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -294,7 +352,3 @@ def _shares(line: str, text: str) -> bool:
 
 def _with(said: str) -> str:
     return f": {said}" if said else ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from transforms.errors import EmbedderError, UsageError
+from transforms.hiding import first_line, shown
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 """The kinds of devices that a model can be loaded on; torch has others that calculate nothing."""
@@ -23,8 +24,8 @@ def check_device(name: str) -> str:
     found = _NAME.fullmatch(name.strip().lower())
     if found is None:
         raise UsageError(
-            f"--device {name} is not one of {', '.join(DEVICES)}, or one with a number such as "
-            f"cuda:1; {_here()}"
+            f"--device {shown(name)} is not one of {', '.join(DEVICES)}, or one with a number such "
+            f"as cuda:1; {_here()}"
         )
     kind, number = found[1], int(found[2] or 0)
     if kind == "cpu" and number == 0:
@@ -42,10 +43,10 @@ def require_precision(device: str, precision: str) -> None:
         tried = torch.ones((2, 2), device=device, dtype=getattr(torch, precision))
         (tried @ tried).sum().item()
     except Exception as error:
-        line = (str(error).splitlines() or [""])[0][:200]
         raise EmbedderError(
             f"the device {device} can't calculate with numbers of {precision} here "
-            f"({type(error).__name__}: {line}); choose another --precision or --device"
+            f"({type(error).__name__}: {shown(first_line(error))}); choose another --precision or "
+            "--device"
         ) from error
 
 

@@ -150,7 +150,11 @@ class HttpEmbedder(Embedder):
         return min(len(texts), self._most_texts)
 
     def learn_limit(self, texts: int) -> None:
-        """Ask for no more texts at a time from now on."""
+        """Ask for no more texts at a time from now on; say so once where that is one."""
+        if texts == 1 < self._most_texts:
+            _logger.warning(
+                "%s takes no two texts in one request, so each text is sent alone", self._at
+            )
         self._most_texts = min(self._most_texts, texts)
 
     def _start(self) -> NDArray[np.float32]:

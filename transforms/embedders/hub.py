@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transforms.embedders.within import within
 from transforms.errors import EmbedderError
+from transforms.hiding import origin, shown
 
 HUB_TIMEOUT_SECONDS = 10.0
 
@@ -28,7 +29,7 @@ def fetch_model(model: str, *, small_only: bool = False) -> Path:
         hf_hub_url,
     )
 
-    here = f"the model {model} is not on this machine"
+    here = f"the model {shown(model)} is not on this machine"
     if constants.HF_HUB_OFFLINE:
         raise EmbedderError(
             f"{here} and HF_HUB_OFFLINE forbids asking the hub for it; give its directory with "
@@ -52,18 +53,18 @@ def fetch_model(model: str, *, small_only: bool = False) -> Path:
         directory = within(6 * HUB_TIMEOUT_SECONDS, fetch) if small_only else fetch()
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise EmbedderError(
-            f"{here} and the hub has no {repository}, or keeps it private; check the name given "
-            "with --model"
+            f"{here} and the hub has no {shown(repository)}, or keeps it private; check the name "
+            "given with --model"
         ) from None
     except Exception as error:
         raise EmbedderError(
-            f"{here} and the hub at {constants.ENDPOINT} can't be reached "
+            f"{here} and the hub at {origin(constants.ENDPOINT)} can't be reached "
             f"({type(error).__name__}); give the model's directory with --model, or connect"
         ) from error
     if directory is None:
         raise EmbedderError(
-            f"{here} and {repository} at the hub holds no files of a sentence-transformers model; "
-            "check the name given with --model"
+            f"{here} and {shown(repository)} at the hub holds no files of a sentence-transformers "
+            "model; check the name given with --model"
         )
     return directory
 

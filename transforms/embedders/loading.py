@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from transforms.embedders.devices import check_device, require_precision
 from transforms.embedders.models import require_tokenizer
 from transforms.errors import EmbedderError
+from transforms.hiding import first_line, shown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -50,7 +51,7 @@ def load_model(
     except Exception as error:
         raise EmbedderError(
             f"the model in {directory} can't be loaded ({type(error).__name__}: "
-            f"{_first_line(error)}); it may be incomplete, or need another library"
+            f"{shown(first_line(error))}); it may be incomplete, or need another library"
         ) from error
     missing = _missing_weights(report)
     if missing:
@@ -117,7 +118,3 @@ def _loading_report() -> Iterator[list[str]]:
     finally:
         library.remove_handler(handler)
         library.set_verbosity_error()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from transforms.embedders.hub import fetch_model
 from transforms.errors import EmbedderError
+from transforms.hiding import shown
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_WINDOW = 256
@@ -63,7 +64,7 @@ class ModelFiles:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # The library raises nothing narrower.
             raise EmbedderError(
-                f"the tokenizer {file} can't be read ({error}); fetch the model again"
+                f"the tokenizer {file} can't be read ({shown(error)}); fetch the model again"
             ) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -81,7 +82,7 @@ def canonical_name(model: str) -> str:
 
 def is_minilm(model: str) -> bool:
     """Whether this is a name of all-MiniLM-L6-v2, or a directory that is called so."""
-    if not _looks_like_path(model):
+    if not is_place(model):
         return model.lower() in _MINILM_NAMES
     path = Path(model)
     return path.name.lower() in _MINILM_NAMES or _MINILM_REPOSITORY in path.parts
@@ -90,7 +91,7 @@ def is_minilm(model: str) -> bool:
 def absolute_source(model: str) -> str:
     """Give a directory its full path, so that it means the same to a worker elsewhere."""
     path = _expanded(model)
-    return str(path.absolute()) if _looks_like_path(model) or _holds_weights(path) else model
+    return str(path.absolute()) if is_place(model) or _holds_weights(path) else model
 
 
 def find_model(model: str) -> Path | None:
@@ -105,10 +106,10 @@ def describe_model(model: str) -> ModelFiles:
     files are fetched. Raises EmbedderError if it is neither here nor there.
     """
     directory = find_model(model)
-    if directory is None and (_looks_like_path(model) or _is_directory(model)):
+    if directory is None and (is_place(model) or _is_directory(model)):
         raise EmbedderError(
-            f"there is no sentence-transformers model in {model}: the directory or its weights "
-            f"({_WEIGHTS[0]}) are missing; name another one with --model"
+            f"there is no sentence-transformers model in {shown(model)}: the directory or its "
+            f"weights ({_WEIGHTS[0]}) are missing; name another one with --model"
         )
     if directory is None:
         directory = fetch_model(model, small_only=True)
@@ -166,7 +167,8 @@ def estimate_tokens(
     return round(embedded * rows / len(counts)), round(cut * rows / len(counts))
 
 
-def _looks_like_path(model: str) -> bool:
+def is_place(model: str) -> bool:
+    """Whether a model is named by where it lies, not by a name at the hub."""
     return model.startswith(("/", ".", "~")) or model.count("/") > 1
 
 
@@ -181,12 +183,14 @@ def _expanded(model: str) -> Path:
     try:
         return Path(model).expanduser()
     except RuntimeError:
-        raise EmbedderError(f"there is no such home as in {model}; correct --model") from None
+        raise EmbedderError(
+            f"there is no such home as in {shown(model)}; correct --model"
+        ) from None
 
 
 def _places(model: str) -> Iterator[Path]:
     yield _expanded(model)
-    if _looks_like_path(model):
+    if is_place(model):
         return
     from huggingface_hub import constants
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from transforms.hiding import key_words, shown
+
 SAME_COSINE = 0.9999
 """Vectors of one text are one model's from here on; a model's own noise is far smaller."""
 
@@ -42,8 +44,8 @@ class Access:
 
     @property
     def key_source(self) -> str | None:
-        """Where a key is read from, never the key."""
-        return self.key_variable or self.key_file or self.key_secret
+        """Where a key is read from, in words that hold neither the key nor a path."""
+        return key_words(self.key_variable, self.key_file, self.key_secret)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Target:
         """
         noted = {**_BEFORE, **other}
         return [
-            f"its {name} was {noted.get(field)!r} and is {getattr(self, field)!r} now"
+            f"its {name} was {shown(repr(noted.get(field)))} and is "
+            f"{shown(repr(getattr(self, field)))} now"
             for field, name in _COMPARED.items()
             if noted.get(field) != getattr(self, field)
         ]

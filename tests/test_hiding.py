@@ -1,0 +1,542 @@
+"""What is sent where, and what is shown of it: keys, passwords, servers that mix texts up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.settings import BACKENDS
+from tests.conftest import Call, Ran, Serve, files, make_store, memory
+from transforms import embedders, hiding
+from transforms.embedders import Access, Embedder, Target, endpoint, load_embedder, pace
+from transforms.embedders import http as http_embedder
+from transforms.embedders.fake import FakeEmbedder
+from transforms.errors import EmbedderError, TextRejected
+from transforms.rows import Vectors
+from transforms.staging import find_runs
+
+KEY = "gsk_Zq7vR2xKw9Lm4TbN8yHc3JdF6sP1uGeAoVi5"
+PASSWORD = "S3cr3t/Pw#x?Yz"
+DIMENSION = 8
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Wait little."""
+    monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(pace, "MOST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(http_embedder, "_START_SECONDS", 1.0)
+    monkeypatch.setattr("transforms.embedders.client._CONNECT_SECONDS", 0.1)
+    yield
+    embedders._load.cache_clear()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store of 20 rows."""
+    return make_store(tmp_path / "m.db", [memory(f"{at:02d}") for at in range(20)])
+
+
+def configure(home: Path, text: str) -> None:
+    file = home / ".config" / "ai-memory" / "config.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def holds_a_part(text: str, secret: str) -> bool:
+    return any(secret[at : at + 6] in text for at in range(len(secret) - 5))
+
+
+def assert_hidden(done: Ran, path: Path, *secrets: str) -> None:
+    """Nothing that is shown or kept holds six signs in a row of a secret."""
+    kept = files(path.parent / f"{path.name}.reembed")
+    for secret in secrets:
+        for said in (done.out, done.err, *(content.decode("latin-1") for content in kept.values())):
+            assert not holds_a_part(said, secret)
+    assert done.err.count("Traceback") == 0
+
+
+def at(url: str) -> list[str]:
+    return ["--backend", "openai-compatible", "--base-url", url, "--model", "m", "--dim", "8"]
+
+
+# What is shown.
+
+PROXIES = [
+    f"http://alice:{PASSWORD}@127.0.0.1:9",
+    "http://alice:S3cr3tPw#x@127.0.0.1:9",
+    "http://alice:S3cr3tPw?x@127.0.0.1:9",
+    "http://alice:12345678/Pw@127.0.0.1:9",
+    "http://S3cr3tPw:1",
+    "http://127.0.0.1:S3cr3tPw",
+    "S3cr3tPwS3cr3tPw://127.0.0.1",
+    "http://alice:S3cr3tPwX@[::1",
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "proxy"), zip(["HTTP_PROXY", "https_proxy", "ALL_PROXY"] * 3, PROXIES, strict=False)
+)
+def test_a_proxy_is_told_of_without_its_password(
+    name: str, proxy: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, proxy)
+    monkeypatch.setattr(http_embedder, "backoff", lambda attempt: 0.0)
+
+    done = reembed("--db", path, *at("http://192.0.2.1:9/v1"), real=True)
+
+    assert done.code == 3
+    assert_hidden(done, path, PASSWORD, "S3cr3tPwX", "12345678")
+
+
+CONFIGS = [
+    f'api_key_env = "{KEY}"',
+    f'api_key_env = ["{KEY}"]',
+    f'api_key_file = "{KEY}"',
+    f'api_key_file = ["{KEY}"]',
+    f'api_key_file = "~{KEY}/key"',
+    f'api_key_file = {{path = "{KEY}"}}',
+    f'base_url = ["{KEY}"]',
+    f'base_url = "http://{KEY}@127.0.0.1/v1"',
+    f'base_url = "http://127.0.0.1/v1?key={KEY}"',
+    f'base_url = "http://127.0.0.1:{KEY}/v1"',
+    f'base_url = "{KEY}"',
+    f'api_key = "{KEY}"',
+    f'"{KEY}" = 1\n"{KEY}" = 2',
+    f'model = "{KEY}',
+    f"[{KEY}]\n[{KEY}]",
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "dry"), [*((config, False) for config in CONFIGS), (CONFIGS[0], True)]
+)
+def test_a_key_in_the_wrong_setting_is_not_shown(
+    config: str, dry: bool, reembed: Call, path: Path, tmp_path: Path
+) -> None:
+    configure(tmp_path, f"[embeddings]\n{config}\n")
+    flags = at("http://127.0.0.1:9/v1")
+    if "base_url" in config:
+        del flags[2:4]
+
+    done = reembed("--db", path, *flags, *(["--dry-run"] if dry else []), real=True)
+
+    assert done.code in ((0, 2, 3) if dry else (2, 3))
+    assert_hidden(done, path, KEY)
+
+
+FLAGS: list[list[str]] = [
+    ["--api-key", KEY],
+    [f"--api-key={KEY}"],
+    [f"--insecure-key={KEY}"],
+    ["--key-secret", KEY],
+    ["--max-tokens", KEY],
+    ["--", "--secret_access_key", KEY],
+    ["--", f"--s3_secret_access_keys={KEY}"],
+    ["--workdir", f"s3://me:{KEY}@bucket/x"],
+    ["--base-url", f"http://{KEY}@127.0.0.1/v1"],
+    ["--db", f"postgresql://me:{KEY}@127.0.0.1/x"],
+    ["--db", f"postgresql+psycopg:me:{KEY}@127.0.0.1/x"],
+    ["--db", f"host=127.0.0.1 password={KEY}"],
+    ["--db", f"sqlite:///{KEY}"],
+]
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=lambda flags: " ".join(flags)[:25])
+def test_a_key_in_the_wrong_flag_is_not_shown(flags: list[str], reembed: Call, path: Path) -> None:
+    done = reembed("--db", path, "--backend", "openai", *flags, real=True)
+
+    assert done.code == (3 if "--base-url" in flags else 2)
+    assert_hidden(done, path, KEY)
+
+
+@pytest.mark.parametrize("variable", ["AI_MEMORY_DB", "AI_MEMORY_STORE_URL"])
+@pytest.mark.parametrize("command", [[], ["status"], ["verify"], ["rollback"], ["cleanup"]])
+def test_a_password_of_a_database_is_not_shown(
+    variable: str,
+    command: list[str],
+    reembed: Call,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(variable, f"postgresql://me:{PASSWORD}@127.0.0.1/x")
+
+    done = reembed(*command, *([] if variable == "AI_MEMORY_DB" else ["--db", path]))
+
+    assert done.code == (0 if variable != "AI_MEMORY_DB" and command[-1:] in CLEAN else 2)
+    assert_hidden(done, path, PASSWORD)
+
+
+CLEAN = (["status"], ["cleanup"])
+
+SAID: list[tuple[int, str]] = [
+    (401, f"{KEY[:15]}...{KEY[-15:]}"),
+    (401, KEY.upper()),
+    (400, " ".join(KEY)),
+    (400, "-".join(KEY)),
+    (422, f"batch size 2 > maximum 1, {KEY[20:27]}"),
+    (500, KEY[3:9]),
+    (429, f"too large {KEY[:8]}"),
+    (404, f"no {KEY[9:16]}"),
+]
+
+
+@pytest.mark.parametrize(("status", "said"), SAID)
+def test_a_server_that_repeats_a_part_of_the_key_is_not_quoted(
+    status: int, said: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", KEY)
+    body = json.dumps({"error": {"message": said}})
+    scenario = serve(
+        dimension=8,
+        faults=[
+            {"kind": "status", "status": status, "body": body, "headers": {"Retry-After": "9"}}
+        ],
+    )
+
+    with pytest.raises(EmbedderError) as error:
+        load_embedder(served(scenario.url, key_variable="A_KEY"))
+
+    assert f"HTTP {status}" in str(error.value)
+    assert not holds_a_part(str(error.value).casefold(), KEY.casefold())
+    assert said not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "to", [f"http://{KEY}.example/", f"http://a:{KEY}@b/", f"/x?{KEY}", f"http://b/{KEY}"]
+)
+def test_where_a_server_sends_on_to_is_shown_without_the_key(
+    to: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", KEY)
+    fault = {"kind": "status", "status": 307, "headers": {"Location": to}}
+
+    with pytest.raises(EmbedderError, match="sends on to") as error:
+        load_embedder(served(serve(faults=[fault]).url, key_variable="A_KEY"))
+
+    assert not holds_a_part(str(error.value).casefold(), KEY.casefold())
+
+
+def test_secrets_of_any_length_are_known_by_what_gives_them_away() -> None:
+    hiding.note_secret("short")
+    hiding.note_secret(KEY)
+
+    assert hiding.shown("a model of another sort") == "a model of another sort"
+    assert hiding.shown("it was short") == ""
+    assert hiding.shown(f"wrong: {KEY}") == "wrong: ***"
+    assert hiding.shown(f"wrong: {KEY[:5]}") == f"wrong: {KEY[:5]}"
+    assert hiding.shown(f"wrong: {KEY[:6]}") == ""
+
+
+def test_the_names_of_variables_that_are_shown_are_those_that_are_looked_at() -> None:
+    vendors = {name for _, names in BACKENDS.values() for name in names}
+    assert {"AI_MEMORY_EMBED_API_KEY", *vendors} == hiding.KEY_VARIABLES
+
+
+@pytest.mark.parametrize("flag", ["--model", "--base-url"])
+def test_a_key_that_would_be_kept_with_the_run_is_refused(
+    flag: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    flags = [*at("http://127.0.0.1:9/v1"), flag, f"http://127.0.0.1:9/{KEY}/v1"]
+
+    done = reembed("--db", path, *flags, real=True)
+
+    assert (done.code, "holds a key or a password" in done.error) == (2, True)
+    assert_hidden(done, path, KEY)
+
+
+STORES = {
+    "AI_MEMORY_STORE_URL": f"sqlite:///x?password={KEY}",
+    "AI_MEMORY_STORE_URL_FILE": f"postgresql://me:{KEY}@127.0.0.1/x",
+}
+
+
+@pytest.mark.parametrize("variable", STORES)
+def test_where_ai_memorys_store_is_said_to_be_is_shown_without_a_password(
+    variable: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, STORES[variable])
+
+    done = reembed("--db", path)
+
+    assert (done.code, variable in done.error) == (2, True)
+    assert_hidden(done, path, KEY)
+
+
+# What would end in a traceback.
+
+
+@pytest.mark.parametrize("url", ["http://" + "a" * 300 + "/v1", "http://a..b/v1", "http://.a/v1"])
+@pytest.mark.parametrize("egress", ["allow", "internal-only"])
+def test_a_host_that_can_be_none_is_refused(
+    url: str, egress: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AI_MEMORY_INFERENCE_EGRESS", egress)
+
+    done = reembed("--db", path, *at(url), real=True)
+
+    assert (done.code, "1 to 63 signs" in done.error) == (3, True)
+
+
+@pytest.mark.parametrize("what", ["missing", "directory", "empty", "/dev/zero"])
+def test_certificates_that_can_not_be_read_are_named(
+    what: str, reembed: Call, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / what if what != "/dev/zero" else Path(what)
+    if what == "directory":
+        file.mkdir()
+    elif what == "empty":
+        file.touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+
+    done = reembed("--db", path, *at("https://127.0.0.1:9/v1"), real=True)
+
+    assert (done.code, "SSL_CERT_FILE names no file" in done.error) == (3, True)
+
+
+# Two texts have two vectors.
+
+
+def served(url: str, backend: str = "openai", **access: Any) -> Target:
+    return Target(backend, "m", DIMENSION, access=Access(url, give_up_after=2.0, **access))
+
+
+@pytest.mark.parametrize("backend", ["openai-compatible", "ollama"])
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("reversed", "or in another order"),
+        ("shifted", "or in another order"),
+        ("constant", "the same vector for different texts"),
+    ],
+)
+def test_a_server_that_mixes_texts_up_is_no_embedder(
+    backend: str, kind: str, says: str, reembed: Call, serve: Serve, path: Path
+) -> None:
+    scenario = serve(dimension=DIMENSION, faults=[{"kind": kind}])
+    before = path.read_bytes()
+    flags = at(scenario.url)
+    flags[1] = backend
+
+    done = reembed("--db", path, *flags, real=True)
+
+    assert (done.code, says in done.error) == (3, True)
+    assert path.read_bytes() == before
+    assert not any(text.startswith("title") for text in scenario.log()["texts"])
+
+
+def test_a_server_that_mixes_texts_up_from_now_on_is_found_before_the_replacement(
+    serve: Serve,
+) -> None:
+    target = served(serve(dimension=DIMENSION, faults=[{"kind": "reversed", "after": 7}]).url)
+    probe = embedders.probe_embedder(load_embedder(target), DIMENSION)
+
+    with pytest.raises(EmbedderError, match="or in another order"):
+        embedders.require_same(target, probe.tolist())
+
+
+@pytest.mark.parametrize("most", [1, 2, 4])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_server_that_takes_few_texts_at_a_time_never_gets_more_of_the_rows(
+    most: int, named: bool, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse = {"kind": "status", "status": 400, "least": most + 1}
+    scenario = serve(
+        dimension=DIMENSION, **({"most_texts": most} if named else {"faults": [refuse]})
+    )
+    embedder = load_embedder(served(scenario.url))
+    embedders.probe_embedder(embedder, DIMENSION)
+    asked = len(scenario.log()["sizes"])
+    embedders.probe_embedder(embedder, DIMENSION)
+    texts = [f"text {at}" for at in range(9)]
+
+    found = embedders.embed_each(embedder, texts, DIMENSION)
+
+    assert found.tobytes() == FakeEmbedder(DIMENSION).embed(texts).tobytes()
+    said = [one for one in caplog.messages if "each text is sent alone" in one]
+    assert len(said) == (most == 1)
+    if most == 1:
+        assert set(scenario.log()["sizes"][asked:]) == {1}
+
+
+def test_texts_that_a_model_will_not_take_are_not_compared() -> None:
+    class Picky(FakeEmbedder):
+        def embed(self, texts: Sequence[str]) -> Vectors:
+            if any("Hafen" in text for text in texts):
+                raise TextRejected("not that one")
+            return super().embed(texts)
+
+    probe = embedders.probe_embedder(Picky(DIMENSION), DIMENSION)
+
+    assert probe.any(axis=1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.01])
+def test_a_little_noise_is_no_other_order(noise: float) -> None:
+    class Noisy(FakeEmbedder):
+        def embed(self, texts: Sequence[str]) -> Vectors:
+            vectors = super().embed(texts)
+            vectors += noise * len(texts) / 5 / DIMENSION**0.5
+            return vectors
+
+    embedders.probe_embedder(Noisy(DIMENSION), DIMENSION)
+
+
+# A manifest never says where to send what.
+
+
+@pytest.fixture
+def nothing_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note each key that is read and each embedder that is built."""
+    done: list[str] = []
+    read_key = endpoint.read_key
+
+    def note_key(access: Access) -> str | None:
+        done.append("key")
+        return read_key(access)
+
+    monkeypatch.setattr("transforms.embedders.client.read_key", note_key)
+    build = embedders._build
+
+    def note_build(target: Target) -> Embedder:
+        done.append("model")
+        return build(target)
+
+    monkeypatch.setattr(embedders, "_build", note_build)
+    return done
+
+
+def alter(path: Path, target: Mapping[str, Any], **access: Any) -> None:
+    [(run, manifest)] = find_runs(path)
+    values = {**manifest.target, **target}
+    if access:
+        values["access"] = {**(values["access"] or {}), **access}
+    run.write_manifest(replace(manifest, target=values))
+
+
+ALTERED: list[tuple[dict[str, Any], str]] = [
+    ({"url": "SINK"}, "with another path, so nothing was sent; say with --base-url"),
+    ({"url": "http://me:pw@127.0.0.1:9/v1"}, "at a URL that can't be shown, and the settings name"),
+    ({"key_variable": "UNRELATED"}, "the run sent the key in UNRELATED, and the settings say the"),
+    ({"key_variable": None, "key_file": "FILE"}, "the key in the file that api_key_file names, an"),
+    ({"key_variable": None}, "the run sent no key, and the settings say the key in AI_MEMORY_EMB"),
+    (
+        {"key_variable": None, "key_secret": "projects/p/secrets/s/versions/1"},
+        "the key in the secret that --key-secret names, and the settings say",
+    ),
+    ({"insecure_key": True}, "because of --insecure-key, so nothing was sent; say --insecure-key"),
+]
+
+
+@pytest.mark.parametrize(("access", "says"), ALTERED, ids=lambda value: str(value)[:30])
+def test_a_check_sends_nothing_where_only_the_manifest_says(
+    access: dict[str, Any],
+    says: str,
+    reembed: Call,
+    serve: Serve,
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_read: list[str],
+) -> None:
+    assert reembed("--db", path).code == 0
+    scenario, sink = serve(dimension=DIMENSION), serve(dimension=DIMENSION)
+    monkeypatch.setenv("AI_MEMORY_EMBED_BACKEND", "openai")
+    monkeypatch.setenv("AI_MEMORY_EMBED_BASE_URL", scenario.url)
+    monkeypatch.setenv("AI_MEMORY_EMBED_API_KEY", KEY)
+    monkeypatch.setenv("UNRELATED", "another-secret")
+    secret = tmp_path / "secret"
+    secret.write_text("another-secret")
+    secret.chmod(0o400)
+    honest = {"url": scenario.url, "key_variable": "AI_MEMORY_EMBED_API_KEY"}
+    alter(path, {"backend": "openai"}, **honest)
+    whole = reembed("verify", "--db", path, "--json", real=True)
+    assert (whole.code, whole.values["sampled"]) == (0, 20)
+    before = scenario.log()["requests"]
+    nothing_read.clear()
+    given = {"SINK": sink.url, "FILE": str(secret)}
+
+    alter(path, {}, **{name: given.get(str(value), value) for name, value in access.items()})
+    done = reembed("verify", "--db", path, "--json", real=True)
+
+    assert (done.code, done.values["checked"], done.values["sampled"]) == (0, 20, 0)
+    assert says in done.values["unchecked"]
+    assert (sink.log()["requests"], scenario.log()["requests"]) == (0, before)
+    assert nothing_read == []
+    # What a flag names today is asked, with today's key.
+    asked = reembed("verify", "--db", path, "--base-url", scenario.url, "--json", real=True)
+    assert asked.values["sampled"] == 20
+    assert scenario.log()["keys"] == [f"Bearer {KEY}"]
+    assert sink.log()["requests"] == 0
+
+
+@pytest.mark.parametrize("backend", ["ollama", "gemini", "local"])
+def test_a_backend_that_only_the_manifest_names_is_not_asked(
+    backend: str,
+    reembed: Call,
+    serve: Serve,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nothing_read: list[str],
+) -> None:
+    assert reembed("--db", path).code == 0
+    scenario = serve(dimension=DIMENSION)
+    monkeypatch.setenv("AI_MEMORY_EMBED_BACKEND", "openai")
+    monkeypatch.setenv("AI_MEMORY_EMBED_BASE_URL", scenario.url)
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    alter(path, {"backend": backend, "source": "/nowhere/model"}, url=scenario.url)
+    nothing_read.clear()
+
+    done = reembed("verify", "--db", path, "--json", real=True)
+
+    assert (done.code, done.values["sampled"]) == (0, 0)
+    why = "so nothing was loaded" if backend == "local" else "the settings name the backend openai"
+    assert why in done.values["unchecked"]
+    assert (scenario.log()["requests"], nothing_read) == (0, [])
+
+
+@pytest.mark.parametrize("source", ["/models/of/others", "maker/model", "./here", "here/there", ""])
+def test_a_model_is_not_loaded_from_where_only_the_manifest_says(
+    source: str, reembed: Call, path: Path, tmp_path: Path, nothing_read: list[str]
+) -> None:
+    assert reembed("--db", path).code == 0
+    (tmp_path / "here" / "there").mkdir(parents=True)
+    (tmp_path / "here" / "there" / "model.safetensors").touch()
+    named = {"backend": "local", "source": source, "model": source or "/models/of/others"}
+    alter(path, named)
+    nothing_read.clear()
+
+    done = reembed("verify", "--db", path, "--json", real=True)
+
+    assert (done.code, done.values["sampled"], nothing_read) == (0, 0, [])
+    assert (
+        "the settings name all-MiniLM-L6-v2, so nothing was loaded; say with --model where"
+        in (done.values["unchecked"])
+    )
+
+
+@pytest.mark.parametrize("source", ["all-MiniLM-L6-v2", "PACKAGED"])
+def test_a_model_that_its_name_leads_to_is_loaded(
+    source: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transforms.embedders.models import find_model
+
+    assert reembed("--db", path).code == 0
+    source = str(find_model("all-MiniLM-L6-v2")) if source == "PACKAGED" else source
+    alter(path, {"backend": "local", "source": source})
+    loaded: list[str] = []
+
+    def build(target: Target) -> Embedder:
+        loaded.append(target.source)
+        return FakeEmbedder(target.dimension)
+
+    monkeypatch.setattr(embedders, "_build", build)
+    done = reembed("verify", "--db", path, "--json", real=True)
+
+    assert (done.values["sampled"], loaded) == (20, [source])
