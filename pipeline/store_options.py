@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
 from typing import Any
 
 from pipeline.options import STORE_FLAGS, STORE_LISTS, Options
+from pipeline.paths import expanded, read_toml
 from transforms.errors import UsageError
 
 _NAMES = (*STORE_LISTS, *STORE_FLAGS)
-_MAX_BYTES = 1_000_000
 _SHOWN = 100
 
 
@@ -31,14 +29,8 @@ def store_config(options: Options) -> dict[str, Any]:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        with Path(path).expanduser().open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise ValueError(f"it is longer than {_MAX_BYTES:,} bytes")
-        values = tomllib.loads(content.decode())
-    except RecursionError:
-        raise UsageError(f"--config {path} is nested too deeply; correct it") from None
-    except (OSError, ValueError, RuntimeError) as error:  # The last for a home that nobody has.
+        values = read_toml(expanded(path))
+    except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"--config {path} can't be read as TOML ({why}); correct it") from None
     found: dict[str, Any] = {}
