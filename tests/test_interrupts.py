@@ -117,6 +117,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Ended(code)
 
     monkeypatch.setattr(os, "_exit", end)
+    # Descriptor 2 takes nothing; pipes are written to by other means.
     monkeypatch.setattr(os, "write", lambda *_: 0)
 
 
@@ -148,6 +149,20 @@ def test_a_signal_that_follows_at_once_is_the_same_and_a_later_one_ends_it(
     with pytest.raises(Ended) as end:
         state._interrupt(signal.SIGINT, None)
     assert end.value.args == (143,)
+
+
+@pytest.mark.usefixtures("ended")
+def test_a_signal_in_a_long_call_of_a_library_ends_the_program_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    reader, writer = os.pipe()
+    with os.fdopen(reader), os.fdopen(writer, "wb", buffering=0) as pipe:
+        pipe.write(bytes([signal.SIGCHLD, signal.SIGTERM]))
+        with pytest.raises(Ended) as end:
+            interrupts.Interrupts()._wait(reader)
+    assert (end.value.args, waited) == ((143,), [interrupts._UNWIND_SECONDS])
 
 
 # What libraries do with stderr, beside what reembed prints itself.
