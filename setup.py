@@ -54,5 +54,5 @@ setup(
             "types-psutil",
         ],
     },
-    entry_points={"console_scripts": ["reembed = pipeline.cli:entry"]},
+    entry_points={"console_scripts": ["reembed = pipeline.__main__:entry"]},
 )

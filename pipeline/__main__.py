@@ -1,6 +1,18 @@
-"""`python -m pipeline`."""
+"""`python -m pipeline`, and the console script: signals are taken before all else is imported."""
 
-from pipeline.cli import entry
+from typing import NoReturn
+
+from pipeline.interrupts import Interrupts
+
+
+def entry() -> NoReturn:
+    """Run the program; end the process with its exit code."""
+    interrupts = Interrupts()
+    interrupts.take()
+    from pipeline.cli import entry
+
+    entry(interrupts)
+
 
 if __name__ == "__main__":
     entry()

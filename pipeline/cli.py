@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import io
 import logging
@@ -13,13 +14,14 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from pipeline.interrupts import DONE, GOES_ON, NOTHING_STAGED, NUMBERS, SEE_STATUS, Interrupts
 from pipeline.options import RUNNERS, CommandOptions, Options
-from pipeline.output import open_closed_streams, print_result, tell
+from pipeline.output import open_streams, print_result, tell
+from pipeline.paths import check_database, expanded, working_directory
 from pipeline.words import NOTHING_WRITTEN, one_line
 from transforms.errors import IncompleteError, ReembedError, RunError, StoreError, UsageError
 from transforms.hiding import shown_complaint
@@ -27,6 +29,7 @@ from transforms.hiding import shown_complaint
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
+    from pipeline.plan import Plan
     from pipeline.settings import Settings
 
 _EPILOG = """\
@@ -58,30 +61,76 @@ _logger = logging.getLogger("reembed")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return the exit code."""
-    _quieten()
-    with _signals_recorded() as received:
-        try:
-            return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
-        except ReembedError as error:
-            if not received:
-                return _fail(error)
-        except BaseException:
-            # Runners turn an interruption into an error of their own.
-            if not received:
-                raise
-        sys.stderr = sys.__stderr__
-        tell(
-            "reembed: interrupted; what is staged stays and the same command goes on from there "
-            "(reembed status says how far it has come)"
-        )
-        os._exit(128 + received[0])  # The runner's threads would go on to the end of their range.
+    interrupts = Interrupts()
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    interrupts.take()
+    try:
+        return _main(list(sys.argv[1:] if arguments is None else arguments), interrupts)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def entry() -> NoReturn:
-    """The console script."""
+def entry(interrupts: Interrupts | None = None) -> NoReturn:
+    """Run the program and end the process, at a signal as `interrupts` says."""
     gc.disable()  # Until the imports are done, a tenth of whose time it takes.
-    open_closed_streams()
-    sys.exit(main())
+    if interrupts is None:
+        interrupts = Interrupts()
+        interrupts.take()
+    open_streams()
+    interrupts.watch()
+    try:
+        code = _main(sys.argv[1:], interrupts)
+    except SystemExit as end:  # After --help.
+        code = end.code if isinstance(end.code, int) else 0
+    except Exception as error:
+        if os.environ.get("REEMBED_TRACEBACK"):
+            raise
+        tell(f"reembed: error: {_unforeseen(error)}")
+        code = ReembedError.exit_code
+    interrupts.finish(code)
+    atexit._run_exitfuncs()
+    # Threads of libraries and what C++ tears down at the end of a process could abort it, and
+    # all is done.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            if stream is not None:
+                stream.flush()
+    os._exit(code)
+
+
+def _main(arguments: list[str], interrupts: Interrupts) -> int:
+    _quieten()
+    try:
+        try:
+            code = _dispatch(arguments, interrupts)
+        except ReembedError as error:
+            if interrupts.received:
+                raise
+            code = _fail(error)
+    except BaseException:
+        # Runners turn an interruption into an error of their own.
+        if not interrupts.received:
+            raise
+    if interrupts.received:  # Perhaps a library has swallowed it.
+        interrupts.end(interrupts.received)
+    interrupts.finish(code)
+    return code
+
+
+def _unforeseen(error: Exception) -> str:
+    """Describe an error that nothing has foreseen, without its words: they may hold anything."""
+    if isinstance(error, MemoryError):
+        return "there is too little memory; reembed status says what the store holds"
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    place = f" at {Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno}" if at else ""
+    said = f": {error}" if isinstance(error, ImportError) else ""
+    return (
+        f"reembed came upon something that it should have foreseen ({type(error).__name__}{place}"
+        f"{said}); reembed status says what the store holds, and REEMBED_TRACEBACK=1 shows more"
+    )
 
 
 def _fail(error: ReembedError) -> int:
@@ -124,31 +173,41 @@ def parse_options(arguments: Sequence[str]) -> Options:
         ours, beam_options = ours[:at], ours[at + 1 :]
     given = vars(_parser().parse_args(ours))
     given |= {name: tuple(given[name]) for name in ("key", "text")}
+    given["run_dir"] = _directory(given["run_dir"])
     return Options(**given, beam_options=tuple(beam_options))
 
 
 def parse_command(arguments: Sequence[str]) -> CommandOptions:
     """Parse the command line of a command; raise UsageError for what is wrong with it."""
     command, *rest = arguments
-    return CommandOptions(command, **vars(_command_parser(command).parse_args(rest)))
+    given = vars(_command_parser(command).parse_args(rest))
+    given["run_dir"] = _directory(given["run_dir"])
+    return CommandOptions(command, **given)
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _directory(named: str | None) -> str | None:
+    return named and str(working_directory() / expanded(named))
+
+
+def _dispatch(arguments: list[str], interrupts: Interrupts) -> int:
     if arguments and arguments[0] in COMMANDS:
-        return _run_command(parse_command(arguments))
-    return _run(parse_options(arguments))
+        return _run_command(parse_command(arguments), interrupts)
+    return _run(parse_options(arguments), interrupts)
 
 
-def _run_command(options: CommandOptions) -> int:
+def _run_command(options: CommandOptions, interrupts: Interrupts) -> int:
     from pipeline.resume import naming_incomplete
     from pipeline.settings import read_settings
     from pipeline.upkeep import run_command
     from transforms.stores import recover_store
 
     gc.enable()
+    interrupts.unwind()
+    if options.command in ("rollback", "cleanup"):
+        interrupts.line = SEE_STATUS
     # A model that can't be used now must not keep anyone from looking or going back.
     asked = Options(db=options.db, backend="local")
-    settings = read_settings(asked, os.environ, Path.cwd())
+    settings = read_settings(asked, os.environ, working_directory())
     database = _choose_database(settings)
     with naming_incomplete(database, options.run_dir):
         if options.command == "rollback":
@@ -165,7 +224,7 @@ def _run_command(options: CommandOptions) -> int:
                     insecure_key=options.insecure_key,
                 ),
                 os.environ,
-                Path.cwd(),
+                working_directory(),
             ),
         )
     code = 0 if report.trouble is None else report.trouble.exit_code
@@ -174,24 +233,26 @@ def _run_command(options: CommandOptions) -> int:
     return code if report.trouble is None else _fail(report.trouble)
 
 
-def _run(options: Options) -> int:
+def _run(options: Options, interrupts: Interrupts) -> int:
+    from pipeline import report
+    from pipeline.plan import make_plan
+    from pipeline.resume import naming_incomplete
     from pipeline.settings import read_settings
+    from transforms.stores import recover_store
 
     if options.beam_options or not options.dry_run:
+        from pipeline import surroundings
+        from pipeline.progress import showing_progress
         from pipeline.run import run_plan
         from pipeline.runners import parse_beam_options
 
         beam_options = parse_beam_options(options.runner, options.beam_options)
-    settings = read_settings(options, os.environ, Path.cwd())
+    interrupts.unwind()
+    settings = read_settings(options, os.environ, working_directory())
     database = _choose_database(settings)
-
-    from pipeline import report
-    from pipeline.plan import make_plan
-    from pipeline.resume import naming_incomplete
-    from transforms.stores import recover_store
-
     with naming_incomplete(database, options.run_dir):
         if not options.dry_run:
+            _require_idle(database)
             recover_store(database)
         plan = make_plan(database, settings, options)
     for line in report.preflight_lines(plan) if plan.ranges else [report.empty_line(plan)]:
@@ -202,28 +263,39 @@ def _run(options: Options) -> int:
             IncompleteError.exit_code if plan.late else 0,
             otherwise=NOTHING_WRITTEN,
         )
-    from pipeline import surroundings
-    from pipeline.progress import showing_progress
-
     if plan.ranges:
         for line in surroundings.warnings(database):
             _logger.warning("%s", line)
         doing = "loading" if plan.target.access is None else "asking the server for"
         tell(f"reembed: {doing} {plan.target}")
-    with naming_incomplete(database, options.run_dir):
-        outcome = run_plan(
-            plan,
-            runner=options.runner,
-            options=beam_options,
-            progress=showing_progress,
-            warn=lambda row: _logger.warning(
-                "[%s] skipped row %s: %s (previous vector %s)",
-                plan.run.run_id,
-                one_line(row.key),
-                row.reason,
-                "cleared" if plan.rules.clear_skipped else "kept",
-            ),
-        )
+    interrupts.line = NOTHING_STAGED if plan.earlier is None else GOES_ON
+
+    @contextmanager
+    def progress(plan: Plan) -> Iterator[None]:
+        interrupts.line = GOES_ON
+        with showing_progress(plan):
+            yield
+
+    try:
+        with naming_incomplete(database, options.run_dir):
+            outcome = run_plan(
+                plan,
+                runner=options.runner,
+                options=beam_options,
+                progress=progress,
+                warn=lambda row: _logger.warning(
+                    "[%s] skipped row %s: %s (previous vector %s)",
+                    plan.run.run_id,
+                    row.key,
+                    row.reason,
+                    "cleared" if plan.rules.clear_skipped else "kept",
+                ),
+            )
+    except BaseException:
+        if interrupts.received:
+            interrupts.line = _stopped_at(plan)
+        raise
+    interrupts.line = DONE
     show = report.outcome_json if options.json else report.outcome_text
     remaining = outcome.summary.remaining
     code = _deliver(
@@ -236,9 +308,34 @@ def _run(options: Options) -> int:
     return code
 
 
+def _require_idle(database: Path) -> None:
+    """Raise StagingError if another process is at work: what it has staged is not to be judged."""
+    from transforms.errors import StagingError
+    from transforms.staging import lock_holder
+
+    if holder := lock_holder(database):
+        raise StagingError(
+            f"another run is at work on {database.resolve()} ({holder}); wait for it to end"
+        )
+
+
+def _stopped_at(plan: Plan) -> str:
+    """Say what an interrupted run leaves."""
+    from transforms.errors import StagingError
+    from transforms.staging import State
+
+    if not plan.run.exists:
+        return NOTHING_STAGED
+    try:
+        state = plan.run.read_manifest().state
+    except StagingError:
+        return SEE_STATUS
+    return GOES_ON if state in (State.STAGING, State.REPLACING) else DONE
+
+
 def _choose_database(settings: Settings) -> Path:
     if settings.database is not None:
-        return settings.database
+        return check_database(settings.database)
     if settings.demo is None:
         raise UsageError(
             "no database was named, and there is no ai-memory.db here; name one with --db or "
@@ -264,9 +361,16 @@ def _choose_database(settings: Settings) -> Path:
     return settings.demo
 
 
+_LONGEST_COMPLAINT = 300
+"""Characters of argparse's complaint, which quotes values."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{shown_complaint(message)}; see reembed --help")
+        said = shown_complaint(message)
+        if len(said) > _LONGEST_COMPLAINT:
+            said = f"{said[:_LONGEST_COMPLAINT]}..."
+        raise UsageError(f"{said}; see reembed --help")
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
         if why := print_result(self.format_help().rstrip("\n")):
@@ -495,23 +599,3 @@ def _tell_of_thread(trouble: threading.ExceptHookArgs) -> None:
     lost = trouble.exc_type.__module__.startswith("grpc")
     if not lost or os.environ.get("REEMBED_TRACEBACK"):
         threading.__excepthook__(trouble)
-
-
-@contextmanager
-def _signals_recorded() -> Iterator[list[int]]:
-    """Take SIGTERM like Ctrl-C, and remember which of them came."""
-    received: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        received.append(number)
-        sys.stderr = io.StringIO()  # Runners print the traceback of what ends them.
-        raise KeyboardInterrupt
-
-    before = {
-        number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -49,6 +49,13 @@ _PASSWORD = re.compile(r"//[^/@]*:[^@]*@")
 
 MOST_SECONDS = 30 * 86_400
 
+MAX_COUNT = 10**15
+"""Of rows or tokens: more than there are, and still a number of 64 bits."""
+
+MAX_PAUSE_MS = 86_400_000
+
+MAX_PRICE = 1e6
+
 MAX_DIMENSION = 1_000_000
 """The longest vector that may be asked for, far beyond that of any model."""
 
@@ -130,14 +137,18 @@ class Options:
         for name in STORE_LISTS:
             if "" in getattr(self, name):
                 raise UsageError(f"{_flag(name)} is empty; name a column, or leave it out")
-        texts = ("namespace", "model", "base_url", "document_prefix", *STORE_FLAGS, *STORE_LISTS)
-        for name in texts:
-            try:
-                " ".join(getattr(self, name) or ()).encode()
-            except UnicodeEncodeError:
-                raise UsageError(
-                    f"{_flag(name)} holds bytes that are no text; give them as UTF-8"
-                ) from None
+        _check_texts(
+            self,
+            "namespace",
+            "model",
+            "base_url",
+            "document_prefix",
+            "run_dir",
+            "workdir",
+            "device",
+            *STORE_FLAGS,
+            *STORE_LISTS,
+        )
         if not 0 <= self.batch <= 10_000:
             raise UsageError(f"--batch must be from 0 (use the settings) to 10000: {self.batch}")
         if self.dim is not None and not 1 <= self.dim <= MAX_DIMENSION:
@@ -167,7 +178,7 @@ class Options:
         given = [_flag(name) for name in modes if getattr(self, name)]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} exclude each other; give one of them")
-        if self.max_rows is not None and self.max_rows < 1:
+        if self.max_rows is not None and not 1 <= self.max_rows <= MAX_COUNT:
             raise UsageError(f"--max-rows must be a positive number of rows: {self.max_rows}")
         if self.partial and self.max_rows is None:
             raise UsageError("--partial goes with --max-rows, which says how many rows to take")
@@ -179,6 +190,8 @@ class Options:
             raise UsageError("--fresh and --retry-skipped exclude each other; give one of them")
         if self.sleep_ms < 0:
             raise UsageError(f"--sleep-ms must be 0 or more milliseconds: {self.sleep_ms}")
+        if self.sleep_ms > MAX_PAUSE_MS:
+            raise UsageError(f"--sleep-ms may be a day ({MAX_PAUSE_MS}) at most: {self.sleep_ms}")
         if self.max_skipped is not None and not 0 <= self.max_skipped <= 1:
             raise UsageError(
                 f"--max-skipped must be a share from 0 to 1, or from 0% to 100%: {self.max_skipped}"
@@ -195,12 +208,14 @@ class Options:
             if not 0 < getattr(self, name) <= MOST_SECONDS:
                 value = getattr(self, name)
                 raise UsageError(f"{_flag(name)} must be a time of up to 30 days: {value}")
-        if self.max_tokens is not None and self.max_tokens < 1:
+        if self.max_tokens is not None and not 1 <= self.max_tokens <= MAX_COUNT:
             raise UsageError(f"--max-tokens must be a positive number: {self.max_tokens}")
         _check_secret(self.key_secret)
         price = self.price_per_million
         if price is not None and not 0 <= price < math.inf:
             raise UsageError(f"--price-per-million must be 0 or more: {price}")
+        if price is not None and price > MAX_PRICE:
+            raise UsageError(f"--price-per-million may be {MAX_PRICE:,.0f} at most: {price}")
 
     @property
     def mode(self) -> Mode:
@@ -230,7 +245,20 @@ class CommandOptions:
         for name in ("db", "run_dir", "run", "model", "backend", "base_url", "key_secret"):
             if getattr(self, name) == "":
                 raise UsageError(f"{_flag(name)} is empty; give a value, or leave it out")
+        _check_texts(self, "run_dir", "run", "model", "base_url")
         _check_secret(self.key_secret)
+
+
+def _check_texts(options: Options | CommandOptions, *names: str) -> None:
+    """Raise UsageError for what could not be noted: bytes that are not UTF-8."""
+    for name in names:
+        value = getattr(options, name)
+        try:
+            " ".join(value or ()).encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{_flag(name)} holds bytes that are no text; give them as UTF-8"
+            ) from None
 
 
 def _check_secret(name: str | None) -> None:

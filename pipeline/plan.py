@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.options import LOCAL_RUNNERS, Options
 from pipeline.outside import Outside, find_moved, is_part, look_outside, other_columns
+from pipeline.paths import expanded, require_utf8, working_directory
 from pipeline.resume import (
     Earlier,
     choose_rules,
@@ -188,7 +189,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
     """
     store = choose_store(database, options.namespace, store_config(options))
     if store.kind == "ai-memory":
-        check_is_store(settings, database, Path.cwd())
+        check_is_store(settings, database, working_directory())
     target, counter = _find_target(settings, options)
     runs = list_runs(store.path, options.run_dir)
     scope = find_scope(runs, namespace=options.namespace, mode=options.mode, store=store.config)
@@ -226,7 +227,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         outside = look_outside(store, target, moved, left=survey.meant_with_vector)
     parent = staging_root(store.path)
     if options.run_dir:
-        parent = run_parent(Path(options.run_dir).expanduser(), store.path)
+        parent = run_parent(expanded(options.run_dir), store.path)
     ours = [earlier.run] if earlier else discarded
     return Plan(
         store=store,
@@ -296,6 +297,7 @@ def _find_target(settings: Settings, options: Options) -> tuple[Target, TokenCou
 def _local_target(settings: Settings, options: Options) -> tuple[Target, TokenCounter]:
     device = options.device and check_device(options.device)
     source = absolute_source(settings.model)
+    require_utf8(source, "the path of the model")
     model = canonical_name(source)
     files = describe_model(source)
     dimension = files.dimension or _measured(source)
@@ -394,7 +396,7 @@ def _work_directory(place: str, settings: Settings) -> str:
                 f"{place}; nothing was copied: name a path of this machine, or change the setting"
             )
         return place
-    return str(Path(place.removeprefix("file://")).expanduser().absolute())
+    return str(working_directory() / expanded(place.removeprefix("file://")))
 
 
 def whole_batches(batch: int) -> int:

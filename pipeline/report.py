@@ -6,7 +6,6 @@ these may not go. JSON is one line.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pipeline.outside import Outside, by_dimension
 from pipeline.plan import Plan
 from pipeline.resume import describe
 from pipeline.settings import LOCAL
-from pipeline.words import NOTHING_WRITTEN, counts, duration, nearest, one_line, table
+from pipeline.words import NOTHING_WRITTEN, counts, duration, json_line, nearest, one_line, table
 from transforms.embedders.endpoint import host
 from transforms.hiding import origin
 from transforms.modes import Mode
@@ -574,4 +573,4 @@ def _tokens(values: Mapping[str, Any], *, served: bool) -> str:
 
 
 def _line(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, ensure_ascii=False)
+    return json_line(values)

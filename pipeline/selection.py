@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.resume import Runs, describe
+from pipeline.words import json_line
 from transforms.embedders import Target
 from transforms.errors import IncompleteError, ReembedError, UsageError
 from transforms.modes import Mode
@@ -35,7 +35,7 @@ class Report:
     @property
     def json(self) -> str:
         """The result as one line of JSON."""
-        return json.dumps({"schema_version": 1, **self.values}, ensure_ascii=False)
+        return json_line({"schema_version": 1, **self.values})
 
 
 def can_be_undone(manifest: Manifest) -> bool:

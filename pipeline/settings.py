@@ -9,13 +9,14 @@ file, then the older flat keys, then a default. The file is
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.options import MAX_DIMENSION, Options
+from pipeline.paths import expanded, find_dead_link, read_file, read_toml
 from transforms.embedders.endpoint import EGRESS, is_exposed
 from transforms.embedders.models import MINILM, is_minilm
 from transforms.errors import EmbedderError, NoEmbedderError, UsageError
@@ -202,9 +203,10 @@ def check_is_store(settings: Settings, database: Path, directory: Path) -> None:
     if file is not None:
         variable = STORE_URL_FILE
         try:
-            url = file.read_text(encoding="utf-8").strip()
+            url = read_file(file).decode().strip()
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or "it is not UTF-8"
+            text = isinstance(error, UnicodeError)
+            why = getattr(error, "strerror", None) or ("it is not UTF-8" if text else error)
             raise UsageError(
                 f"{variable} names a file that can't be read ({why}), so it can't be told where "
                 "ai-memory's store is; correct it, or unset it for this command"
@@ -295,7 +297,7 @@ def _database(options: Options, ladder: _Ladder, directory: Path) -> Path | None
             "reembed moves SQLite files only; give the path of one"
         )
     if named:
-        return directory / _expanded(named)
+        return directory / expanded(named)
     default = directory / DEFAULT_DATABASE
     return default if default.exists() else None
 
@@ -307,12 +309,11 @@ _LIKE_A_URL = re.compile(
 )
 
 
-def _expanded(path: str, *, secret: bool = False) -> Path:
+def _key_path(path: str) -> Path:
     try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        where = "api_key_file" if secret else shown(path)
-        raise UsageError(f"there is no such home as in {where}; correct the path") from None
+        return expanded(path)
+    except UsageError:  # Not quoted: it may be the key itself.
+        raise UsageError("api_key_file names a home that nobody has; correct the path") from None
 
 
 def _key_source(ladder: _Ladder, backend: str, directory: Path) -> tuple[str | None, str | None]:
@@ -329,7 +330,7 @@ def _key_source(ladder: _Ladder, backend: str, directory: Path) -> tuple[str | N
             ladder.sources["key"] = f"{variable} is set"
             return variable, None
     if file := ladder.text("key", table=["api_key_file"]):
-        path = directory / _expanded(file, secret=True)
+        path = directory / _key_path(file)
         # Not quoted: it may be the key itself.
         try:
             if not path.is_file():
@@ -394,6 +395,8 @@ class _Ladder:
             raise UsageError(
                 f"{name} in {self.file} must be a text{shown_value(name or '', value)}"
             )
+        if value and "\0" in value:
+            raise UsageError(f"{name} in {self.file} holds a NUL; correct it")
         if value and not _is_text(value):
             raise UsageError(f"{name} holds bytes that are no text; correct it")
         return value.strip() if value else None
@@ -446,16 +449,22 @@ class _Ladder:
 
 
 def _read_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
-    home = environment.get("HOME") or str(Path.home())
-    base = environment.get("XDG_CONFIG_HOME") or f"{home}/.config"
+    """The configuration file and what is in it: nothing if it is absent, or nobody has a home."""
+    base = environment.get("XDG_CONFIG_HOME") or f"{environment.get('HOME') or '~'}/.config"
     path = Path(base) / "ai-memory" / "config.toml"
+    with suppress(UsageError):  # A user of a container may have no home.
+        path = expanded(str(path))
     if environment.get("AI_MEMORY_NO_CONFIG"):
         return path, {}
     try:
-        if not path.is_file():
-            return path, {}
-        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+        # Else another model would be taken than the one that is configured.
+        if link := find_dead_link(path):
+            raise ValueError(f"{link} is a link to {link.readlink()}, where nothing is")
+        return path, read_toml(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return path, {}
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"the configuration {path} can't be read: {file_trouble(error)}; correct it"
+            f"the configuration {path} can't be read: {file_trouble(error)} "
+            "(AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
         ) from None

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import tomllib
-from pathlib import Path
 from typing import Any
 
 from pipeline.options import STORE_FLAGS, STORE_LISTS, Options
+from pipeline.paths import expanded, read_toml
 from transforms.errors import UsageError
 from transforms.hiding import file_trouble, is_secret_name, shown
 
 _NAMES = (*STORE_LISTS, *STORE_FLAGS)
-_MAX_BYTES = 1_000_000
+_SHOWN = 100
 
 
 def store_config(options: Options) -> dict[str, Any]:
@@ -32,14 +30,8 @@ def store_config(options: Options) -> dict[str, Any]:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        with Path(path).expanduser().open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise OSError(errno.EFBIG, f"it is longer than {_MAX_BYTES:,} bytes")
-        values = tomllib.loads(content.decode())
-    except RecursionError:
-        raise UsageError(f"--config {path} is nested too deeply; correct it") from None
-    except (OSError, ValueError, RuntimeError) as error:  # The last for a home that nobody has.
+        values = read_toml(expanded(path))
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"--config {path} can't be read as TOML ({file_trouble(error)}); correct it"
         ) from None
@@ -49,13 +41,13 @@ def _read(path: str) -> dict[str, Any]:
         if known not in _NAMES:
             known_names = ", ".join(_NAMES)
             raise UsageError(
-                f"--config {path} sets {shown(name)}, which is not one of {known_names}"
+                f"--config {path} sets {shown(name)[:_SHOWN]}, which is not one of {known_names}"
             )
         if known in found:
             raise UsageError(f"--config {path} sets {known} twice, with a hyphen and without one")
         listed = value if known in STORE_LISTS and isinstance(value, list) else [value]
         if not all(isinstance(one, str) and one for one in listed):
-            held = "" if is_secret_name(known) else f" to {shown(repr(value))}"
+            held = "" if is_secret_name(known) else f" to {shown(repr(value))[:_SHOWN]}"
             raise UsageError(f"--config {path} sets {known}{held}, which is no text")
         found[known] = listed if known in STORE_LISTS else value
     return found

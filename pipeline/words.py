@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -20,6 +21,16 @@ def one_line(text: str) -> str:
     'a\\\\nb 日本'
     """
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def json_line(values: Mapping[str, Any]) -> str:
+    """Give values as one line of JSON; a terminal gets no control characters.
+
+    >>> json_line({"name": "日\\x1b\\x9b"})
+    '{"name": "日\\\\u001b\\\\u009b"}'
+    """
+    text = json.dumps(values, ensure_ascii=False)
+    return "".join(sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)
 
 
 def duration(seconds: float) -> str:
@@ -55,8 +66,9 @@ def counts(numbers: Mapping[Any, int]) -> str:
 
 def table(lines: Mapping[str, str]) -> str:
     """Lay out names and values in two columns."""
-    width = max(map(len, lines)) + 2
-    return "\n".join(f"{name:<{width}}{value}" for name, value in lines.items())
+    rows = [(one_line(name), one_line(value)) for name, value in lines.items()]
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import pytest
 
-from pipeline.output import open_closed_streams
+from pipeline.output import open_streams
 from tests.conftest import Call, Ran, half_replace, jam, make_store, memory, select
 from transforms.staging import staging_root
 
@@ -157,7 +157,7 @@ def test_a_descriptor_that_is_closed_is_no_files_that_is_opened_next() -> None:
     kept = os.dup(0)
     os.close(0)
     try:
-        open_closed_streams()
+        open_streams()
         assert os.fstat(0).st_rdev == Path(os.devnull).stat().st_rdev
     finally:
         os.dup2(kept, 0)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import interrupts
 from tests import fake_program
 from tests.conftest import Program, clean_environment, make_store, memory, select
 from transforms.embedders import PROBE_TEXTS, fake
@@ -28,6 +29,7 @@ INTERRUPTED = (
     "reembed: interrupted; what is staged stays and the same command goes on from there "
     "(reembed status says how far it has come)"
 )
+NOTHING_STAGED = f"reembed: {interrupts.NOTHING_STAGED}"
 UNCHANGED = "reembed: this command wrote nothing to the store"
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
@@ -160,7 +162,7 @@ def test_a_run_stops_at_once_also_where_the_model_is_slow_and_the_user_impatient
         first.wait_until(texts.exists)
         found, stderr, seconds = first.interrupt(signal.SIGINT, times)
 
-    assert (found, stderr.splitlines()[-1]) == (130, INTERRUPTED)
+    assert (found, stderr.splitlines()[-1]) == (130, NOTHING_STAGED)
     assert "Traceback" not in stderr
     assert seconds < BOUND_SECONDS
 

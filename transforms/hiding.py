@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import tomllib
 import unicodedata
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote, unquote, urlsplit
@@ -91,7 +92,7 @@ def is_secret_name(name: str) -> bool:
 def file_trouble(error: BaseException) -> str:
     """Why a file of settings can't be read, without a word of what is in it.
 
-    >>> file_trouble(ValueError("Cannot declare sk-1 twice (at line 3, column 4)"))
+    >>> file_trouble(tomllib.TOMLDecodeError("Cannot declare sk-1 twice (at line 3, column 4)"))
     'it is no TOML, at line 3, column 4'
     """
     if isinstance(error, UnicodeDecodeError):
@@ -100,6 +101,8 @@ def file_trouble(error: BaseException) -> str:
         return "there is no such home"
     if why := getattr(error, "strerror", None):
         return str(why)
+    if not isinstance(error, tomllib.TOMLDecodeError):  # In our own words, or Python's of a path.
+        return str(error)
     place = re.search(r"\(at (line \d+, column \d+|end of document)\)$", str(error))
     return f"it is no TOML, at {place[1]}" if place else "it is no TOML"
 

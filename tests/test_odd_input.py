@@ -1,0 +1,297 @@
+"""Values that nobody should give: each flag and setting, paths, files, the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.options import CommandOptions, Options
+from pipeline.words import json_line
+from tests.conftest import Call, Ran, files, make_store, memory
+from transforms.staging import lock_database
+
+COMMANDS: tuple[list[str], ...] = ([], ["status"], ["verify"], ["rollback"], ["cleanup"])
+DEEP = f"a = {'[' * 20_000}{']' * 20_000}"
+DOTS = f"{'.'.join('a' * 20_000)} = 1"
+DEEPER = f"{'.'.join('a' * 100)} = 1"
+WIDE = f"table = 0x{'f' * 20_000}"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "store").mkdir()
+    rows = [memory(f"{at}", embedding=b"\1" + bytes(12), embedding_dim=3) for at in range(3)]
+    return make_store(tmp_path / "store" / "m.db", rows)
+
+
+def refused(ran: Ran, code: int | None = None) -> str:
+    """The one sentence that a refusal consists of."""
+    assert ran.out == ""
+    assert code is None or ran.code == code
+    assert ran.code in (1, 2)
+    assert "foreseen" not in ran.err
+    assert len(ran.err) < 3_000
+    return ran.error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("name", "code", "why"),
+    [
+        ("loop", 1, "a link leads back to itself"),
+        ("a" * 300, 1, "File name too long"),
+        ("a" * 250, 1, "File name too long"),  # The names beside it are longer.
+        (os.fsdecode(b"n\xff.db"), 2, "is not UTF-8"),
+        (os.fsdecode(b"d\xff/m.db"), 2, "is not UTF-8"),
+        ("to-odd.db", 2, "is not UTF-8"),
+        ("~nosuchuser/m.db", 2, "there is no such home"),
+    ],
+)
+def test_a_path_that_can_be_no_databases_is_refused(
+    command: list[str], name: str, code: int, why: str, path: Path, reembed: Call
+) -> None:
+    place = path.parent
+    odd = place / os.fsdecode(b"d\xff")
+    odd.mkdir()
+    for copy in (odd / "m.db", place / os.fsdecode(b"n\xff.db"), place / ("a" * 250)):
+        copy.write_bytes(path.read_bytes())
+    (place / "loop").symlink_to("loop")
+    (place / "to-odd.db").symlink_to(odd / "m.db")
+    before = files(place)
+
+    named = name if name.startswith("~") else place / name
+    ran = reembed(*command, "--db", named)
+
+    assert why in refused(ran, code)
+    assert files(place) == before
+
+
+def test_control_characters_of_a_name_never_reach_a_terminal(path: Path, reembed: Call) -> None:
+    odd = path.with_name("e\x1b[31m\r\n\x9b\u202e.db")
+    path.rename(odd)
+
+    flags = ["--db", odd, "--model", "m\x1b]0;x\x07", "--dim", "4"]
+    for arguments in (
+        ["--dry-run", *flags],
+        flags,
+        ["status", "--db", odd],
+        ["verify", *flags[:2]],
+    ):
+        for how in ([], ["--json"]):
+            ran = reembed(*arguments, *how)
+            assert ran.code in (0, 1, 6)
+            shown = ran.out + ran.err
+            assert {sign for sign in shown if not sign.isprintable()} <= {"\n"}
+            if how:
+                assert ran.values["schema_version"] == 1
+    assert str(odd) in {ran.values["database"] for ran in [reembed("status", *flags[:2], "--json")]}
+    gone = reembed("status", "--db", f"{odd}x")
+    assert gone.error.isprintable()
+
+
+def test_json_for_a_terminal_is_still_json() -> None:
+    values = {"a\x9b": ["\x1b", "日本 \u3000", "\U000e0001", "\u2028", 1.5]}
+
+    assert json.loads(json_line(values)) == values
+    assert json_line(values).isprintable()
+
+
+def broken_config(kind: str, place: Path) -> None:
+    """Put something in a file's place."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    contents: dict[str, Callable[[], Any]] = {
+        "deep": lambda: place.write_text(DEEP),
+        "many dots": lambda: place.write_text(DOTS),
+        "some dots": lambda: place.write_text(DEEPER),
+        "a huge number": lambda: place.write_text(WIDE),
+        "long": lambda: place.write_text("#" * 1_000_001),
+        "no UTF-8": lambda: place.write_bytes(b"a = '\xff'"),
+        "a directory": place.mkdir,
+        "a FIFO": lambda: os.mkfifo(place),
+        "a device": lambda: place.symlink_to("/dev/zero"),
+        "a link to nowhere": lambda: place.symlink_to("nowhere"),
+        "a link to itself": lambda: place.symlink_to(place.name),
+    }
+    contents[kind]()
+
+
+KINDS_OF_FILES = (
+    *("deep", "many dots", "some dots", "a huge number", "long", "no UTF-8"),
+    *("a directory", "a FIFO", "a device", "a link to nowhere", "a link to itself"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FILES)
+def test_a_file_of_settings_that_is_none_is_named_and_refused(
+    kind: str, path: Path, tmp_path: Path, reembed: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.toml"
+    broken_config(kind, own)
+    assert str(own) in refused(reembed("--db", path, "--dry-run", "--config", own), 2)
+
+    place = tmp_path / "xdg" / "ai-memory" / "config.toml"
+    broken_config(kind, place)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    for command in (["--dry-run"], ["status"], ["rollback"]):
+        assert str(place) in refused(reembed(*command, "--db", path), 2)
+    monkeypatch.setenv("AI_MEMORY_NO_CONFIG", "1")
+    assert reembed("--db", path, "--dry-run").code == 0
+
+
+def test_a_directory_of_settings_that_leads_nowhere_is_not_taken_for_absent(
+    path: Path, tmp_path: Path, reembed: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    (tmp_path / "xdg").mkdir()
+    assert reembed("--db", path, "--dry-run").code == 0
+    (tmp_path / "xdg" / "ai-memory").symlink_to("unmounted")
+
+    assert "is a link to unmounted, where nothing is" in refused(reembed("--db", path), 2)
+
+
+def test_a_user_without_a_home_needs_none(
+    path: Path, reembed: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody(_: object) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+
+    assert reembed("--db", path, "--dry-run").code == 0
+    assert reembed("status", "--db", path).code == 0
+    assert "no such home" in refused(reembed("status", "--db", "~/m.db"), 2)
+    for flag in ("--run-dir", "--config", "--workdir"):
+        assert "no such home" in refused(reembed("--db", path, "--dry-run", flag, "~/x"), 2)
+
+
+def test_a_working_directory_that_is_gone_is_named(
+    path: Path, tmp_path: Path, reembed: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for command in COMMANDS:
+        assert "the working directory can't be told" in refused(reembed(*command, "--db", path), 2)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_beside_another_one_says_who_is_at_work_before_it_judges_what_is_staged(
+    path: Path, reembed: Call
+) -> None:
+    assert reembed("--db", path, "--model", "a", "--max-rows", "1").code == 0
+    with lock_database(path):
+        for more in ([], ["--fresh"]):
+            ran = reembed("--db", path, "--model", "b", *more)
+            said = f"another run is at work on {path} (process {os.getpid()}, since "
+            assert refused(ran, 1).startswith(said)
+
+
+FLAGS = [field.name for field in fields(Options) if field.name != "beam_options"]
+SWITCHES = [field.name for field in fields(Options) if field.type == "bool"]
+ODD = (
+    *("", " ", "0", "-0", "-1", "1", "nan", "inf", "-inf", "1e400", "5e-324", "1e308", "0x10"),
+    *("9" * 30, "9" * 5_000, f"-{'9' * 30}", str(2**63), "1_0", "٣", "1h", "1e9h", "nanm", "%"),
+    *("nan%", "inf%", "1e309%", "x" * 5_000, "a\x1b[31m\r\n\x9b", os.fsdecode(b"\xff"), "日本"),
+    *("~", "~nosuchuser/x", "/", "/dev/null", "/dev/zero", "/proc/self/mem", ".", "..", "a/b"),
+    *("file://", "gs://x", "s3://", "http://", "http://[", "https://h:99999", "://", "{", "--"),
+    *("local", "ollama", "openai", "table", "llm", "float16", "cpu", "cuda", "keep", "clear"),
+)
+KEYS = (
+    *("tier", "db", "embed_url", "ollama_url", "embedding_model", "embeddings.backend"),
+    *("embeddings.base_url", "embeddings.url", "embeddings.model", "embeddings.dim"),
+    *("embeddings.backfill_batch", "embeddings.api_key", "embeddings.api_key_file"),
+    *("embeddings.api_key_env", "embeddings"),
+)
+VARIABLES = (
+    *("AI_MEMORY_DB", "AI_MEMORY_EMBED_BACKEND", "AI_MEMORY_EMBED_BASE_URL"),
+    *("AI_MEMORY_EMBED_MODEL", "AI_MEMORY_EMBED_DIM", "AI_MEMORY_EMBED_BACKFILL_BATCH"),
+    *("AI_MEMORY_EMBED_API_KEY", "AI_MEMORY_INFERENCE_EGRESS", "AI_MEMORY_STORE_URL"),
+    *("AI_MEMORY_STORE_URL_FILE", "AI_MEMORY_NO_CONFIG", "HOME", "XDG_CONFIG_HOME", "TMPDIR"),
+    *("COLUMNS", "TERM", "LANG"),
+)
+TOML = st.one_of(
+    st.sampled_from([*(one for one in ODD if one.isprintable()), "\0", "a\0b"]).map(json.dumps),
+    st.sampled_from(
+        *[["nan", "inf", "true", "[]", "{}", "[[1]]", "1979-05-27", "0", "-1", str(2**63 - 1)]]
+    ),
+)
+
+
+def one_sentence(ran: Ran) -> None:
+    """Whatever was asked for: a plan, or one sentence."""
+    assert ran.code in range(7), ran.err
+    errors = [line for line in ran.err.splitlines() if line.startswith("reembed: error: ")]
+    assert len(errors) == (ran.code != 0), ran.err
+    assert {sign for sign in ran.out + ran.err if not sign.isprintable()} <= {"\n"}
+    assert len(ran.err) < 20_000
+
+
+@given(st.data())
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_flags_settings_and_variables_of_whatever_values_give_a_plan_or_one_sentence(
+    path: Path,
+    tmp_path: Path,
+    reembed: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    data: st.DataObject,
+) -> None:
+    odd = st.sampled_from(ODD)
+    flags = data.draw(st.dictionaries(st.sampled_from(FLAGS), odd, max_size=3))
+    variables = data.draw(st.dictionaries(st.sampled_from(VARIABLES), odd, max_size=2))
+    config = data.draw(st.dictionaries(st.sampled_from(KEYS), TOML, max_size=2))
+    command = data.draw(st.sampled_from(COMMANDS))
+    own = {field.name for field in fields(CommandOptions)}
+    named = [
+        f"--{name.replace('_', '-')}" + ("" if name in SWITCHES else f"={value}")
+        for name, value in flags.items()
+        if not command or name in own
+    ]
+    file = tmp_path / ".config" / "ai-memory" / "config.toml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{name} = {value}\n" for name, value in config.items()))
+    before = files(path.parent)
+    with monkeypatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        start = command or ["--dry-run"]
+        db = [] if data.draw(st.booleans()) and "db" not in flags else [f"--db={path}"]
+        one_sentence(reembed(*start, *db, *named))
+    assert files(path.parent) == before
+
+
+@pytest.mark.parametrize("flag", ["--sleep-ms", "--dim", "--max-rows", "--max-tokens", "--batch"])
+@pytest.mark.parametrize("number", ["9" * 30, f"-{'9' * 30}", "9" * 5_000])
+def test_a_number_that_is_no_machines_is_refused(
+    flag: str, number: str, path: Path, reembed: Call
+) -> None:
+    assert flag in refused(reembed("--db", path, f"{flag}={number}"), 2)
+
+
+def test_a_price_that_would_make_an_infinity_is_refused(path: Path, reembed: Call) -> None:
+    said = refused(reembed("--db", path, "--price-per-million", "1e308"), 2)
+    assert said.startswith("--price-per-million may be 1,000,000 at most")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a FIFO is made")
+def test_the_file_of_a_url_is_read_like_any_other(
+    path: Path, tmp_path: Path, reembed: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "url")
+    monkeypatch.setenv("AI_MEMORY_STORE_URL_FILE", str(tmp_path / "url"))
+    assert "it is not a regular file" in refused(reembed("--db", path), 2)
