@@ -64,6 +64,7 @@ class Shop:
     notes_dimension: bool = True
     header: bytes = b""
     first: str = ""
+    keys: str = "{}"
     spaces: tuple[str, ...] = ("a", "b")
 
     def make(self, path: Path, rows: int, dice: random.Random, journal: str) -> None:
@@ -99,7 +100,7 @@ class Shop:
             elif what < 0.2 and self.stamps:
                 vector = self.right(self.whole_text(str(at), text), "m", 8)
         chosen = dice.random() < 0.9
-        return Entry(str(at), text, dice.choice(self.spaces), sealed, chosen, vector)
+        return Entry(self.keys.format(at), text, dice.choice(self.spaces), sealed, chosen, vector)
 
     def values(self, entry: Entry) -> dict[str, Any]:
         """The parameters of the statements."""
@@ -201,11 +202,12 @@ _NAMES = ("--table", "docs", "--text", "body", "--vector", "vec")
 _DOCS = (*_NAMES, "--dim-column", "dim", "--space-column", "model", "--namespace-column", "place")
 KEYED = Shop(
     "table with a key",
-    "SELECT '\"' || id || '\"', body, place, 0, live, vec, dim, model FROM docs",
+    "SELECT id, body, place, 0, live, vec, dim, model FROM docs",
     schema=f"CREATE TABLE docs (id TEXT PRIMARY KEY, {_COLUMNS})",
     insert="INSERT INTO docs VALUES (:key, :text, :namespace, :vector, :dim, :stamp, :chosen)",
-    edit="UPDATE docs SET body = :text WHERE '\"' || id || '\"' = :key",
-    delete="DELETE FROM docs WHERE '\"' || id || '\"' = :key",
+    keys="row {}",
+    edit="UPDATE docs SET body = :text WHERE id = :key",
+    delete="DELETE FROM docs WHERE id = :key",
     flags=(*_DOCS, "--where", "live = 1"),
 )
 KEYLESS = Shop(

@@ -299,7 +299,9 @@ class Layer:
 class Trial:
     """A store under torture, with all that was done to it."""
 
-    def __init__(self, folder: Path, seed: str, figures: Figures) -> None:
+    def __init__(
+        self, folder: Path, seed: str, figures: Figures, runner: str | None = None
+    ) -> None:
         self.folder = folder
         self.figures = figures
         self.dice = dice = random.Random(seed)
@@ -308,7 +310,7 @@ class Trial:
         self.rows = int(100 * 20 ** dice.random())
         if self.shop.whole:
             self.rows = min(self.rows, 600)
-        self.runner = dice.choices(list(RUNNERS), (50, 25, 8, 12, 5))[0]
+        self.runner = runner or dice.choices(list(RUNNERS), (50, 25, 8, 12, 5))[0]
         self.path = folder / "store" / "m.db"
         self.mirror = folder / "mirror.db"
         self.environment = {"FAKE_RANGE_ROWS": str(RANGE_ROWS if self.rows < 600 else 128)}
@@ -443,7 +445,7 @@ class Trial:
             arguments += ["--workdir", str(self.folder / "work")]
         arguments += runner[at:]
         editing = None
-        if edits is not None and self.dice.random() < 0.15 and self._may_edit():
+        if edits is not None and not self.shop.whole and self.dice.random() < 0.15:
             editing = threading.Timer(self.dice.uniform(0.1, 1), self._edit, (edits,))
             editing.start()
         try:
@@ -509,16 +511,14 @@ class Trial:
         if not self.shop.keyed or layer is None:
             return
         if self.dice.random() < 0.4:
-            number = f"new {self.dice.randrange(10**9)}"
-            key = f'"{number}"' if self.shop.name.startswith("table") else number
-            text = self.shop.whole_text(number, f"added {self.dice.random()}")
+            key = f"new {self.dice.randrange(10**9)}"
+            text = self.shop.whole_text(key, f"added {self.dice.random()}")
             entry = Entry(key, text, self.dice.choice(self.shop.spaces), False, True, Vector(None))
             self.added.add(key)
             self.texts[key] = {text}
             layer.stale.add(key)
             layer.wish.before[key] = entry
-            raw = statement_text(entry._replace(key=number), self.shop)
-            self._change(self.shop.insert, raw)
+            self._change(self.shop.insert, statement_text(entry, self.shop))
         if self.dice.random() < 0.3 and len(plain) > 50:
             entry = plain[0]
             self.deleted.add(entry.key)
@@ -661,7 +661,8 @@ class Trial:
             open_ones = [
                 layer
                 for layer in self.layers
-                if manifests.get(layer.name or "")
+                if layer.name not in self.closed
+                and manifests.get(layer.name or "")
                 in ("replacing", "replaced", "rolling back", "partly rolled back")
             ]
             if not open_ones:
@@ -680,22 +681,29 @@ class Trial:
             if ended.code != KILLED:
                 break
             self._look_back(layer)
+            if self._state(layer) == "rolled back":
+                return self._close(layer, self._named_in_file(layer))
         else:
             ended = attempt(self.folder, environment, arguments, None)
         self._check_end(ended)
         named = dict(re.findall(r"row (.+) is left as it is: (.+)", ended.said))
-        touched = self.edits.keys() | self.deleted
-        if extra := named.keys() - touched:
-            raise Broken(WRONG, self._rows(sorted(extra), "left by rollback, and not edited"))
         state = self._state(layer)
-        if ended.code != 0 and not (ended.code == 1 and "could be put back" in ended.said):
-            raise Broken(OTHER, f"rollback gave exit code {ended.code}: {last(ended.said)}")
-        if state != "rolled back":
-            if touched and ended.code == 1:
-                self.closed.append(layer.name or "")
-                layer.name = None  # All that it wrote was edited; it stays as it is.
-                return named
-            raise Broken(OTHER, f"after the rollback the state is {state}: {last(ended.said)}")
+        edited_all = ended.code == 1 and "could be put back" in ended.said and bool(self.edits)
+        if (ended.code, state) != (0, "rolled back") and not edited_all:
+            what = f"rollback gave exit code {ended.code}, and the state is {state}"
+            raise Broken(OTHER, f"{what}: {last(ended.said)}")
+        return self._close(layer, named)
+
+    def _named_in_file(self, layer: Layer) -> dict[str, str]:
+        """The rows that a rollback has left, of which it was killed before it could tell."""
+        place = self._backup(layer).with_name("left.jsonl")
+        lines = place.read_text().splitlines() if place.exists() else []
+        return {row["id"]: row["reason"] for row in map(json.loads, lines)}
+
+    def _close(self, layer: Layer, named: dict[str, str]) -> dict[str, str]:
+        """Take note that a run is undone; only what was edited may be left."""
+        if extra := named.keys() - self.edits.keys() - self.deleted:
+            raise Broken(WRONG, self._rows(sorted(extra), "left by rollback, and not edited"))
         self.closed.append(layer.name or "")
         return named
 
@@ -735,10 +743,12 @@ def last(said: str) -> str:
     return lines[-1] if lines else "nothing was said"
 
 
-def torture(folder: Path, seed: int, number: int, figures: Figures) -> str | None:
+def torture(
+    folder: Path, seed: int, number: int, figures: Figures, runner: str | None
+) -> str | None:
     """One trial; print a line, and return what was broken."""
     place = folder / str(number)
-    trial = Trial(place, f"{seed} {number}", figures)
+    trial = Trial(place, f"{seed} {number}", figures, runner)
     figures.trials += 1
     began = time.monotonic()
     broken = None
@@ -759,6 +769,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
     parser.add_argument("--seed", type=int, default=57)
     parser.add_argument("--kills", type=int, default=15)
+    parser.add_argument("--runner", choices=RUNNERS, help="only with this, not one at random")
     parser.add_argument("--trial", type=int, help="only the trial of this number")
     parser.add_argument("--keep", type=Path, help="where the stores of broken trials stay")
     asked = parser.parse_args(arguments)
@@ -768,7 +779,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     broken: dict[int, str] = {}
     number = asked.trial or 0
     while figures.kills < asked.kills and (asked.trial is None or not figures.trials):
-        if found := torture(folder, asked.seed, number, figures):
+        if found := torture(folder, asked.seed, number, figures, asked.runner):
             broken[number] = found
         number += 1
     print("", *figures.lines(), sep="\n")
