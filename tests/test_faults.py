@@ -69,6 +69,7 @@ PLACES = {
     "run directory": "*Z-????",
     "reserve": "*/*reserve*",
     "manifest": "*manifest.json*",
+    "lock of the manifest": "*/manifest.lock",
     "shards": "*/shards*",
     "backup": "*/backup*",
     "pass": "*pass-1.json*",
@@ -86,6 +87,9 @@ ERRORS = {
     "open": [errno.EACCES, errno.EIO, errno.ENOSPC],
     "rename": [errno.ENOSPC, errno.EIO, errno.EACCES],
     "unlink": [errno.EACCES, errno.EIO],
+    "mkdir": [errno.ENOSPC, errno.EACCES],
+    "rmdir": [errno.EACCES, errno.EIO],
+    "link": [errno.ENOSPC, errno.EACCES],
 }
 ALL_CALLS = " ".join(ERRORS)
 
