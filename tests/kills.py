@@ -116,8 +116,9 @@ def run_program(
     folder: Path, tell: Connection, environment: Mapping[str, str], arguments: Sequence[str]
 ) -> None:
     """The program with the fake embedder; each step that it takes is told as a byte."""
+    whole = {**clean_environment(folder), **environment}
     os.environ.clear()
-    os.environ.update({**clean_environment(folder), **environment})
+    os.environ.update(whole)
     os.chdir(folder)
     fake_program.install()
     if "KILLS_LOOP" in environment:
@@ -168,14 +169,22 @@ def tell_steps(tell: Connection) -> None:
 # ---- Processes, and how they are killed ----
 
 
-def start_fork_server() -> None:
-    """Start the process from which the others are forked, and wait until it has everything."""
+def start_fork_server(*modules: str) -> None:
+    """Start the process from which the others are forked, and wait until it has everything.
+
+    There is one for all tests of a process, and the first to ask says what it has.
+    """
+    before = dict(os.environ)
     os.environ["PYTHONPATH"] = clean_environment(Path.home())["PYTHONPATH"]
     os.environ["PYTHONWARNINGS"] = "ignore"  # That this module is imported and run.
-    FORKS.set_forkserver_preload(["tests.kills"])
-    first = FORKS.Process(target=time.time)
-    first.start()
-    first.join()
+    try:
+        FORKS.set_forkserver_preload(["tests.kills", "pytest.__main__", *modules])
+        first = FORKS.Process(target=time.time)
+        first.start()
+        first.join()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def descendants(process: int) -> list[int]:

@@ -63,15 +63,14 @@ RUNNERS: Mapping[str, Sequence[str]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def fork_server() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", "")
-        kills.start_fork_server()
+    kills.start_fork_server(__name__)
 
 
 def run_program(folder: Path, arguments: Sequence[str]) -> None:
     """The program with the fake embedder; what it notes of its end is written late."""
+    environment = clean_environment(folder) | {"FAKE_RANGE_ROWS": str(RANGE_ROWS)}
     os.environ.clear()
-    os.environ.update(clean_environment(folder) | {"FAKE_RANGE_ROWS": str(RANGE_ROWS)})
+    os.environ.update(environment)
     (folder / "sitecustomize.py").write_text(IN_WORKERS)
     os.environ["PYTHONPATH"] += f"{os.pathsep}{folder}"
     fake_program.install()
