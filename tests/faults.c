@@ -63,18 +63,29 @@ static int fails(const char *call, const char *path) {
     return 1;
 }
 
-static int fails_on(const char *call, int descriptor) {
-    char link[64], path[PATH_MAX];
+/* The path of an open file; 0 if it has none. */
+static int find_path(int descriptor, char path[PATH_MAX]) {
+    char link[64];
     int before = errno;
-    if (!armed)
-        return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
-    ssize_t length = readlink(link, path, sizeof path - 1);
+    ssize_t length = readlink(link, path, PATH_MAX - 1);
     errno = before;
-    if (length < 0)
-        return 0;
-    path[length] = 0;
-    return fails(call, path);
+    path[length < 0 ? 0 : length] = 0;
+    return length >= 0;
+}
+
+static int fails_on(const char *call, int descriptor) {
+    char path[PATH_MAX];
+    return armed && find_path(descriptor, path) && fails(call, path);
+}
+
+/* The same for a name in a directory that is open. */
+static int fails_in(const char *call, int directory, const char *name) {
+    char path[PATH_MAX], whole[2 * PATH_MAX];
+    if (!armed || name[0] == '/' || directory == AT_FDCWD || !find_path(directory, path))
+        return fails(call, name);
+    snprintf(whole, sizeof whole, "%s/%s", path, name);
+    return fails(call, whole);
 }
 
 /* What is to be failed, by its own name; `real` is the function that would have been called. */
@@ -133,6 +144,16 @@ INSTEAD(int, ftruncate64, int descriptor, off64_t size)
 INSTEAD(int, rename, const char *from, const char *to)
     return fails("rename", to) ? -1 : real(from, to); }
 INSTEAD(int, unlink, const char *path) return fails("unlink", path) ? -1 : real(path); }
+INSTEAD(int, mkdir, const char *path, mode_t mode)
+    return fails("mkdir", path) ? -1 : real(path, mode); }
+INSTEAD(int, rmdir, const char *path) return fails("rmdir", path) ? -1 : real(path); }
+INSTEAD(int, symlink, const char *to, const char *path)
+    return fails("link", path) ? -1 : real(to, path); }
+
+/* As a whole tree is deleted: by names within directories that are open. */
+INSTEAD(int, unlinkat, int directory, const char *name, int flags)
+    return fails_in(flags & AT_REMOVEDIR ? "rmdir" : "unlink", directory, name)
+        ? -1 : real(directory, name, flags); }
 
 #define MODE(flags, mode)               \
     mode_t mode = 0;                    \
@@ -147,3 +168,9 @@ INSTEAD(int, open, const char *path, int flags, ...)
     MODE(flags, mode) return fails("open", path) ? -1 : real(path, flags, mode); }
 INSTEAD(int, open64, const char *path, int flags, ...)
     MODE(flags, mode) return fails("open", path) ? -1 : real(path, flags, mode); }
+INSTEAD(int, openat, int directory, const char *name, int flags, ...)
+    MODE(flags, mode)
+    return fails_in("open", directory, name) ? -1 : real(directory, name, flags, mode); }
+INSTEAD(int, openat64, int directory, const char *name, int flags, ...)
+    MODE(flags, mode)
+    return fails_in("open", directory, name) ? -1 : real(directory, name, flags, mode); }

@@ -37,6 +37,7 @@ from tests.conftest import (
     ROOT,
     Call,
     Program,
+    change,
     clean_environment,
     files,
     make_store,
@@ -69,6 +70,7 @@ PLACES = {
     "run directory": "*Z-????",
     "reserve": "*/*reserve*",
     "manifest": "*manifest.json*",
+    "lock of the manifest": "*/manifest.lock",
     "shards": "*/shards*",
     "backup": "*/backup*",
     "pass": "*pass-1.json*",
@@ -86,6 +88,9 @@ ERRORS = {
     "open": [errno.EACCES, errno.EIO, errno.ENOSPC],
     "rename": [errno.ENOSPC, errno.EIO, errno.EACCES],
     "unlink": [errno.EACCES, errno.EIO],
+    "mkdir": [errno.ENOSPC, errno.EACCES],
+    "rmdir": [errno.EACCES, errno.EIO],
+    "link": [errno.ENOSPC, errno.EACCES],
 }
 ALL_CALLS = " ".join(ERRORS)
 
@@ -478,6 +483,65 @@ def check_rollback(laboratory: Laboratory, setting: Setting, case: Case, path: P
     return f"exit {failed.code}, {state}"
 
 
+def check_half_back(laboratory: Laboratory, setting: Setting, case: Case, path: Path) -> str:
+    """Roll back with a fault what was replaced in part, look, and roll back again without it."""
+    before = table(path)
+    failed = laboratory.run("rollback", "--db", path, fault=case.fault)
+    check_words(failed)
+    assert failed.seen >= case.fault.first
+    found = table(path)
+    status = laboratory.run("status", "--db", path, "--json")
+    [run] = json.loads(status.out)["runs"]
+    state = run["state"]
+    assert (failed.code, status.code) in [(0, 0), (1, 6), (6, 6)]
+    assert (failed.code == 0) == (state == "rolled back")
+    if failed.code == 1:
+        assert found == before
+    for key, values in found.items():
+        assert values in (setting.old[key], before[key])
+    if failed.code != 0:
+        undone = laboratory.run("rollback", "--db", path)
+        assert undone.code == 0, undone.err
+    assert table(path) == setting.old
+    assert other_contents(path) == setting.others
+    return f"exit {failed.code}, {state}"
+
+
+def check_cleanup(laboratory: Laboratory, former: Table, case: Case, path: Path) -> str:
+    """Clean up with a fault, look at everything, clean up without it, and roll back the rest."""
+    before = table(path)
+    failed = laboratory.run("cleanup", "--db", path, "--json", fault=case.fault)
+    check_words(failed)
+    assert failed.seen >= case.fault.first
+    assert failed.code in (0, 1)
+    assert table(path) == before
+    status = laboratory.run("status", "--db", path, "--json")
+    assert status.code == 0, status.err
+    runs = [run["state"] for run in json.loads(status.out)["runs"]]
+    assert runs in (["replaced"], ["replaced", "replaced"])
+    if failed.code == 0:
+        assert json.loads(failed.out)["kept"].keys()
+        assert len(runs) == 1 or not json.loads(failed.out)["removed"]
+
+    again = laboratory.run("cleanup", "--db", path)
+    assert again.code == 0, again.err
+    assert len(run_directories(path)) == 1
+    undone = laboratory.run("rollback", "--db", path)
+    assert undone.code == 0, undone.err
+    assert table(path) == former
+    last = laboratory.run("cleanup", "--db", path, "--yes")
+    assert last.code == 0, last.err
+    assert run_directories(path) == []
+    assert list(path.parent.rglob(".*")) == []
+    return f"exit {failed.code}, {len(runs)} runs left"
+
+
+def run_directories(path: Path) -> list[Path]:
+    """The directories of the runs on a database, and what is left of others."""
+    places = path.with_name(f"{path.name}.reembed").glob("*")
+    return [place for place in places if place.name != "lock"]
+
+
 def rows_of(found: Table, index: int) -> list[tuple[Any, ...]]:
     """What the rows of a range hold."""
     return list(found.values())[index * RANGE_ROWS : (index + 1) * RANGE_ROWS]
@@ -526,6 +590,69 @@ def test_a_fault_anywhere_in_a_rollback_leaves_all_or_nothing_and_the_next_one_c
         return check_rollback(laboratory, setting, case, tmp_path / str(number) / "store" / "m.db")
 
     check_all(f"rollback, {mode}", cases, check)
+
+
+def test_a_fault_anywhere_in_the_rollback_of_a_half_replaced_store_leaves_the_way_back(
+    laboratory: Laboratory, tmp_path: Path
+) -> None:
+    setting = observe(laboratory, tmp_path / "observed", "wal", "in portions")
+    source = copy_store(setting.source, tmp_path / "half")
+    broken = Fault("*/m.db-wal", "sync", errno.EIO, 3, ALWAYS)
+    half = laboratory.run("--db", source, fault=broken, environment=setting.environment, plain=True)
+    assert half.code == 6
+    shutil.copytree(source.parent, tmp_path / "traced" / "store")
+    calls = traced(laboratory, "rollback", "--db", tmp_path / "traced" / "store" / "m.db")
+    chance = random.Random(f"{SEED} half")
+    cases = choose_cases(calls, ["rollback"] * len(calls), chance, most=3)
+
+    def check(case: Case, number: int) -> str:
+        shutil.copytree(source.parent, tmp_path / str(number) / "store")
+        path = tmp_path / str(number) / "store" / "m.db"
+        return check_half_back(laboratory, setting, case, path)
+
+    check_all("rollback of a half replaced store", cases, check)
+
+
+def test_a_fault_anywhere_in_a_cleanup_leaves_what_was_to_be_kept_and_the_next_one_completes(
+    laboratory: Laboratory, tmp_path: Path
+) -> None:
+    source = new_store(tmp_path / "replaced" / "store" / "m.db", "wal")
+    # It would keep its oldest vector, for which the older run would have to stay.
+    change(source, f"DELETE FROM memories WHERE id = '{SEALED:03d}'")
+    tables = []
+    for dimension in (8, 6):
+        done = laboratory.run("--db", source, "--model", "m", "--dim", str(dimension), plain=True)
+        assert done.code == 0, done.err
+        tables.append(table(source))
+    shutil.copytree(source.parent, tmp_path / "traced" / "store")
+    calls = traced(laboratory, "cleanup", "--db", tmp_path / "traced" / "store" / "m.db")
+    chance = random.Random(f"{SEED} cleanup")
+    cases = choose_cases(calls, ["cleanup"] * len(calls), chance, most=4)
+
+    def check(case: Case, number: int) -> str:
+        shutil.copytree(source.parent, tmp_path / str(number) / "store")
+        path = tmp_path / str(number) / "store" / "m.db"
+        return check_cleanup(laboratory, tables[0], case, path)
+
+    check_all("cleanup", cases, check)
+
+
+def test_a_fault_at_any_call_on_the_manifest_leaves_a_state_that_is_true(
+    laboratory: Laboratory, tmp_path: Path
+) -> None:
+    setting = observe(laboratory, tmp_path / "observed", "delete", "in portions")
+    phases = list(phases_of_run(setting.calls))
+    chance = random.Random(f"{SEED} manifest")
+    everywhere = len(PLACES) * len(set(phases))
+    most = choose_cases(setting.calls, phases, chance, most=everywhere)
+    cases = [case for case in most if "manifest" in case.place]
+    cases = cases if EACH else chance.sample(cases, 3)
+
+    check_all(
+        "run, at its manifest",
+        cases,
+        lambda case, number: check_run(laboratory, setting, case, tmp_path / str(number)),
+    )
 
 
 def check_all(what: str, cases: Sequence[Case], check: Callable[[Case, int], str]) -> None:

@@ -9,7 +9,6 @@ Nothing is put back before a run has come to its end. `pytest -rP` shows the fig
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -33,6 +32,7 @@ import pytest
 from pipeline import cli, progress, run, surroundings, upkeep  # noqa: F401 - for those forked
 from tests import fake_program
 from tests.conftest import change, clean_environment, memory, other_contents, select
+from tests.kills import FORKS, KILLED, start_fork_server
 from transforms import replacing, rollback
 from transforms.embedders import Target, fake
 from transforms.rows import KeyRange, Stored, Vectors
@@ -44,8 +44,6 @@ from transforms.stores.demo import SCHEMA, Memory, create_store, generated_memor
 KILLS = int(os.environ.get("REEMBED_TEST_KILLS", "4"))
 """Kills on 2,000 rows in each journal mode: twice as many on 60,000, a third of a rollback."""
 
-FORKS = multiprocessing.get_context("forkserver")
-KILLED = -9
 SQLITES = {"m.db", "m.db-wal", "m.db-shm", "m.db-journal"}
 OURS = re.compile(
     r"lock|\.?\d{8}T\d{6}Z-[0-9a-f]{4}(\.made|\.removed)?/("
@@ -213,12 +211,7 @@ def _prepare(trial: Trial, tell: Connection) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def fork_server() -> None:
     """Start the process from which the others are forked, and wait until it has everything."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", clean_environment(Path.home())["PYTHONPATH"])
-        FORKS.set_forkserver_preload([__name__, "pytest.__main__"])
-        first = FORKS.Process(target=time.time)
-        first.start()
-        first.join()
+    start_fork_server(__name__)
 
 
 def attempt(
