@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.paths import expanded
 from pipeline.words import places
 from transforms.embedders import Target
 from transforms.errors import (
@@ -157,7 +158,7 @@ def former_target(runs: Runs, scope: Scope) -> Mapping[str, Any] | None:
 
 def list_runs(database: Path, run_dir: str | None) -> Runs:
     """The runs on a database, the oldest first."""
-    return find_runs(database, Path(run_dir).expanduser().absolute() if run_dir else None)
+    return find_runs(database, expanded(run_dir).absolute() if run_dir else None)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from pipeline import plan as planning
 from pipeline.options import Options
 from pipeline.plan import Plan, make_plan
 from pipeline.settings import read_settings
+from tests.forks import Forks
 from transforms import embedders, hiding
 from transforms.embedders import Target
 from transforms.embedders.models import ModelFiles
@@ -40,6 +41,9 @@ from transforms.stores.sqlite import quoted
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("wide", max_examples=2_000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+# The tests run side by side, and torch's threads in each of them would fight over the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ROOT = Path(__file__).parent.parent
@@ -220,29 +224,60 @@ def serve(server: str) -> Serve:
     return make
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """What starts programs in children of a process that has imported them."""
+    directory = tmp_path_factory.mktemp("forks")
+    started = Forks(directory, clean_environment(directory))
+    yield started
+    started.close()
+
+
 @pytest.fixture
-def program(tmp_path: Path) -> Program:
+def program(tmp_path: Path, forks: Forks) -> Program:
     """Run the program as a user does, in an environment without ai-memory settings."""
-    return _program(tmp_path, "pipeline")
+    return _program(tmp_path, "pipeline", forks)
 
 
 @pytest.fixture
-def fake_program(tmp_path: Path) -> Program:
+def fake_program(tmp_path: Path, forks: Forks) -> Program:
     """Run the program with the fake embedder in place of the model; see `tests/fake_program.py`."""
-    return _program(tmp_path, "tests.fake_program")
+    return _program(tmp_path, "tests.fake_program", forks)
 
 
-def _program(tmp_path: Path, module: str) -> Program:
+READ_AT_THE_START = ("PYTHON", "HF_")
+"""Variables that a process that has imported everything would not heed."""
+
+
+def _program(tmp_path: Path, module: str, forks: Forks) -> Program:
+    """A process of its own for each call, which is a fork where that shows the same.
+
+    With `anew`, through another program or with variables that Python or a library reads once,
+    it starts as a user starts it.
+    """
+
     def run(
         *arguments: str | Path,
         environment: Mapping[str, str] | None = None,
         directory: Path = tmp_path,
         wrapper: Sequence[str] = (),
         timeout: float = 120,
+        anew: bool = False,
     ) -> subprocess.CompletedProcess[str]:
+        more = dict(environment or {})
+        given = list(map(str, arguments))
+        anew = anew or bool(wrapper) or any(name.startswith(READ_AT_THE_START) for name in more)
+        if not anew and sys.platform == "linux":
+            return forks.run(
+                module,
+                given,
+                environment=clean_environment(tmp_path) | more,
+                directory=directory,
+                timeout=timeout,
+            )
         return subprocess.run(
-            [*wrapper, sys.executable, "-m", module, *map(str, arguments)],
-            env=clean_environment(tmp_path) | dict(environment or {}),
+            [*wrapper, sys.executable, "-m", module, *given],
+            env=clean_environment(tmp_path) | more,
             cwd=directory,
             capture_output=True,
             text=True,

@@ -93,7 +93,7 @@ def test_a_dry_run_imports_neither_beam_nor_torch(
 def test_the_console_script_is_the_module(arguments: Sequence[str], program: Program) -> None:
     script = Path(sys.executable).with_name("reembed")
     environment = {"COLUMNS": "80"}
-    module = program(*arguments, environment=environment)
+    module = program(*arguments, environment=environment, anew=True)
     if script.exists():
         other = subprocess.run(
             [script, *arguments],
@@ -168,14 +168,15 @@ def test_the_console_script_is_the_module(arguments: Sequence[str], program: Pro
 )
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
 def test_wrong_usage_is_refused_in_one_line_before_anything_is_looked_at(
-    arguments: Sequence[str], says: str, dry: Sequence[str], tmp_path: Path, program: Program
+    arguments: Sequence[str], says: str, dry: Sequence[str], tmp_path: Path, reembed: Call
 ) -> None:
     # A run with no more than this is refused because there is no database here.
-    done = program(*dry, *arguments)
+    done = reembed(*dry, *arguments, real=True)
 
-    assert says in refusal(done, 2)
-    assert "no database was named" not in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert says in done.error
+    assert "no database was named" not in done.err
+    assert "[while running" not in done.err
     assert tree(tmp_path) == {}
 
 

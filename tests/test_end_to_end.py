@@ -34,7 +34,7 @@ def test_every_vector_equals_the_original_programs_and_all_is_as_before_when_und
     before, everything = other_contents(path), all_columns(path)
     mode = path.read_bytes()[18:20]
 
-    done = program("--db", path, "--json")
+    done = program("--db", path, "--json", anew=True)
 
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
     result = json.loads(done.stdout)
@@ -61,8 +61,8 @@ def test_every_vector_equals_the_original_programs_and_all_is_as_before_when_und
         f"{run}/summary.json",
     }
 
-    checked = program("verify", "--db", path, "--json")
-    undone = program("rollback", "--db", path, "--json")
+    checked = program("verify", "--db", path, "--json", anew=True)
+    undone = program("rollback", "--db", path, "--json", anew=True)
 
     found = json.loads(checked.stdout)
     assert (checked.returncode, found["checked"], found["wrong"]) == (0, 202, {})
