@@ -128,7 +128,7 @@ def _unforeseen(error: Exception) -> str:
     place = f" at {Path(at.tb_frame.f_code.co_filename).name}:{at.tb_lineno}" if at else ""
     said = f": {error}" if isinstance(error, ImportError) else ""
     return (
-        f"reembed came upon something that it should have foreseen ({type(error).__name__}{place}"
+        f"reembed met an error that it does not know ({type(error).__name__}{place}"
         f"{said}); reembed status says what the store holds, and REEMBED_TRACEBACK=1 shows more"
     )
 
