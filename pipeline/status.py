@@ -93,6 +93,7 @@ def _named(runs: Runs, run: RunDirectory, fits: Callable[[Manifest], bool]) -> s
 def _values(path: Path, runs: Runs, run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
     outcome = manifest.outcome
     new = _new_ranges(path, run, manifest) if manifest.state is State.REPLACING else frozenset()
+    partial = bool(outcome.get("remaining"))  # Ranges then hold rows of both kinds.
     return {
         "run_id": run.run_id,
         "state": str(manifest.state),
@@ -110,8 +111,10 @@ def _values(path: Path, runs: Runs, run: RunDirectory, manifest: Manifest) -> di
         "skipped": outcome.get("skipped"),
         "remaining": outcome.get("remaining"),
         "ranges": len(manifest.ranges),
-        "ranges_replaced": spans(new),
-        "rows_in_ranges_replaced": sum(k.rows for k in manifest.ranges if k.index in new),
+        "ranges_replaced": None if partial else spans(new),
+        "rows_in_ranges_replaced": None
+        if partial
+        else sum(k.rows for k in manifest.ranges if k.index in new),
         "bytes": tree_bytes(run.path),
         "backup_bytes": tree_bytes(run.backup),
         "backup_lost": sorted(run.lost_backup(manifest, checked=True)),
@@ -130,7 +133,7 @@ def _new_ranges(path: Path, run: RunDirectory, manifest: Manifest) -> frozenset[
 
 
 def _text(values: Mapping[str, Any]) -> str:
-    new = places(values["ranges_replaced"])
+    new = places(values["ranges_replaced"] or ())
     lines = {
         "state": values["state"] + (f" ({values['stopped']})" if values["stopped"] else ""),
         "target": f"{values['model']} ({values['dim']}-dim)",
@@ -143,7 +146,7 @@ def _text(values: Mapping[str, Any]) -> str:
         "skipped": f"{values['skipped'] or 0:,}",
         "remaining": f"{values['remaining'] or 0:,}",
         "new vectors": f"in ranges {new} of {values['ranges']} (counted from 0): "
-        f"{values['rows_in_ranges_replaced']:,} rows; the others hold the previous ones",
+        f"{values['rows_in_ranges_replaced'] or 0:,} rows; the others hold the previous ones",
         "on disk": f"{size(values['bytes'])}, of which the backup {size(values['backup_bytes'])}",
         "backup": "by version 0.1.0, which kept no list of its files: that all are there can't be "
         "checked",

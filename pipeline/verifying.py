@@ -106,7 +106,7 @@ def verify(
     trouble = _trouble(path, chosen, findings, compared, lost)
     return Report(
         f"reembed verify: {_head(findings, compared, trouble)}\n\n"
-        + table(_lines(run.run_id, findings, compared)),
+        + table(_lines(chosen, findings, compared)),
         _values(run.run_id, findings, compared),
         trouble,
     )
@@ -342,14 +342,16 @@ def _head(findings: Findings, compared: Compared, trouble: ReembedError | None) 
     return "all is as the run left it"
 
 
-def _lines(run_id: str, findings: Findings, compared: Compared) -> dict[str, str]:
+def _lines(chosen: Chosen, findings: Findings, compared: Compared) -> dict[str, str]:
+    run, manifest = chosen
+    where = ", or outside its --where" if manifest.scope.store.get("where") else ""
     lines = {
-        "run": run_id,
+        "run": run.run_id,
         "rows checked": f"{findings.checked:,}",
         "changed since": f"{findings.changed:,} (a new text and vector by another program)",
         "deleted since": f"{findings.deleted:,}",
         "rolled back": f"{findings.put_back:,} (as they were before the run)",
-        "not of the run": f"{findings.unwritten:,} (skipped, or added since)",
+        "not of the run": f"{findings.unwritten:,} (skipped, or added since{where})",
         "lost": f"{findings.lost:,} (their files of the backup are missing or damaged)",
         "sample": f"{compared.rows} rows embedded again, lowest cosine "
         + ("-" if compared.lowest is None else f"{compared.lowest:.6f}"),

@@ -61,12 +61,15 @@ def choose_store(
 
 
 def reopen_store(path: Path, namespace: str | None, config: Mapping[str, Any]) -> Store:
-    """Open the store that an earlier run was about, as `open_store` does.
+    """Open the store that an earlier run was about, as `open_store` does, with all of its rows.
 
-    Raises StoreError if it is not any more as that run found it.
+    Its --where is SQL that somebody else may have written, and is not run: which rows the run has
+    written is known from its backup. Raises StoreError if the store is not any more as that run
+    found it.
     """
     try:
-        return open_store(path, namespace, config)
+        known = {name: value for name, value in config.items() if name != "where"}
+        return open_store(path, namespace, known)
     except (StoreError, UsageError) as error:
         what, *more = error.args
         found = _ADVICE.sub("", str(what))
