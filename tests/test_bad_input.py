@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Program, change, files, make_store, memory, select, unpack
+from tests.conftest import Call, Program, change, files, make_store, memory, select, unpack
+from transforms.stores import sqlite as sqlite_files
 
 Done = subprocess.CompletedProcess[str]
 
@@ -376,35 +377,40 @@ def test_settings_that_can_not_be_used_are_refused_and_the_store_left_as_it_is(
 
 
 def test_a_database_that_another_process_holds_exclusively_is_refused(
-    tmp_path: Path, program: Program
+    tmp_path: Path, reembed: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sqlite_files, "BUSY_SECONDS", 0.5)
     path = unpack("v57", tmp_path / "ai-memory.db")
     before = tree(tmp_path)
 
     with holding(path, "BEGIN EXCLUSIVE"):
-        for done in both_ways(program, "--db", path):
-            assert refusal(done, 1).startswith(f"{path} is locked by another process")
+        for more in (["--dry-run"], []):
+            done = reembed("--db", path, *more, real=True)
+            assert done.code == 1
+            assert done.error.startswith(f"{path} is locked by another process")
     assert tree(tmp_path) == before
 
 
-def test_a_database_that_another_process_writes_to_is_planned_and_refused_for_a_run_after_5_s(
-    original: tuple[str, Path], program: Program
+def test_a_database_that_another_process_writes_to_is_planned_and_a_run_waits_for_it(
+    original: tuple[str, Path], reembed: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sqlite_files, "BUSY_SECONDS", 2.0)
     _, path = original
     before = tree(path.parent)
 
     with holding(path, "BEGIN IMMEDIATE") as holder:
-        dry = program("--db", path, "--dry-run", "--json")
+        dry = reembed("--db", path, "--dry-run", "--json", real=True)
         started = time.monotonic()
-        run = program("--db", path)
+        run = reembed("--db", path, real=True)
         elapsed = time.monotonic() - started
         assert holder.stdin is not None
         holder.stdin.close()  # It ends in good order and takes its log with it.
         assert holder.wait(10) == 0
 
-    assert (dry.returncode, json.loads(dry.stdout)["total_rows"]) == (0, ROWS)
-    assert refusal(run, 1).startswith(f"{path} is locked by another process")
-    assert elapsed >= 5
+    assert (dry.code, dry.values["total_rows"]) == (0, ROWS)
+    assert run.code == 1
+    assert run.error.startswith(f"{path} is locked by another process")
+    assert elapsed >= 2
     assert tree(path.parent) == before
 
 
