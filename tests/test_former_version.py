@@ -31,7 +31,7 @@ def unpack_run(state: str, directory: Path) -> Path:
 
 
 def vectors(path: Path) -> dict[str, bytes]:
-    return {str(key): bytes(v) for key, v in select(path, "SELECT id, embedding FROM memories")}  # type: ignore[call-overload]
+    return {str(key): bytes(v) for key, v in select(path, "SELECT id, embedding FROM memories")}
 
 
 def new_rows(path: Path) -> set[str]:
