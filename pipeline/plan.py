@@ -45,7 +45,7 @@ from transforms.embedders.models import (
 from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import EmbedderError, UsageError
 from transforms.modes import Mode
-from transforms.replacing import ReplaceJob
+from transforms.replacing import MOST_ROWS_AT_ONCE, ReplaceJob
 from transforms.rows import KeyRange
 from transforms.staging import (
     Rules,
@@ -146,6 +146,15 @@ class Plan:
             attempt=self.attempt,
             vector_bytes=self.survey.vector_bytes,
         )
+
+    @property
+    def readers_out(self) -> int | None:
+        """About how many seconds readers are kept out; None if they will hardly notice."""
+        rows = self.survey.to_embed
+        if rows > MOST_ROWS_AT_ONCE and not self.rules.one_transaction:
+            return None
+        lockout = self.store.lockout(rows, self.target.dimension)
+        return lockout and math.ceil(lockout.seconds)
 
     @property
     def requests(self) -> int:

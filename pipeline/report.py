@@ -98,6 +98,11 @@ def preflight_lines(plan: Plan) -> list[str]:
             f"reembed: {plan.staged_rows:,} of {plan.survey.meant:,} rows are staged; going on "
             f"(run {plan.run.run_id})"
         )
+    if plan.readers_out is not None:
+        lines.append(
+            f"reembed: NOTE — all rows are replaced in one transaction, which keeps readers of "
+            f"{plan.store.path} out for about {plan.readers_out} s"
+        )
     for run in plan.discarded:
         lines.append(f"reembed: starting over; what run {run.run_id} has staged is discarded")
     for run in plan.others:
@@ -184,6 +189,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "rows_meant": survey.meant,
         "rows_to_embed": survey.to_embed,
         "rows_staged": plan.staged_rows,
+        "readers_out_seconds": plan.readers_out,
         "sample_pairs": plan.sample_pairs,
         "warnings": plan.warnings,
         **_outside_values(plan.outside),
@@ -217,8 +223,11 @@ def plan_text(plan: Plan) -> str:
         "cost": _money(values["cost_estimated"]),
         "server": values["server"],
         "staged in": values["run_directory"],
+        "readers": f"kept out for about {values['readers_out_seconds']} s by one transaction",
         "workers": f"read texts and leave vectors in {values['work_directory']}",
     }
+    if values["readers_out_seconds"] is None:
+        del lines["readers"]
     if plan.work is None:
         del lines["workers"]
     if not any(values["rows_by_namespace"]):

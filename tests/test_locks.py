@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sqlite3
 import threading
 import time
@@ -20,7 +21,7 @@ from tests.conftest import Call, all_columns, make_store, memory, select
 from tests.store_kinds import KINDS, Kind
 from transforms.errors import StoreError
 from transforms.rows import KeyRange, Stored
-from transforms.stores import open_store
+from transforms.stores import base, open_store
 from transforms.stores import sqlite as sqlite_files
 from transforms.stores.codec import encode
 
@@ -368,3 +369,23 @@ def refuse_commits(patch: pytest.MonkeyPatch) -> list[str]:
     patch.setattr(sqlite_files, "_unless_held_up", refuse)
     patch.setattr(sqlite_files, "COMMIT_SECONDS", 0.0)
     return held_up
+
+
+def test_the_plan_says_how_long_one_transaction_keeps_readers_out(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)])
+    monkeypatch.setattr(base, "_COMMITTED_BYTES", 100.0)
+
+    planned = reembed("--db", path, "--dry-run", "--json")
+    told = reembed("--db", path, "--dry-run")
+
+    # 9 rows of 8 numbers of 4 bytes, and as many bytes of former pages.
+    assert planned.values["readers_out_seconds"] == 6
+    assert re.search(r"^readers +kept out for about 6 s by one transaction$", told.out, re.M)
+    assert f"which keeps readers of {path} out for about 6 s" in told.err
+    monkeypatch.setattr("pipeline.plan.MOST_ROWS_AT_ONCE", 5)
+    several = reembed("--db", path, "--dry-run", "--json")
+    assert several.values["readers_out_seconds"] is None
+    one = reembed("--db", path, "--dry-run", "--json", "--one-transaction")
+    assert one.values["readers_out_seconds"] == 6

@@ -107,6 +107,7 @@ def test_the_plan_as_json_has_the_originals_keys_and_more_on_one_line(plan: Plan
         "rows_meant": 5,
         "rows_to_embed": 4,
         "rows_staged": 0,
+        "readers_out_seconds": None,
         "sample_pairs": [],
         "warnings": [],
         "rows_held": None,
