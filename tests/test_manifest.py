@@ -206,10 +206,12 @@ def test_only_a_run_that_wrote_nothing_goes_back_to_staging() -> None:
 
 
 def test_files_of_the_backup_are_added_to_those_that_are_listed() -> None:
-    once = MANIFEST.changed(saved={"a": 1})
+    once = MANIFEST.changed(state=State.REPLACING, saved={"a": 1})
 
     assert once.changed(saved={"b": 2}).saved == {"a": 1, "b": 2}
-    assert replace(MANIFEST, saved=None).changed(saved={"b": 2}).saved == {"b": 2}
+    assert replace(once, saved=None).changed(saved={"b": 2}).saved == {"b": 2}
+    # What an attempt had noted that came to nothing is deleted.
+    assert replace(once, state=State.STAGING).changed(saved={"b": 2}).saved == {"b": 2}
 
 
 @pytest.mark.parametrize(

@@ -199,11 +199,13 @@ class Manifest:
     def changed(self, **changes: Any) -> Manifest:
         """The manifest as it goes on; raise ValueError for a state that can't follow.
 
-        To the files of the backup, those given as `saved` are added.
+        To the files of the backup, those given as `saved` are added; as long as nothing is
+        replaced, they take the place of those that an earlier attempt has noted.
         """
         self.state.check_next(changes.get("state", self.state))
         if "saved" in changes:
-            changes["saved"] = {**(self.saved or {}), **changes["saved"]}
+            before = {} if self.state is State.STAGING else self.saved or {}
+            changes["saved"] = {**before, **changes["saved"]}
         changed = replace(self, **changes)
         return replace(changed, wrote=True) if changed.writing else changed
 
