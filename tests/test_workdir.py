@@ -228,3 +228,18 @@ def test_workers_that_can_not_reach_the_database_embed_all_the_same(
     assert refused.returncode == 1
     assert (done.returncode, done.stderr.count("error")) == (0, 0)
     assert select(hidden, VECTORS) == select(other, VECTORS)
+
+
+def test_workers_that_find_nothing_of_what_was_left_for_them_end_the_run(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)])
+    before = path.read_bytes()
+    monkeypatch.setattr(WorkDirectory, "read_inputs", lambda *_, **__: iter(()))
+
+    ran = reembed("--db", path, "--workdir", tmp_path / "work", through_beam=True)
+
+    assert ran.code == 1
+    assert "of 9 rows that were left for the workers in" in ran.error
+    assert "they have found 0; name a work directory with --workdir" in ran.error
+    assert path.read_bytes() == before
