@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Call, change, make_store, memory, select
+from tests.store_kinds import KINDS, Kind
 from transforms.embedders.fake import POISON
 from transforms.staging import RunDirectory, find_runs
 
@@ -211,3 +212,25 @@ def test_a_process_that_died_before_it_noted_its_last_file_loses_no_row(
     assert last in (run.read_manifest().saved or {})
     assert vectors(path) == OLD
     shutil.rmtree(run.path)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_lost_file_of_any_store_is_named_and_can_be_put_back(
+    kind: Kind, reembed: Call, tmp_path: Path
+) -> None:
+    path = kind.make(tmp_path / "store.db", [f"text {i}" for i in range(6)])
+    before = kind.held(path)
+    assert reembed("--db", path, "--model", "m", *kind.flags, range_rows=3).code == 0
+    new = kind.held(path)
+    first, _ = sorted(newest(path).backup.iterdir())
+    content = first.read_bytes()
+    first.unlink()
+
+    undone = reembed("rollback", "--db", path)
+
+    assert undone.code == 6
+    assert f"the file {first.name} (3 rows) of the backup" in undone.error
+    assert kind.held(path) == (new if kind.whole else new[:3] + before[3:])
+    put(first, content)
+    assert reembed("rollback", "--db", path).code == 0
+    assert kind.held(path) == before

@@ -66,9 +66,9 @@ def roll_back(
     lost = run.lost_backup(manifest, checked=True)
     if lost and store.whole:
         raise IncompleteError(
-            f"{describe_lost(lost)} of the backup in {run.backup} can't be read, and of this store "
-            "each collection goes back with all of its rows or not at all, so nothing was put "
-            "back; put the file back from a copy of it, and roll back again"
+            f"{describe_lost(lost)} of the backup in {run.backup} is missing or damaged, and in "
+            f"{store.path} all rows of one model go back together or not at all, so nothing was "
+            "put back; put the file back from a copy of it, and roll back again"
         )
     store.check_backup(saved_columns(run.backup))
     require_numbers(store, run, ranges)
