@@ -472,8 +472,8 @@ def _note_failure(plan: Plan, error: BaseException) -> None:
             f"{error}; the manifest in {plan.run.path} can't be read now, so the store may hold a "
             "part of the new vectors: make it readable and run again"
         ) from unreadable
-    # Before each transaction the manifest is told of those before it; the table has the last word,
-    # since a run that is staging makes its backup again.
+    # Before each transaction the manifest is told of those before it; the table has the last word
+    # on whether the first one has written anything.
     first = manifest.state is State.REPLACING and not (plan.late or manifest.done)
     if first and isinstance(error, UndoneError) and not plan.job.is_in_table():
         said = f"{error}, and the store is as it was; drop the trigger, and run again"
