@@ -60,6 +60,7 @@ from transforms.staging import (
     saved_ranges,
 )
 from transforms.staging.runs import REMAINING, SKIPPED, SUMMARY
+from transforms.staging.schema import MAX_ORDER
 from transforms.stamp import check_witnesses, stage_stored
 from transforms.stores import try_update, unchanged_copies
 from transforms.workdir import WorkDirectory
@@ -263,7 +264,7 @@ def _begin(plan: Plan, probe: Vectors) -> None:
     link_run(plan.run, plan.store.path)
     plan.run.set_reserve()
     manifest = plan.run.take_over(manifest, plan.attempt)
-    damaged, lost = plan.run.remove_damaged()
+    damaged, lost = plan.run.remove_damaged(marked=manifest.marked)
     if plan.late:
         _adopt(plan, manifest)
     for name in damaged:
@@ -343,7 +344,13 @@ def _replace(plan: Plan) -> Summary:
 
 def _next_order(plan: Plan) -> int:
     """A number above those of all runs that have begun to replace; it knows no clock."""
-    return 1 + max((manifest.order for _, manifest in find_runs(plan.store.path)), default=0)
+    order = 1 + max((manifest.order for _, manifest in find_runs(plan.store.path)), default=0)
+    if order > MAX_ORDER:
+        raise StagingError(
+            f"a run on {plan.store.path} has the number {order - 1:,}, which reembed gives to "
+            "none; restore its manifest from a copy, or move the run away"
+        )
+    return order
 
 
 def _run_pass(plan: Plan, runner: str, options: PipelineOptions) -> Summary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transforms.embedders import Target
 from transforms.errors import IncompleteError, ReembedError, UsageError
 from transforms.modes import Mode
 from transforms.replacing import ReplaceJob
+from transforms.rollback import holds_of
 from transforms.staging import Manifest, Rules, RunDirectory, State
 from transforms.stores import reopen_store
 
@@ -98,10 +99,29 @@ def require_newest(runs: Runs, chosen: RunDirectory, manifest: Manifest) -> None
     What the older one wrote is no longer there, so undoing it would do nothing, once for all.
     """
     if newer := newer_run(runs, manifest):
-        raise UsageError(
-            f"run {newer.run_id} has replaced vectors since run {chosen.run_id} did; undo the "
-            "newer one first (reembed rollback)"
-        )
+        raise _not_newest(newer, chosen)
+
+
+def require_unchanged(path: Path, runs: Runs, chosen: RunDirectory, manifest: Manifest) -> None:
+    """Raise UsageError if rows hold what a newer run wrote that was about other rows then.
+
+    As where a row has gone from one namespace to another between the two.
+    """
+    scope = replace(manifest.scope, namespace=None)
+    for run, newer in runs:
+        same_table = scope.shares_rows(replace(newer.scope, namespace=None))
+        if not (newer.state.undoable and newer.age > manifest.age and same_table):
+            continue
+        store = job_of(path, chosen, manifest).store
+        if holds_of(store, chosen, manifest.ranges, run, newer.ranges):
+            raise _not_newest(run, chosen)
+
+
+def _not_newest(newer: RunDirectory, chosen: RunDirectory) -> UsageError:
+    return UsageError(
+        f"run {newer.run_id} has replaced vectors since run {chosen.run_id} did; undo the "
+        "newer one first (reembed rollback)"
+    )
 
 
 def job_of(path: Path, run: RunDirectory, manifest: Manifest) -> ReplaceJob:

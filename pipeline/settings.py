@@ -313,7 +313,7 @@ def _key_path(path: str) -> Path:
     try:
         return expanded(path)
     except UsageError:  # Not quoted: it may be the key itself.
-        raise UsageError("api_key_file names a home that nobody has; correct the path") from None
+        raise UsageError("there is no such home as in api_key_file; correct the path") from None
 
 
 def _key_source(ladder: _Ladder, backend: str, directory: Path) -> tuple[str | None, str | None]:

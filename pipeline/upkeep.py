@@ -22,6 +22,7 @@ from pipeline.selection import (
     job_of,
     require_complete,
     require_newest,
+    require_unchanged,
 )
 from pipeline.status import show_status
 from pipeline.verifying import ServerSettings, verify
@@ -42,6 +43,7 @@ from transforms.rollback import (
     RolledBack,
     describe_lost,
     roll_back,
+    would_restore,
 )
 from transforms.staging import (
     Manifest,
@@ -91,6 +93,7 @@ def run_command(options: CommandOptions, database: Path, *, settings_of: ServerS
             chosen = choose_run(path, runs, options.run, can_be_undone)
             require_complete(runs, but=chosen[0])
             require_newest(runs, *chosen)
+            require_unchanged(path, runs, *chosen)
             return undo(path, chosen, runs)
         case _:
             return clean_up(path, runs, named=options.run, yes=options.yes)
@@ -115,7 +118,7 @@ def undo(path: Path, chosen: Chosen, runs: Runs = ()) -> Report:
             raise StoreError(f"another process has worked on the run {run.run_id}; try again")
         attempt = new_token()
         run.set_reserve()
-        run.remove_damaged()
+        run.remove_damaged(marked=manifest.marked)
         before = run.list_backup(run.take_over(manifest, attempt), attempt)
         if before.state.incomplete and not before.order:  # Begun by version 0.1.0.
             order = 1 + max((other.order for _, other in runs), default=0)
@@ -316,7 +319,7 @@ def clean_up(path: Path, runs: Runs, *, named: str | None, yes: bool) -> Report:
                 kept[run.run_id] = "it is not finished; --run names it to remove it all the same"
             elif not yes and (
                 _is_only_way_back(run, manifest, runs[at + 1 :])
-                or _has_replaced(path, run, manifest)
+                or _has_way_back(path, run, manifest)
             ):
                 kept[run.run_id] = (
                     "it is the only way back to the previous vectors; --yes removes it"
@@ -353,9 +356,15 @@ def _is_only_way_back(run: RunDirectory, manifest: Manifest, newer: Runs) -> boo
     )
 
 
-def _has_replaced(path: Path, run: RunDirectory, manifest: Manifest) -> bool:
-    """Whether rows hold what a run wrote that says that it has written nothing yet."""
-    return manifest.state is State.STAGING and job_of(path, run, manifest).is_in_table()
+def _has_way_back(path: Path, run: RunDirectory, manifest: Manifest) -> bool:
+    """Whether a row would go back by a run's backup, whatever the manifests say.
+
+    It may have left the scope of the newer runs, or been skipped by them.
+    """
+    try:
+        return would_restore(job_of(path, run, manifest).store, run, manifest.ranges)
+    except ReembedError:  # The table is gone, or the backup damaged, so it can't be told.
+        return manifest.state.undoable
 
 
 def _has_skipped(newer: RunDirectory, run: RunDirectory, manifest: Manifest) -> bool:

@@ -245,7 +245,7 @@ def fake_program(tmp_path: Path, forks: Forks) -> Program:
     return _program(tmp_path, "tests.fake_program", forks)
 
 
-READ_AT_THE_START = ("PYTHON", "HF_")
+READ_AT_THE_START = ("PYTHON", "HF_", "LD_")
 """Variables that a process that has imported everything would not heed."""
 
 

@@ -57,6 +57,7 @@ def test_every_vector_equals_the_original_programs_and_all_is_as_before_when_und
         "ai-memory.db",
         "ai-memory.db.reembed/lock",
         f"{run}/manifest.json",
+        f"{run}/manifest.lock",
         f"{run}/pass-1.json",
         f"{run}/summary.json",
     }

@@ -335,7 +335,7 @@ def finish(trial: Trial, *arguments: str) -> None:
     assert trial.run
     left = {name.removeprefix(f"{trial.run.run_id}/") for name in names(trial.root)}
     left = {name for name in left if not re.match(r"backup/.*\.parquet|pass-\d+\.json", name)}
-    assert left <= {"lock", "manifest.json", "summary.json", "rollback.json"}
+    assert left <= {"lock", "manifest.json", "manifest.lock", "summary.json", "rollback.json"}
     print(
         f"{trial.folder.name}: killed {trial.kills} times; then seen: "
         + "; ".join(f"{what}: {count}" for what, count in sorted(trial.seen.items()) if count)

@@ -485,16 +485,19 @@ def test_skipped_clear_takes_the_vector_of_a_skipped_row_away(
     assert reembed("verify", "--db", path).code == 0
 
 
-def test_skipped_clear_may_be_chosen_or_not_by_the_call_that_goes_on(
+def test_skipped_clear_can_not_be_chosen_by_the_call_that_finishes_a_replacement(
     reembed: Call, tmp_path: Path
 ) -> None:
     path = store(tmp_path, failing(range(10), [8]))
     assert half_replace(reembed, path).code == 6
 
-    done = reembed("--db", path, "--skipped", "clear", "--json")
+    refused = reembed("--db", path, "--skipped", "clear")
+    done = reembed("--db", path, "--json")
 
-    assert (done.code, done.values["in_old_space"]) == (0, 0)
-    assert stored(path) == new(*range(8), 9) | {"8": None}
+    assert refused.code == 6
+    assert "began to replace with --skipped keep, and all of its rows" in refused.error
+    assert (done.code, done.values["in_old_space"]) == (0, 1)
+    assert stored(path) == new(*range(8), 9) | old(8)
     assert reembed("rollback", "--db", path).code == 0
     assert stored(path) == old(*range(10))
 

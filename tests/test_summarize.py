@@ -24,20 +24,13 @@ def test_parts_may_be_combined_in_any_bundles(parts: list[Summary]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("staged", "skipped", "replaced", "summary"),
+    ("staged", "skipped", "summary"),
     [
-        ([], [], [], Summary()),
+        ([], [], Summary()),
         (
             [StagedRange(KEYS, "a", 3, 1), StagedRange(KEYS, "b", 2, 0)],
             [Skipped("k", Cause.REJECTED, "why")],
-            [Summary(replaced=5, kept={Cause.REJECTED: 1}, in_old_space=1)],
-            Summary(
-                embedded=5,
-                skipped={Cause.REJECTED: 1},
-                replaced=5,
-                kept={Cause.REJECTED: 1},
-                in_old_space=1,
-            ),
+            Summary(embedded=5, skipped={Cause.REJECTED: 1}),
         ),
     ],
     ids=["no rows", "rows"],
@@ -45,13 +38,11 @@ def test_parts_may_be_combined_in_any_bundles(parts: list[Summary]) -> None:
 def test_one_summary_comes_out(
     staged: Sequence[StagedRange],
     skipped: Sequence[Skipped],
-    replaced: Sequence[Summary],
     summary: Summary,
 ) -> None:
     with beam.Pipeline(runner="FnApiRunner") as root:
         outcomes = (
             root | "A" >> beam.Create(staged),
             root | "B" >> beam.Create(skipped),
-            root | "C" >> beam.Create(replaced),
         )
         assert_that(outcomes | SummarizeRun(), equal_to([summary]))

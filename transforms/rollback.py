@@ -186,7 +186,108 @@ def _roll_back(
         del wanted[:done]
         if wanted:
             time.sleep(0.12)  # SQLite's own waiting looks every 0.1 s whether the lock is free.
+    _roll_back_elsewhere(store, run, ranges, written, total, attempt=attempt)
     return total
+
+
+def _roll_back_elsewhere(
+    store: Store,
+    run: RunDirectory,
+    ranges: Sequence[KeyRange],
+    written: Written,
+    total: RolledBack,
+    *,
+    attempt: str,
+) -> None:
+    """Put back rows that are in another range than they were, as after INSERT OR REPLACE.
+
+    In their own ranges they were taken for deleted.
+    """
+    gone = {key for key, why in total.left.items() if why == DELETED}
+    if not gone:
+        return
+    everywhere = store.everywhere()
+    found = {
+        row.key
+        for keys in ranges
+        for row in everywhere.read_range(keys, with_stored=False)
+        if row.key in gone
+    }
+    if not found:
+        return
+    ledger = Ledger()
+    for keys in ranges:
+        saved = read_ledger(run.backup, keys.index, with_vectors=True)
+        for key in found.intersection(saved.keys):
+            ledger.add(reversed(saved.of(key)))
+
+    def restore(table: Replacement) -> RolledBack:
+        run.advance(attempt)
+        rows = [row for keys in ranges for row in table.read_range(keys) if row.key in found]
+        changes, outcome = restore_rows(rows, ledger)
+        table.put(changes)
+        return outcome
+
+    with everywhere.replacing(written) as table:
+        outcome = table.transact(partial(restore, table))
+    total.left = {key: why for key, why in total.left.items() if key not in found}
+    total.add(outcome)
+
+
+def holds_of(
+    store: Store,
+    run: RunDirectory,
+    ranges: Sequence[KeyRange],
+    newer: RunDirectory,
+    newer_ranges: Sequence[KeyRange],
+) -> bool:
+    """Whether rows that a run has written hold what a newer one has, wherever they were then."""
+    written: dict[str, set[bytes]] = {}
+    for keys in newer_ranges:
+        saved = read_ledger(newer.backup, keys.index, with_vectors=False)
+        for key in saved.keys:
+            written.setdefault(key, set()).update(one.written for one in saved.of(key))
+    everywhere = store.everywhere()
+    for keys in ranges:
+        ledger = read_ledger(run.backup, keys.index, with_vectors=False)
+        for row in everywhere.read_range(keys, with_stored=True):
+            if row.stored is None or not ledger.of(row.key) or is_ours(row, ledger):
+                continue
+            if vector_digest(row.stored.vector) in written.get(row.key, ()):
+                return True
+    return False
+
+
+def would_restore(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> bool:
+    """Whether a rollback would put back any row, wherever it is now.
+
+    Raises StagingError if the backup can't be read.
+    """
+    everywhere = store.everywhere()
+    absent = Ledger()
+    for keys in ranges:
+        ledger = read_ledger(run.backup, keys.index, with_vectors=False)
+        if not ledger.keys:
+            continue
+        rows = everywhere.read_range(keys, with_stored=True)
+        if any(_goes_back(row, ledger) for row in rows):
+            return True
+        for key in set(ledger.keys) - {row.key for row in rows}:
+            absent.add(reversed(ledger.of(key)))
+    return bool(absent.keys) and any(
+        _goes_back(row, absent)
+        for keys in ranges
+        for row in everywhere.read_range(keys, with_stored=True)
+    )
+
+
+def _goes_back(row: Row, ledger: Ledger) -> bool:
+    return is_ours(row, ledger) and any(
+        saved.restorable
+        and (saved.digest, saved.written) == (row.digest, vector_digest(row.stored.vector))
+        for saved in ledger.of(row.key)
+        if row.stored is not None
+    )
 
 
 def rows_have_moved(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> bool:
@@ -226,15 +327,23 @@ def _are_renumbered(
 ) -> bool:
     """Whether a row with a rowid for its key holds the text and the vector of another's."""
     strange: set[tuple[bytes, bytes]] = set()
+    unknown: set[tuple[bytes, bytes]] = set()
+    missing = False
     everywhere = store.everywhere()
     for keys in ranges:
         ledger = read_ledger(run.backup, keys.index, with_vectors=False, but=but)
-        for row in everywhere.read_range(keys, with_stored=True):
+        rows = everywhere.read_range(keys, with_stored=True)
+        missing |= not {row.key for row in rows}.issuperset(ledger.keys)
+        for row in rows:
             saved = ledger.of(row.key)
-            if saved and row.stored is not None and row.key == str(row.rowid):
+            if row.stored is not None and row.key == str(row.rowid):
                 held = row.digest, vector_digest(row.stored.vector)
-                if row.digest not in [old.digest for old in saved]:
+                if not saved:
+                    unknown.add(held)
+                elif row.digest not in [old.digest for old in saved]:
                     strange.add(held)
+    if missing:  # A row may have got a number that none had.
+        strange |= unknown
     ledgers = (read_ledger(run.backup, keys.index, with_vectors=False, but=but) for keys in ranges)
     return bool(strange) and any(
         (old.digest, old.written) in strange

@@ -196,10 +196,13 @@ def read_metadata(path: Path) -> Mapping[bytes, bytes]:
         return pq.read_schema(file).metadata or {}
 
 
-def is_sound(path: Path) -> bool:
-    """Whether a Parquet file's bytes are those that were written, and in this place."""
+def is_sound(path: Path, *, marked: bool = False) -> bool:
+    """Whether a Parquet file's bytes are those that were written, and in this place.
+
+    With `marked`, one that does not say where it was written is not.
+    """
     with failing_clearly(path):
-        return is_whole(str(path), trust.read_file(path))
+        return is_whole(str(path), trust.read_file(path), marked=marked)
 
 
 def count_rows(path: Path) -> int:
@@ -355,11 +358,12 @@ def _amount(size: int) -> str:
     return f"{size:,} bytes" if size < 1_000_000 else f"{size / 1e6:,.0f} MB"
 
 
-def is_whole(path: str, content: bytes) -> bool:
+def is_whole(path: str, content: bytes, *, marked: bool = False) -> bool:
     """Whether this is what a Parquet file held when it got its name, and in this place."""
     if not _has_checksum(path, content):
         return False
-    return _belongs(path, pq.read_schema(pa.BufferReader(content)).metadata)
+    metadata = pq.read_schema(pa.BufferReader(content)).metadata or {}
+    return _belongs(path, metadata) and (_RUN in metadata or not marked)
 
 
 def _has_checksum(path: str, content: bytes) -> bool:

@@ -147,7 +147,8 @@ class Manifest:
     `rules` are those by which it replaces, from then on. `saved` are the files of the backup, each
     with its number of rows, noted before the rows are written. It is None for a run of version
     0.1.0 or, if `listed_late`, was taken from the files that were there when a newer version
-    first worked on it. `stopped` is why the last attempt failed, and `stopped_code` the exit code
+    first worked on it. With `marked`, each of its Parquet files says in itself whose it is.
+    `stopped` is why the last attempt failed, and `stopped_code` the exit code
     that stands for it.
     """
 
@@ -168,6 +169,7 @@ class Manifest:
     rules: Rules | None = None
     saved: Mapping[str, int] | None = field(default_factory=dict)
     listed_late: bool = False
+    marked: bool = True
     stopped: str | None = None
     stopped_code: int | None = None
     outcome: Mapping[str, Any] = field(default_factory=dict)
@@ -200,12 +202,15 @@ class Manifest:
         """The manifest as it goes on; raise ValueError for a state that can't follow.
 
         To the files of the backup, those given as `saved` are added; as long as nothing is
-        replaced, they take the place of those that an earlier attempt has noted.
+        replaced, they take the place of those that an earlier attempt has noted. Those that are
+        `needless` are left out.
         """
         self.state.check_next(changes.get("state", self.state))
         if "saved" in changes:
             before = {} if self.state is State.STAGING else self.saved or {}
-            changes["saved"] = {**before, **changes["saved"]}
+            needless = changes.pop("needless", ())
+            saved = {**before, **changes["saved"]}
+            changes["saved"] = {name: rows for name, rows in saved.items() if name not in needless}
         changed = replace(self, **changes)
         return replace(changed, wrote=True) if changed.writing else changed
 
@@ -228,6 +233,7 @@ class Manifest:
             "rules": None if self.rules is None else vars(self.rules),
             "saved": None if self.saved is None else dict(self.saved),
             "listed_late": self.listed_late,
+            "marked": self.marked,
             "outcome": dict(self.outcome),
             "scope": {
                 "namespace": self.scope.namespace,
@@ -245,6 +251,8 @@ class Manifest:
         """Read the JSON text of what `to_json` gave; raise ValueError for anything else."""
         found = schema.decode(content)
         count = len(found.ranges)
+        if any(len(vector) != found.target.dimension for vector in found.probe):
+            raise ValueError("its probe holds vectors of another length than its target's")
         return cls(
             run_id=found.run_id,
             database=found.database,
@@ -268,6 +276,7 @@ class Manifest:
             rules=None if found.rules is None else Rules(**schema.to_values(found.rules)),
             saved=found.saved,
             listed_late=found.listed_late,
+            marked=found.marked,
             stopped=found.stopped,
             stopped_code=found.stopped_code,
             outcome=found.outcome,

@@ -180,11 +180,15 @@ class RunDirectory:
     def list_backup(self, manifest: Manifest, attempt: str) -> Manifest:
         """Note the files of the backup that are there and not yet noted.
 
-        Version 0.1.0 noted none; else a process may have died before it noted its last one.
+        Version 0.1.0 noted none; else a process may have died before it noted its last one. A file
+        that is lost is needless as long as no row of its range was written: these are saved again.
         """
         rows = {name: files.count_rows(self.backup / name) for name in self.unlisted(manifest)}
         late = manifest.listed_late or manifest.saved is None
-        return self.advance(attempt, saved=rows, listed_late=late)
+        written = manifest.done | manifest.writing
+        lost = self.lost_backup(manifest, checked=True)
+        needless = {name for name in lost if int(name.partition(".")[0]) not in written}
+        return self.advance(attempt, saved=rows, needless=needless, listed_late=late)
 
     def unlisted(self, manifest: Manifest) -> list[str]:
         """The files of the backup that are there and not noted in the manifest."""
@@ -286,15 +290,20 @@ class RunDirectory:
         files.remove_temporaries(self.path, OF_A_RUN)
         files.publish(self.path / _RESERVE, bytes(_RESERVE_BYTES))
 
-    def remove_damaged(self) -> tuple[list[str], list[str]]:
+    def remove_damaged(self, *, marked: bool = True) -> tuple[list[str], list[str]]:
         """Take away the shards and the files of the backup that are not as they were written.
 
         Returns their names. The rows of the shards are staged again. Those of the backup can't
-        be had again, unless from a copy; its files are kept under another name.
+        be had again, unless from a copy; its files are kept under another name. With `marked`, a
+        file that does not say whose it is is another run's.
         """
         staged = files.tables(self.shards, SHARD) if self.shards.is_dir() else []
-        damaged = [path for path in staged if not files.is_sound(path)]
-        lost = [path for path in files.tables(self.backup, BACKUP) if not files.is_sound(path)]
+        damaged = [path for path in staged if not files.is_sound(path, marked=marked)]
+        lost = [
+            path
+            for path in files.tables(self.backup, BACKUP)
+            if not files.is_sound(path, marked=marked)
+        ]
         with files.failing_clearly(self.path):
             for path in damaged:
                 path.unlink()

@@ -17,6 +17,9 @@ SCHEMA_VERSION = 1
 _MOST = 2**53
 """Whole numbers up to here are the same for each reader of JSON."""
 
+MAX_ORDER = 1_000_000_000
+"""Runs on a database, beyond which a manifest is not to be believed."""
+
 Count = Annotated[int, Meta(ge=0, le=_MOST)]
 Setting = str | bool | list[str] | None
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -97,7 +100,8 @@ class _Manifest(Struct):
     # Not noted by the first versions.
     stopped_code: int | None = None
     wrote: bool | None = None
-    order: Count = 0
+    order: Annotated[int, Meta(ge=0, le=MAX_ORDER)] = 0
+    marked: bool = False
     rules: _Rules | None = None
     saved: dict[str, Count] | None = None
     listed_late: bool = False
