@@ -301,9 +301,11 @@ def _count_left(result: RolledBack) -> int:
 def clean_up(path: Path, runs: Runs, *, named: str | None, yes: bool) -> Report:
     """Remove runs that have ended; a backup that is the only way back only if `yes`.
 
-    Without a name: all that have ended. By its name also one that is not finished.
+    Without a name: all that have ended. By its name also one that is not finished, and if `yes`
+    one that is half done: what it wrote stays.
     """
-    require_complete(runs)
+    forced = next((run for run, _ in runs if yes and run.run_id == named), None)
+    require_complete(runs, but=forced)
     if named is not None and named not in [run.run_id for run, _ in runs]:
         raise UsageError(f"there is no run {named}; reembed status names those that there are")
     removed: list[str] = []

@@ -194,10 +194,11 @@ def save_rows(changes: Iterable[Change], ledger: Ledger) -> list[Saved]:
         if row.stored is None:
             raise ValueError(f"the row {row.key} was read without what it holds")
         written, was = vector_digest(new.vector), row.stored.digest
-        if any(
-            (old.digest, old.written, old.was) == (row.digest, written, was)
-            for old in ledger.of(row.key)
-        ):
+        # Only what was saved last: the row may have held this, then another vector, and this again.
+        given = [
+            old for old in ledger.of(row.key) if (old.digest, old.written) == (row.digest, written)
+        ]
+        if given and given[0].was == was:
             continue
         ours = is_ours(row, ledger)
         saved.append(Saved(row.key, row.digest, written, was, not ours, row.stored))

@@ -8,7 +8,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from transforms.staging import (
     Ledger,
     Rules,
     RunDirectory,
+    Shard,
     State,
     count_rows,
     read_ledger,
@@ -65,7 +66,9 @@ class ReplaceJob:
     """The replacement of a run's vectors, by one attempt.
 
     `ranges` are those of the whole table, in which vectors take `vector_bytes` now. `order` is
-    the run's number among those that have replaced, should this be its first replacement.
+    the run's number among those that have replaced, should this be its first replacement. Of the
+    shards only those are used that were `listed`, if any: what a worker adds that should be gone
+    must not be taken for what was saved.
     """
 
     store: Store
@@ -76,13 +79,14 @@ class ReplaceJob:
     attempt: str
     vector_bytes: int = 0
     order: int = 1
+    listed: Mapping[int, Sequence[Shard]] | None = None
 
     def match(
         self, keys: KeyRange, *, with_stored: bool, with_vectors: bool | None = None
     ) -> Match:
         """Match the rows of a range, as they are now, with what is staged and saved."""
         with_vectors = with_stored if with_vectors is None else with_vectors
-        staged = read_shards(self.run.shards_of(keys.index), with_vectors=with_vectors)
+        staged = read_shards(self.shards_of(keys.index), with_vectors=with_vectors)
         ledger = read_ledger(self.run.backup, keys.index, with_vectors=False)
         store = self.store if ledger.keys else self.store.selected()
         rows = store.read_range(keys, with_stored=with_stored)
@@ -101,6 +105,10 @@ class ReplaceJob:
             same=same_columns,
             clear_skipped=self.rules.clear_skipped,
         )
+
+    def shards_of(self, index: int) -> Sequence[Shard]:
+        """The shards of a range, oldest pass first."""
+        return self.run.shards_of(index) if self.listed is None else self.listed.get(index, ())
 
     def look(self, keys: KeyRange) -> Summary:
         """Say what a range holds; the staged vectors are read only where it takes them."""
@@ -165,6 +173,7 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
     attempt has taken over.
     """
     manifest = job.run.advance(job.attempt)
+    job = replace(job, listed=job.run.list_shards())
     note: dict[str, Any] = {"state": State.REPLACING}
     with job.store.replacing() as table:
         version = None
@@ -442,7 +451,7 @@ _Loads = Callable[[], Iterable[_Loaded]]
 
 def _load(job: ReplaceJob, portion: Portion, *, undisturbed: bool) -> _Loaded:
     keys = portion.keys
-    shards = job.run.shards_of(keys.index)
+    shards = job.shards_of(keys.index)
     if undisturbed and portion.rowids is not None:
         vectors = [vector for vector in read_vectors(shards).values() if vector is not None]
         if len(vectors) == len(portion.rowids):  # A worker that should be gone may stage more.

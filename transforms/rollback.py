@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -116,7 +116,7 @@ def _read_again(
     pieces = written.digests(MOST_ROWS_AT_ONCE)
     lost = {rowid for digests in pieces for rowid in store.differing(digests)}
     rows = store.read_range(KeyRange(0, None, None), with_stored=True)
-    changes, now = restore_rows(rows, _whole_ledger(run, ranges))
+    changes, now = restore_rows(rows, _ledger_of(run, ranges))
     names = {row.rowid: row.key for row in rows}
     again = [names[rowid] for rowid, _ in changes if names[rowid] not in total.left]
     if again:
@@ -159,10 +159,10 @@ def _roll_back(
     saved = saved_ranges(run.backup)
     wanted = [keys for keys in ranges if keys.index in saved]
     at_once = run.read_manifest().rows <= MOST_ROWS_AT_ONCE
-    moved = not store.stable and rows_have_moved(store, run, wanted)
+    moved = set() if store.ordered_by_key else moved_keys(store, run, ranges)
     if store.whole:
-        return _roll_back_whole(store, run, ranges, written, attempt=attempt, moved=moved)
-    if moved:
+        return _roll_back_whole(store, run, ranges, written, attempt=attempt, moved=bool(moved))
+    if not store.stable and rows_have_moved(store, run, wanted):
         return _roll_back_moved(store, run, wanted, written, attempt=attempt)
     total = RolledBack()
 
@@ -171,7 +171,7 @@ def _roll_back(
         started = time.monotonic()
         restored = RolledBack()
         for done, keys in enumerate(wanted, start=1):
-            ledger = read_ledger(run.backup, keys.index, with_vectors=True)
+            ledger = read_ledger(run.backup, keys.index, with_vectors=True).without(moved)
             changes, outcome = restore_rows(table.read_range(keys), ledger)
             table.put(changes)
             restored.add(outcome)
@@ -186,7 +186,7 @@ def _roll_back(
         del wanted[:done]
         if wanted:
             time.sleep(0.12)  # SQLite's own waiting looks every 0.1 s whether the lock is free.
-    _roll_back_elsewhere(store, run, ranges, written, total, attempt=attempt)
+    _roll_back_elsewhere(store, run, ranges, written, total, attempt=attempt, moved=moved)
     return total
 
 
@@ -198,28 +198,21 @@ def _roll_back_elsewhere(
     total: RolledBack,
     *,
     attempt: str,
+    moved: Collection[str],
 ) -> None:
-    """Put back rows that are in another range than they were, as after INSERT OR REPLACE.
-
-    In their own ranges they were taken for deleted.
-    """
-    gone = {key for key, why in total.left.items() if why == DELETED}
-    if not gone:
-        return
+    """Put back rows that have `moved`, and what was taken for deleted if it is there after all."""
+    gone = {key for key, why in total.left.items() if why == DELETED}.union(moved)
     everywhere = store.everywhere()
     found = {
         row.key
-        for keys in ranges
+        for keys in (ranges if gone else ())
         for row in everywhere.read_range(keys, with_stored=False)
         if row.key in gone
     }
+    total.left |= dict.fromkeys(gone - found, DELETED)
     if not found:
         return
-    ledger = Ledger()
-    for keys in ranges:
-        saved = read_ledger(run.backup, keys.index, with_vectors=True)
-        for key in found.intersection(saved.keys):
-            ledger.add(reversed(saved.of(key)))
+    ledger = _ledger_of(run, ranges, found)
 
     def restore(table: Replacement) -> RolledBack:
         run.advance(attempt)
@@ -232,6 +225,55 @@ def _roll_back_elsewhere(
         outcome = table.transact(partial(restore, table))
     total.left = {key: why for key, why in total.left.items() if key not in found}
     total.add(outcome)
+
+
+def _ledger_of(
+    run: RunDirectory, ranges: Sequence[KeyRange], wanted: Collection[str] | None = None
+) -> Ledger:
+    """What was saved of rows, or all, in whatever range they were then.
+
+    In a second range the run may have found, and saved, the vector that it had written itself.
+    """
+    everything = Ledger()
+    for keys in ranges:
+        saved = read_ledger(run.backup, keys.index, with_vectors=True)
+        for key in saved.keys if wanted is None else set(wanted).intersection(saved.keys):
+            everything.add(reversed(saved.of(key)))
+    ledger = Ledger()
+    for key in everything.keys:
+        rows = everything.of(key)
+        written = {row.written for row in rows}
+        ledger.add(
+            row._replace(restorable=row.restorable and not _holds_one(row, written))
+            for row in reversed(rows)
+        )
+    return ledger
+
+
+def _holds_one(saved: Saved, written: Container[bytes]) -> bool:
+    """Whether what was saved as the former vector is one that the run has written."""
+    vector = saved.stored.vector if saved.stored else None
+    held = vector_digest(vector)
+    return vector is not None and held in written and held != saved.written
+
+
+def moved_keys(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> set[str]:
+    """The keys of rows that are in other ranges now than when the run saved them.
+
+    INSERT OR REPLACE gives a row another rowid, and VACUUM may.
+    """
+    everywhere = store.everywhere()
+    missing: set[str] = set()
+    for keys in ranges:
+        saved = set(read_ledger(run.backup, keys.index, with_vectors=False).keys)
+        if saved:
+            missing |= saved - {r.key for r in everywhere.read_range(keys, with_stored=False)}
+    return {
+        row.key
+        for keys in (ranges if missing else ())
+        for row in everywhere.read_range(keys, with_stored=False)
+        if row.key in missing
+    }
 
 
 def holds_of(
@@ -362,7 +404,7 @@ def _roll_back_moved(
     attempt: str,
 ) -> RolledBack:
     """The same for rows that are in any range now: all at once, and held in memory."""
-    everything = _whole_ledger(run, ranges)
+    everything = _ledger_of(run, ranges)
 
     def restore(table: Replacement) -> RolledBack:
         run.advance(attempt)
@@ -387,7 +429,7 @@ def _roll_back_whole(
 
     What keeps a namespace from going back as a whole is found before anything is written.
     """
-    everything = _whole_ledger(run, ranges) if moved else None
+    everything = _ledger_of(run, ranges) if moved else None
     ranges = [KeyRange(0, None, None)] if moved else ranges
     skipped = {str(row["id"]) for row in run.read_lines(SKIPPED)}
 
@@ -415,15 +457,6 @@ def _roll_back_whole(
 
     with store.replacing(written) as table:
         return table.transact(partial(restore, table))
-
-
-def _whole_ledger(run: RunDirectory, ranges: Sequence[KeyRange]) -> Ledger:
-    everything = Ledger()
-    for keys in ranges:
-        ledger = read_ledger(run.backup, keys.index, with_vectors=True)
-        for key in ledger.keys:
-            everything.add(reversed(ledger.of(key)))
-    return everything
 
 
 @dataclass

@@ -15,7 +15,7 @@ A file has one row for each row of the store that was written:
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,6 +41,13 @@ class Ledger:
     def of(self, key: str) -> Sequence[Saved]:
         """What was saved of a row, the latest first."""
         return self._by_key.get(key, ())
+
+    def without(self, keys: Collection[str]) -> Ledger:
+        """The same without the rows of some keys."""
+        if not keys:
+            return self
+        left = (key for key in self._by_key if key not in keys)
+        return Ledger(saved for key in left for saved in reversed(self._by_key[key]))
 
     @property
     def keys(self) -> Iterable[str]:
