@@ -213,9 +213,9 @@ def _confirm(plan: Plan) -> None:
         ranges = [keys for keys in plan.ranges if keys.index in saved_ranges(plan.run.backup)]
         if rows_have_moved(plan.store, plan.run, ranges):
             raise IncompleteError(
-                f"the rows of {plan.store.path} have other numbers now than when the run "
-                f"{plan.run.run_id} began to replace (VACUUM does that), so it can't be finished; "
-                "undo it with reembed rollback"
+                f"rows of {plan.store.path} have other numbers now than when the run "
+                f"{plan.run.run_id} began to replace (VACUUM and INSERT OR REPLACE do that), so it "
+                "can't be finished; undo it with reembed rollback"
             )
     for run, manifest in find_runs(plan.store.path):
         if manifest.state.incomplete and run != plan.run:
@@ -264,26 +264,28 @@ def _begin(plan: Plan, probe: Vectors) -> None:
     link_run(plan.run, plan.store.path)
     plan.run.set_reserve()
     manifest = plan.run.take_over(manifest, plan.attempt)
-    damaged, lost = plan.run.remove_damaged(marked=manifest.marked)
+    damaged, gone = plan.run.remove_damaged(marked=manifest.marked)
     if plan.late:
-        _adopt(plan, manifest)
+        manifest = _adopt(plan, manifest)
+    lost = [*gone, *(name for name in plan.run.lost_backup(manifest, checked=True))]
     for name in damaged:
         _logger.warning("[%s] the shard %s was damaged; it is made again", plan.run.run_id, name)
-    for name in lost:
+    for name in dict.fromkeys(lost) if plan.late else gone:
         _logger.warning(
-            "[%s] the backup file %s is damaged: rollback can't put its rows back",
+            "[%s] the backup file %s is missing or damaged: rollback can't put its rows back",
             plan.run.run_id,
             name,
         )
 
 
-def _adopt(plan: Plan, manifest: Manifest) -> None:
+def _adopt(plan: Plan, manifest: Manifest) -> Manifest:
     """Note what version 0.1.0 did not, of a run that it has begun to replace."""
-    plan.run.list_backup(manifest, plan.attempt)
+    manifest = plan.run.list_backup(manifest, plan.attempt)
     if not manifest.order:  # While it was half done, no other could begin.
-        plan.run.advance(plan.attempt, order=_next_order(plan))
+        manifest = plan.run.advance(plan.attempt, order=_next_order(plan))
     if manifest.rules is None:
-        plan.run.advance(plan.attempt, rules=plan.rules)
+        manifest = plan.run.advance(plan.attempt, rules=plan.rules)
+    return manifest
 
 
 def limit_rows(plan: Plan) -> tuple[Plan, bool]:

@@ -868,7 +868,7 @@ def test_backup_files_that_are_altered_are_named_and_the_run_still_finishes(
 
     assert (done.code, undone.code) == (0, 6)
     for one in saved:
-        said = f"the backup file {one.name} is damaged: rollback can't put its rows back"
+        said = f"the backup file {one.name} is missing or damaged: rollback can't put its rows"
         assert (said in done.err) == (one in saved[::3])
         assert (f"{one.name} is missing or damaged" in undone.err) == (one == saved[0])
     found = table(path)

@@ -109,3 +109,24 @@ def test_a_run_that_replaces_now_comes_after_those_of_the_former_version(
         assert undone.code == 0, undone.err
         assert undone.values["restored"] == restored
     assert vectors(path) == FORMER
+
+
+@pytest.mark.parametrize("state", ["half-replaced", "replaced"])
+def test_a_backup_file_that_must_have_been_there_is_missed_without_a_list(
+    state: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = unpack_run(state, tmp_path)
+    [(found, _)] = find_runs(path)
+    first, *_ = sorted(found.backup.iterdir())
+    content = first.read_bytes()
+    first.unlink()
+
+    undone = reembed("rollback", "--db", path, "--json")
+
+    assert undone.code == 6
+    assert f"the file {first.name[:13]}*.parquet (how many rows is not known)" in undone.error
+    assert new_rows(path) == {"00", "01", "02", "03"}
+    first.write_bytes(content)
+    first.chmod(0o600)
+    assert reembed("rollback", "--db", path).code == 0
+    assert vectors(path) == FORMER

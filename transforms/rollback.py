@@ -95,7 +95,9 @@ def describe_lost(lost: Mapping[str, int | None]) -> str:
     'the file 0000001.0000.0123456789abcdef.parquet (64 rows)'
     """
     rows = sum(count or 0 for count in lost.values())
-    count = f"{rows:,} rows" + (" or more" if None in lost.values() else "")
+    count = f"{rows:,} rows"
+    if None in lost.values():
+        count = f"{count} or more" if rows else "how many rows is not known"
     first, *others = lost
     if not others:
         return f"the file {first} ({count})"

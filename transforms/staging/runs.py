@@ -166,6 +166,19 @@ class RunDirectory:
             self.write_manifest(changed)
             return changed
 
+    def _missed(self, manifest: Manifest, names: Iterable[str]) -> list[str]:
+        """Files that a backup of version 0.1.0, which kept no list, must have had besides `names`.
+
+        Of each range that it has replaced, as far as it saved fewer rows than it re-embedded.
+        """
+        rows = sum(map(files.count_rows, files.tables(self.backup, BACKUP)))
+        ended = manifest.state is not State.REPLACING
+        if manifest.scope.mode != "all" or (ended and rows >= manifest.reembedded):
+            return []
+        known = {int(name.partition(".")[0]) for name in names}
+        replaced = (keys for keys in manifest.ranges if keys.index in manifest.done and keys.rows)
+        return [f"{k.index:07d}.0000.*{files.PARQUET}" for k in replaced if k.index not in known]
+
     @contextmanager
     def _manifest_locked(self) -> Iterator[None]:
         with files.failing_clearly(self.path):
@@ -208,6 +221,7 @@ class RunDirectory:
             with files.failing_clearly(self.backup):
                 damaged = [path.stem for path in files.tables(self.backup, DAMAGED)]
             names = [*there, *(f"{stem}{files.PARQUET}" for stem in damaged)]
+            names += self._missed(manifest, names)
             listed |= {name: None for name in names if name not in listed}
         return {
             name: rows
