@@ -42,7 +42,7 @@ from transforms.stores.codec import encode
 from transforms.stores.demo import SCHEMA, Memory, create_store, generated_memories
 
 KILLS = int(os.environ.get("REEMBED_TEST_KILLS", "4"))
-"""Kills on 2,000 rows in each journal mode: twice as many on 60,000, a third of a rollback."""
+"""Kills on 2,000 rows in each journal mode: twice as many on 30,000, a third of a rollback."""
 
 SQLITES = {"m.db", "m.db-wal", "m.db-shm", "m.db-journal"}
 OURS = re.compile(
@@ -148,7 +148,7 @@ def only_replace(trial: Trial, tell: Connection) -> None:
 
 
 class Hashed(fake.FakeEmbedder):
-    """Vectors from a hash of each text: what 60,000 rows take no time to get."""
+    """Vectors from a hash of each text: what 30,000 rows take no time to get."""
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return vectors of shape (len(texts), dimension)."""
@@ -371,7 +371,7 @@ def make_trial(folder: Path, mode: str, memories: Sequence[Memory], *, several: 
 def make_bare_store(path: Path, memories: Sequence[Memory]) -> None:
     """A store without a search index, and only the two indexes that a replacement changes.
 
-    The others make one of 60,000 rows slow to write and to check.
+    The others make one of 30,000 rows slow to write and to check.
     """
     with closing(sqlite3.connect(path)) as db, db:
         db.executescript(SCHEMA)
@@ -398,7 +398,7 @@ def large_trial(folder: Path, mode: str) -> Trial:
     old = [encode(np.array([at] * 8)) for at in range(64)]
     rows = [
         memory(dice.randbytes(16).hex(), "", embedding=old[at % 64], embedding_dim=8)
-        for at in range(60_000)
+        for at in range(30_000)
     ]
     return make_trial(folder, mode, rows, several=True)
 
@@ -456,7 +456,7 @@ def test_a_killed_rollback_leaves_all_new_or_all_old_and_the_next_one_goes_on(
 def test_a_run_killed_between_transactions_leaves_whole_ranges_that_status_names(
     tmp_path: Path,
 ) -> None:
-    trial = large_trial(tmp_path / "60,000 rows in many transactions", "wal")
+    trial = large_trial(tmp_path / "30,000 rows in many transactions", "wal")
     others = other_contents(trial.path)
     dice = random.Random(59)
     assert attempt(trial, Moment(SAVING)) == KILLED

@@ -6,7 +6,7 @@ import pytest
 
 from tests import kills
 
-KILLS = 12
+KILLS = 6
 
 
 def test_whatever_is_killed_no_table_is_mixed_and_no_backup_is_lost(
