@@ -436,3 +436,43 @@ def test_a_run_dir_that_is_a_link_is_the_directory_it_leads_to(
     assert run_of(path).readlink().parent == tmp_path / "real"
     with pytest.raises(UsageError):
         find_runs(path, tmp_path / "runs" / run_of(path).name)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+@pytest.mark.parametrize("by_a_link", [False, True])
+def test_a_place_below_one_where_others_can_exchange_it_is_refused(
+    path: Path, reembed: Call, tmp_path: Path, mode: int, by_a_link: bool
+) -> None:
+    shared, mine = tmp_path / "shared", tmp_path / "shared" / "mine"
+    mine.mkdir(parents=True)
+    shared.chmod(mode)
+    named = mine
+    if by_a_link:
+        named = tmp_path / "link"
+        named.symlink_to(mine)
+
+    for place in (named, named / "new"):
+        refused = reembed("--db", path, "--run-dir", place)
+        assert (refused.code, list(mine.iterdir())) == (2, [])
+        assert f"other users can write {shared} (mode {mode:04o})" in refused.error
+    shared.chmod(0o1777)
+    assert reembed("--db", path, "--run-dir", named).code == 0
+
+
+@AS_ROOT
+@pytest.mark.parametrize("inside", [".", "mine"])
+def test_a_place_in_a_third_users_directory_is_refused(
+    path: Path, reembed: Call, tmp_path: Path, inside: str
+) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / inside).mkdir(parents=True)
+    os.chown(theirs, 4321, 4321)
+    before = sorted(theirs.rglob("*"))
+
+    refused = reembed("--db", path, "--run-dir", theirs / inside)
+
+    assert (refused.code, sorted(theirs.rglob("*"))) == (2, before)
+    assert f"{theirs} belongs to user 4321, not to root" in refused.error
+    # Root trusts the owner of the database.
+    os.chown(path, 4321, 4321)
+    assert reembed("--db", path, "--run-dir", theirs).code == 0

@@ -160,7 +160,8 @@ class WorkDirectory:
 
     def _make_local(self, path: Path, like: Path | None) -> None:
         if path == Path(self.path):
-            trust.check_parent(path.parent, "--workdir")
+            beside = trust.owners_beside(like) if like else {os.geteuid(), 0}
+            trust.check_parent(path.parent, "--workdir", beside)
         files.make_directory(path, like=like)
         owners = trust.owners_beside(like) if like else trust.owners_within(path.parent)
         trust.check_directory(path, owners)

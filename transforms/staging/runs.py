@@ -366,7 +366,7 @@ def run_parent(run_dir: Path, database: Path) -> Path:
     """
     path = _place(run_dir, database)
     with files.failing_clearly(path):
-        trust.check_parent(path, "--run-dir")
+        trust.check_parent(path, "--run-dir", trust.owners_beside(database))
     return path
 
 

@@ -125,26 +125,45 @@ def check_root(path: Path, owners: Collection[int]) -> None:
     _check(path, path.lstat(), "a directory", owners, in_a_root=True)
 
 
-def check_parent(path: Path, flag: str) -> None:
+def check_parent(path: Path, flag: str, owners: Collection[int]) -> None:
     """Raise UsageError for a directory in which others can put another in the place of ours.
 
-    Of one that is not there yet, the nearest that is there counts. The sticky bit keeps all from
-    that but the directory's owner. `flag` has named it. Raises OSError as `stat` does.
+    Of one that is not there yet, the nearest that is there counts. All above it do, too: who can
+    rename one of them can exchange all that is in it. `flag` has named it. Raises OSError as
+    `stat` does.
     """
-    existing = next(place for place in (path, *path.parents) if os.path.lexists(place))
-    found = existing.stat()
-    mode, bound = found.st_mode, found.st_mode & stat.S_ISVTX
-    if mode & _WRITABLE_BY_OTHERS and not (bound and found.st_uid in (0, os.geteuid())):
-        why = f"other users can write {existing} (mode {stat.S_IMODE(mode):04o})"
-        if not has_modes(existing):
-            raise UsageError(
-                f"{why}, and its file system keeps no modes, so they could put something else in "
-                f"the place of a run there; name a directory on another file system with {flag}"
-            )
+    absolute = path.absolute()
+    existing = next(one for one in (absolute, *absolute.parents) if os.path.lexists(one))
+    real = Path(os.path.realpath(existing))
+    for place in dict.fromkeys((existing, *existing.parents, real, *real.parents)):
+        _check_place(place, flag, owners)
+
+
+def _check_place(place: Path, flag: str, owners: Collection[int]) -> None:
+    """Raise UsageError for a directory in which others can rename what is ours.
+
+    The sticky bit keeps all from that but the directory's owner.
+    """
+    found = place.stat()
+    so = "so they could put something else in the place of a run there"
+    if found.st_uid not in owners:
+        name = user_name(found.st_uid)
         raise UsageError(
-            f"{why}, so they could put something else in the place of a run there; name a "
-            f"directory of your own with {flag}, or take the right from them: chmod go-w {existing}"
+            f"{place} belongs to {name}, not to {_names(owners)}, {so}; name a directory of your "
+            f"own with {flag}"
         )
+    if not found.st_mode & _WRITABLE_BY_OTHERS or found.st_mode & stat.S_ISVTX:
+        return
+    why = f"other users can write {place} (mode {stat.S_IMODE(found.st_mode):04o})"
+    if not has_modes(place):
+        raise UsageError(
+            f"{why}, and its file system keeps no modes, {so}; name a directory on another file "
+            f"system with {flag}"
+        )
+    raise UsageError(
+        f"{why}, {so}; name a directory of your own with {flag}, or take the right from them: "
+        f"chmod go-w {place}"
+    )
 
 
 def has_modes(directory: Path) -> bool:

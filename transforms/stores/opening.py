@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -147,10 +148,11 @@ def check_database(path: Path) -> None:
 def recover_store(path: Path) -> None:
     """Let SQLite roll back a write that another process left half done, if there is one.
 
-    A read-only connection can't do it. Raises StoreError if the file can't be written.
+    A read-only connection can't do it. Raises StoreError if the file can't be written, or if the
+    journal is not one that SQLite made for it.
     """
     path = real_path(path)
-    if Path(f"{path}-journal").exists():
+    if os.path.lexists(f"{path}-journal"):
         sqlite.check_file(path)
         sqlite.check_writable(path)
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from transforms.errors import StoreError
+from transforms.stores.side_files import check_side_files
 
 T = TypeVar("T")
 
@@ -53,7 +54,9 @@ _WAL_VERSION = 2
 
 
 def check_file(path: Path) -> bool:
-    """Refuse what is no SQLite file; return whether its journal mode is WAL.
+    """Refuse what is no SQLite file, or has others' files in the place of SQLite's side files.
+
+    Returns whether its journal mode is WAL. `path` is without links.
 
     Call it before the process has a connection to the file: closing any descriptor of a
     file drops all POSIX locks that the process holds on it, SQLite's among them.
@@ -77,6 +80,7 @@ def check_file(path: Path) -> bool:
             f"{path} is not a readable SQLite database: it is another kind of file, or encrypted "
             "(SQLCipher); reembed needs a plain one, so decrypt a copy first if it is encrypted"
         )
+    check_side_files(path)
     return header[18] == _WAL_VERSION
 
 
@@ -168,11 +172,22 @@ def write_transaction(connection: sqlite3.Connection, *, exclusive: bool = False
         _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), BUSY_SECONDS)
     try:
         yield
+        _check_beside(connection)
         _unless_held_up(connection, "COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _check_beside(connection: sqlite3.Connection) -> None:
+    """Raise StoreError if the journal or the log of a transaction is another's.
+
+    SQLite opens a journal that is there already, and would not get back what it saved in it.
+    """
+    path = _rows(connection, "PRAGMA database_list")[0][2]
+    if path:  # Not if it is in memory.
+        check_side_files(Path(os.fsdecode(path)))
 
 
 def _unless_held_up(connection: sqlite3.Connection, statement: str) -> None:
@@ -403,6 +418,7 @@ _HARMLESS = re.compile(
 
 
 def _open(path: Path, mode: str, connect: Connect) -> sqlite3.Connection:
+    check_side_files(path)  # They may have been made since the database was first looked at.
     return connect(
         f"file:{quote(os.fsencode(path))}?{mode}",
         uri=True,
