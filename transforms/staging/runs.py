@@ -360,8 +360,9 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
     """The runs on a database with their manifests, in the order in which they began to replace.
 
     They lie beside the database, or wherever a link there leads, or in `run_dir`. Raises
-    StagingError for a run that can't be read or trusted or that is another database's, and
-    UsageError for a `run_dir` that lies in the runs of another database or in a run.
+    StagingError for a run that can't be read or trusted, that is another database's or that lies
+    in two places, and UsageError for a `run_dir` that lies in a run or in the runs of another
+    database.
     """
     root = staging_root(database)
     owners = trust.owners_beside(database)
@@ -376,14 +377,30 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
     elsewhere = _place(run_dir, database) if run_dir is not None else root
     for place in _named_runs(elsewhere) if elsewhere != root else ():
         run = RunDirectory(place)
+        if run.run_id in found:
+            _require_same(root / run.run_id, found[run.run_id][0], run)
+            continue
         manifest = _read_trusted(run, owners)
-        if manifest.database != str(database.resolve()) and run.run_id not in found:
+        if manifest.database != str(database.resolve()):
             raise StagingError(
                 f"{run_dir} holds runs on another database, {manifest.database}; name another "
                 "directory with --run-dir"
             )
         found[run.run_id] = run, manifest
     return sorted(found.values(), key=lambda pair: pair[1].age)
+
+
+def _require_same(known: Path, run: RunDirectory, other: RunDirectory) -> None:
+    """Raise StagingError for two directories that claim to be one run: one must be a copy."""
+    with files.failing_clearly(other.path):
+        if not run.path.samefile(other.path):
+            way = f"remove the link {known}" if known.is_symlink() else f"move {known} away"
+            raise StagingError(
+                f"the run {run.run_id} lies in two places, {run.path} and {other.path}, of which "
+                "one must be a copy, so it can't be told which of them says what was done; name "
+                f"another directory with --run-dir (or none), or, if {other.path} is the one to "
+                f"use, {way}"
+            )
 
 
 def _place(run_dir: Path, database: Path) -> Path:
