@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Call, all_columns, files, make_store, memory
-from transforms.staging import staging_root
+from tests.conftest import Call, all_columns, change, files, kept_files, make_store, memory
+from transforms.errors import StagingError
+from transforms.staging import find_runs, lock_database, staging_root
 from transforms.stores.demo import hashed_vector
 
 
@@ -44,3 +45,93 @@ def test_a_copy_of_a_run_does_not_take_its_place(
     assert reembed("status", "--db", path).out.count("replaced") == 1
     assert reembed("rollback", "--db", path, *flags).code == 0
     assert all_columns(path) == before
+
+
+@pytest.fixture
+def two_copies(reembed: Call, path: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two copies of a database that is gone, whose run lies elsewhere."""
+    assert reembed("--db", path, "--run-dir", tmp_path / "runs").code == 0
+    copies = tmp_path / "one.db", tmp_path / "two.db"
+    for copy in copies:
+        shutil.copy2(path, copy)
+        shutil.copytree(staging_root(path), staging_root(copy), symlinks=True)
+    path.unlink()
+    shutil.rmtree(staging_root(path))
+    return copies
+
+
+@pytest.mark.parametrize("command", [["rollback"], ["cleanup"], ["--missing-only"], []])
+def test_the_first_of_two_copies_that_is_written_has_the_run(
+    reembed: Call, two_copies: tuple[Path, Path], command: list[str], tmp_path: Path
+) -> None:
+    one, two = two_copies
+    for copy in two_copies:  # Who only looks settles nothing.
+        assert reembed("status", "--db", copy).code == reembed("verify", "--db", copy).code == 0
+    change(one, "UPDATE memories SET embedding = NULL, embedding_dim = NULL WHERE id = '3'")
+    change(two, "UPDATE memories SET content = 'of two'")
+
+    assert reembed(*command, "--db", one).code == 0
+    contents = all_columns(two)
+    run = next((tmp_path / "runs").glob("2*"))
+    kept = kept_files(run)
+
+    for other in (["status"], ["verify"], ["rollback"], ["cleanup", "--yes"], []):
+        refused = reembed(*other, "--db", two)
+        assert refused.code == 1, other
+        assert f"belongs to {one}, of which {two} is a copy; remove the link" in refused.error
+        assert f'set "database" to "{two}" in {staging_root(two)}' in refused.error
+    assert (all_columns(two), kept_files(run)) == (contents, kept)
+    assert reembed("status", "--db", one).code == 0
+
+
+def test_a_copy_that_was_looked_at_before_the_other_was_written_writes_nothing(
+    reembed: Call, two_copies: tuple[Path, Path]
+) -> None:
+    one, two = two_copies
+    find_runs(two)
+    assert reembed("rollback", "--db", one).code == 0
+    with (
+        pytest.raises(StagingError, match=f"belongs to {one}, of which {two} is a copy"),
+        lock_database(two),
+    ):
+        pass
+
+
+def test_a_moved_database_keeps_its_runs_when_another_takes_its_place(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
+    before = all_columns(path)
+    assert reembed("--db", path).code == 0
+    moved = tmp_path / "old.db"
+    path.rename(moved)
+    staging_root(path).rename(staging_root(moved))
+    assert reembed("cleanup", "--db", moved).code == 0  # The first command that could write.
+
+    make_store(path, [memory("new")])
+
+    assert reembed("status", "--db", path).out.startswith("no runs")
+    assert reembed("rollback", "--db", moved).code == 0
+    assert all_columns(moved) == before
+
+
+def test_a_moved_database_that_was_not_used_before_says_what_to_set(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
+    before = all_columns(path)
+    assert reembed("--db", path).code == 0
+    moved = tmp_path / "old.db"
+    path.rename(moved)
+    staging_root(path).rename(staging_root(moved))
+    make_store(path, [memory("new")])
+    [run] = staging_root(moved).glob("2*")
+
+    refused = reembed("rollback", "--db", moved)
+
+    assert refused.code == 1
+    assert f"belongs to {path}, which is another file than {moved}" in refused.error
+    way = f'moved here, set "database" to "{moved}" in {run / "manifest.json"} instead'
+    assert way in refused.error
+    manifest = run / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"{path}"', f'"{moved}"'))
+    assert reembed("rollback", "--db", moved).code == 0
+    assert all_columns(moved) == before

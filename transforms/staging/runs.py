@@ -147,11 +147,23 @@ class RunDirectory:
         if the manifest is not as it was found.
         """
         with self._manifest_locked():
-            if self.read_manifest() != found:
+            if (manifest := self.read_manifest()) != found:
                 raise RunError(f"another process has worked on the run {self.run_id}; run again")
-            changed = found.changed(attempt=attempt, stopped=None, stopped_code=None)
+            changed = manifest.changed(attempt=attempt, stopped=None, stopped_code=None)
             self.write_manifest(changed)
             return changed
+
+    def move_to(self, database: Path) -> None:
+        """Note that a database that was moved here is the one that the run is about.
+
+        Raises StagingError if a copy of it was the first to be noted.
+        """
+        with self._manifest_locked():
+            manifest = self.read_manifest()
+            if _is_others(manifest, database):
+                place = staging_root(database) / self.run_id
+                raise StagingError(_belongs_elsewhere(place, manifest, database))
+            self.write_manifest(manifest.changed(database=str(database.resolve())))
 
     def stop(self, attempt: str, why: str, code: int | None) -> Manifest | None:
         """Note why an attempt stopped, and end it: what is left of it may write no more.
@@ -368,11 +380,7 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
     owners = trust.owners_beside(database)
     _check_root(root, owners)
     found: dict[str, tuple[RunDirectory, Manifest]] = {}
-    for place in _named_runs(root):
-        run = RunDirectory(_followed(place) if place.is_symlink() else place)
-        manifest = _read_trusted(run, owners)
-        if _is_others(manifest, database):
-            raise StagingError(_belongs_elsewhere(place, manifest, database))
+    for run, manifest in _runs_beside(database, owners):
         found[run.run_id] = run, manifest
     elsewhere = _place(run_dir, database) if run_dir is not None else root
     for place in _named_runs(elsewhere) if elsewhere != root else ():
@@ -388,6 +396,28 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
             )
         found[run.run_id] = run, manifest
     return sorted(found.values(), key=lambda pair: pair[1].age)
+
+
+def _runs_beside(database: Path, owners: frozenset[int]) -> Iterator[tuple[RunDirectory, Manifest]]:
+    """The runs beside a database, or where a link there leads; raise StagingError as above."""
+    for place in _named_runs(staging_root(database)):
+        run = RunDirectory(_followed(place) if place.is_symlink() else place)
+        manifest = _read_trusted(run, owners)
+        if _is_others(manifest, database):
+            raise StagingError(_belongs_elsewhere(place, manifest, database))
+        yield run, manifest
+
+
+def _settle(database: Path) -> None:
+    """Note where a database is now in the runs that it had where it was before, and has still.
+
+    Else a file that is put in its former place would own them, and so would another copy of it
+    whose links lead to the same runs: what one of the two deletes is the other's way back.
+    """
+    for run, manifest in _runs_beside(database, trust.owners_beside(database)):
+        # Of a run that this user can't write, nothing can be deleted either.
+        if _is_gone(manifest.database) and os.access(run.path, os.W_OK):
+            run.move_to(database)
 
 
 def _require_same(known: Path, run: RunDirectory, other: RunDirectory) -> None:
@@ -453,6 +483,17 @@ def _read_trusted(run: RunDirectory, owners: frozenset[int]) -> Manifest:
     return run.read_manifest()
 
 
+def _is_gone(database: str) -> bool:
+    """Whether there is no such database; not where that can't be told, for lack of a right."""
+    try:
+        Path(database).stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _is_others(manifest: Manifest, database: Path) -> bool:
     """Whether a run is another database's; where that is gone, this is it, moved."""
     try:
@@ -462,15 +503,20 @@ def _is_others(manifest: Manifest, database: Path) -> bool:
 
 
 def _belongs_elsewhere(place: Path, manifest: Manifest, database: Path) -> str:
+    """Say that a run is another database's: a copy and a moved file can't be told apart."""
     real = database.resolve()
+    value = json.dumps(str(real), ensure_ascii=False)
+    moved = f'set "database" to {value} in {place / MANIFEST}'
     if place.is_symlink():
         return (
             f"the run {place.name} belongs to {manifest.database}, of which {real} is a copy; "
-            f"remove the link {place}, which leads to it"
+            f"remove the link {place}, which leads to it; if {real} is the file that the run "
+            f"replaced vectors in, and the other one the copy, {moved} instead"
         )
     return (
         f"the run {place.name} belongs to {manifest.database}, which is another file than {real}, "
-        f"so neither can use it here; move {place} elsewhere"
+        f"so neither can use it here; move {place} elsewhere; if {real} is the file that the run "
+        f"replaced vectors in, moved here, {moved} instead"
     )
 
 
@@ -530,8 +576,9 @@ def discard_run_if_empty(run: RunDirectory, database: Path) -> None:
 def lock_database(database: Path) -> Iterator[None]:
     """Hold the lock that keeps other runs off a database; it dies with the process.
 
-    Where there is no run when it ends, nothing is left. Raises StagingError if another process
-    holds it, with its id and when it began.
+    Where there is no run when it ends, nothing is left. If the database was moved, its runs are
+    told. Raises StagingError if another process holds it, with its id and when it began, and as
+    `find_runs` does.
     """
     root = staging_root(database)
     with files.failing_clearly(root):
@@ -545,6 +592,7 @@ def lock_database(database: Path) -> Iterator[None]:
             for place in root.iterdir():
                 if HALF_MADE.fullmatch(place.name):
                     files.remove_own(place, OF_A_RUN)
+            _settle(database)
             yield
         finally:
             _remove_if_empty(root)
