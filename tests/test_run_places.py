@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Call, all_columns, change, files, kept_files, make_store, memory
 from transforms.errors import StagingError
-from transforms.staging import find_runs, lock_database, staging_root
+from transforms.staging import RunDirectory, find_runs, lock_database, staging_root
 from transforms.stores.demo import hashed_vector
 
 
@@ -135,3 +136,84 @@ def test_a_moved_database_that_was_not_used_before_says_what_to_set(
     manifest.write_text(manifest.read_text().replace(f'"{path}"', f'"{moved}"'))
     assert reembed("rollback", "--db", moved).code == 0
     assert all_columns(moved) == before
+
+
+@pytest.mark.parametrize("name", ["shards", "backup"])
+def test_a_staged_run_whose_copy_has_no_empty_directories_goes_on(
+    reembed: Call, path: Path, name: str
+) -> None:
+    before = all_columns(path)
+    assert reembed("--db", path, "--max-rows", "2").code == 0
+    [run] = staging_root(path).glob("2*")
+    shutil.rmtree(run / name)
+
+    status = reembed("status", "--db", path, "--json")
+    assert (status.code, status.values["runs"][0]["staged"]) == (0, 2 if name == "backup" else 0)
+    done = reembed("--db", path)
+    assert (done.code, len(done.texts)) == (0, 2 if name == "backup" else 4)
+    assert reembed("verify", "--db", path).code == 0
+    assert reembed("rollback", "--db", path).code == 0
+    assert all_columns(path) == before
+
+
+def test_without_its_directory_all_files_of_a_backup_are_lost(reembed: Call, path: Path) -> None:
+    before = all_columns(path)
+    assert reembed("--db", path, range_rows=2).code == 0
+    after = all_columns(path)
+    [run] = staging_root(path).glob("2*")
+    kept = files(run / "backup")
+    shutil.rmtree(run / "backup")
+
+    status = reembed("status", "--db", path, "--json")
+    assert (status.code, status.values["runs"][0]["backup_lost"]) == (0, sorted(kept))
+    verified = reembed("verify", "--db", path)
+    assert verified.code == 1
+    assert f"of the backup in {run / 'backup'} is missing" in verified.error
+    refused = reembed("rollback", "--db", path)
+    assert refused.code == 6
+    assert f"of the backup in {run / 'backup'} is missing" in refused.error
+    assert all_columns(path) == after
+    assert reembed("cleanup", "--db", path, "--json").values["kept"].keys() == {run.name}
+
+    for name, content in kept.items():  # The directory is there again.
+        (run / "backup" / name).write_bytes(content)
+    assert reembed("rollback", "--db", path).code == 0
+    assert all_columns(path) == before
+
+
+def test_status_of_a_run_that_ends_meanwhile(
+    reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reembed("--db", path, "--max-rows", "2").code == 0
+    [run] = staging_root(path).glob("2*")
+    with monkeypatch.context() as patch:
+        # As if the run had replaced them all just before they are listed.
+        patch.setattr(RunDirectory, "list_shards", _after_removing(run / "shards"))
+        status = reembed("status", "--db", path)
+    assert (status.code, status.err) == (0, "")
+
+
+def test_status_passes_over_a_run_that_is_deleted_meanwhile(
+    reembed: Call, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reembed("--db", path, "--max-rows", "2").code == 0
+    [run] = staging_root(path).glob("2*")
+    for vanishing in ("read_manifest", "list_shards"):
+        with monkeypatch.context() as patch:
+            patch.setattr(RunDirectory, vanishing, _after_removing(run, vanishing))
+            shutil.copytree(run, tmp_path / "kept")
+            status = reembed("status", "--db", path)
+        assert (status.code, status.err) == (0, ""), vanishing
+        assert status.out.startswith("no runs"), vanishing
+        shutil.move(tmp_path / "kept", run)
+
+
+def _after_removing(directory: Path, name: str = "list_shards") -> Callable[..., object]:
+    """A method of a run that comes just after a directory has been deleted."""
+    method = getattr(RunDirectory, name)
+
+    def late(run: RunDirectory) -> object:
+        shutil.rmtree(directory)
+        return method(run)
+
+    return late

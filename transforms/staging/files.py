@@ -215,11 +215,16 @@ def count_rows(path: Path) -> int:
 def tables(directory: Path, named: re.Pattern[str], *, index: int | None = None) -> list[Path]:
     """The files of a directory that have such names, or those of one range, by name.
 
-    Raises StagingError if the directory is not there: an empty one would be another thing.
+    Many a program that copies leaves out directories that are empty, so one that is not there has
+    none. Raises StagingError if that which it would lie in isn't there either.
     """
     start = "" if index is None else f"{index:07d}."
     with failing_clearly(directory):
-        names = sorted(os.listdir(directory))  # noqa: PTH208 - a Path for each name costs too much
+        try:
+            names = sorted(os.listdir(directory))  # noqa: PTH208 - a Path for each costs too much
+        except FileNotFoundError:
+            directory.parent.stat()
+            names = []
     return [directory / name for name in names if name.startswith(start) and named.fullmatch(name)]
 
 

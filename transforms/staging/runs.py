@@ -143,12 +143,16 @@ class RunDirectory:
     def take_over(self, found: Manifest, attempt: str) -> Manifest:
         """Have a new attempt take the place of the one that a manifest was found with.
 
-        What is left of the former one fails at its next look, before it writes. Raises RunError
-        if the manifest is not as it was found.
+        What is left of the former one fails at its next look, before it writes. The directories
+        that a copy of the run has left out are there again. Raises RunError if the manifest is
+        not as it was found.
         """
         with self._manifest_locked():
             if (manifest := self.read_manifest()) != found:
                 raise RunError(f"another process has worked on the run {self.run_id}; run again")
+            files.make_directory(self.backup)
+            if not manifest.state.ended:
+                files.make_directory(self.shards)
             changed = manifest.changed(attempt=attempt, stopped=None, stopped_code=None)
             self.write_manifest(changed)
             return changed
@@ -309,13 +313,10 @@ class RunDirectory:
         be had again, unless from a copy; its files are kept under another name. With `marked`, a
         file that does not say whose it is is another run's.
         """
-        staged = files.tables(self.shards, SHARD) if self.shards.is_dir() else []
-        damaged = [path for path in staged if not files.is_sound(path, marked=marked)]
-        lost = [
-            path
-            for path in files.tables(self.backup, BACKUP)
-            if not files.is_sound(path, marked=marked)
-        ]
+        damaged, lost = (
+            [path for path in paths if not files.is_sound(path, marked=marked)]
+            for paths in (files.tables(self.shards, SHARD), files.tables(self.backup, BACKUP))
+        )
         with files.failing_clearly(self.path):
             for path in damaged:
                 path.unlink()
@@ -401,8 +402,13 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
 def _runs_beside(database: Path, owners: frozenset[int]) -> Iterator[tuple[RunDirectory, Manifest]]:
     """The runs beside a database, or where a link there leads; raise StagingError as above."""
     for place in _named_runs(staging_root(database)):
-        run = RunDirectory(_followed(place) if place.is_symlink() else place)
-        manifest = _read_trusted(run, owners)
+        try:
+            run = RunDirectory(_followed(place) if place.is_symlink() else place)
+            manifest = _read_trusted(run, owners)
+        except (OSError, StagingError):
+            if os.path.lexists(place):  # Else another command has just deleted it.
+                raise
+            continue
         if _is_others(manifest, database):
             raise StagingError(_belongs_elsewhere(place, manifest, database))
         yield run, manifest
