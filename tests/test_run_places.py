@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.conftest import Call, all_columns, change, files, kept_files, make_store, memory
 from transforms.errors import StagingError
 from transforms.staging import RunDirectory, find_runs, lock_database, staging_root
+from transforms.staging.files import failing_clearly
 from transforms.stores.demo import hashed_vector
 
 
@@ -217,3 +219,63 @@ def _after_removing(directory: Path, name: str = "list_shards") -> Callable[...,
         return method(run)
 
     return late
+
+
+NAMES = ["reserve", "skipped.jsonl", "remaining.jsonl", "summary.json", "pass-1.json"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_directory_in_place_of_a_file_is_named_before_anything_is_written(
+    reembed: Call, path: Path, name: str
+) -> None:
+    before = all_columns(path)
+    assert reembed("--db", path, "--max-rows", "2").code == 0
+    [run] = staging_root(path).glob("2*")
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+
+    refused = reembed("--db", path)
+
+    assert refused.code == 1
+    expected = f"{run / name} is a directory, where reembed keeps a file; reembed leaves it alone"
+    assert refused.error.startswith(expected)
+    assert all_columns(path) == before
+    (run / name).rmdir()
+    assert reembed("--db", path).code == 0
+
+
+@pytest.mark.parametrize("name", ["left.jsonl", "rollback.json"])
+def test_a_directory_in_place_of_what_a_rollback_writes_is_named_first(
+    reembed: Call, path: Path, name: str
+) -> None:
+    assert reembed("--db", path).code == 0
+    after = all_columns(path)
+    [run] = staging_root(path).glob("2*")
+    (run / name).mkdir()
+
+    refused = reembed("rollback", "--db", path)
+
+    assert (refused.code, all_columns(path)) == (1, after)
+    assert f"{run / name} is a directory, where reembed keeps a file" in refused.error
+    (run / name).rmdir()
+    assert reembed("rollback", "--db", path).code == 0
+
+
+WAYS = {
+    errno.ENOENT: "restore it from a copy; if another",
+    errno.EISDIR: "move what lies there away",
+    errno.ENOSPC: "make room, and",
+    errno.EROFS: "make it writable, and",
+    errno.EMFILE: "make room, or make it writable",
+}
+
+
+@pytest.mark.parametrize("number", WAYS)
+def test_trouble_with_a_file_names_it_and_says_what_helps(number: int, tmp_path: Path) -> None:
+    named = OSError(
+        number, "Said by the system", str(tmp_path / ".x.tmp"), None, str(tmp_path / "x")
+    )
+    with pytest.raises(StagingError) as raised, failing_clearly(tmp_path):
+        raise named
+    said = f"the run directory {tmp_path} can't be used (Said by the system: {tmp_path / 'x'}); "
+    assert str(raised.value).startswith(said + WAYS[number])

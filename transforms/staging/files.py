@@ -349,14 +349,47 @@ def require_room(needed: Mapping[Path, int]) -> None:
 
 @contextmanager
 def failing_clearly(path: Path) -> Iterator[None]:
-    """Turn trouble with files into a StagingError that says what to do."""
+    """Turn trouble with files into a StagingError that names the file and says what to do."""
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        barred = isinstance(error, PermissionError) and trust.barred_by(error, path)
-        what = barred or "make room, or make it writable, and run again"
-        raise StagingError(f"the run directory {path} can't be used ({why}); {what}") from error
+        raise StagingError(_trouble(path, error)) from error
+
+
+def _trouble(path: Path, error: Exception) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        return f"the run directory {path} can't be used ({error}); {_UNREADABLE}"
+    # A file that is renamed has two names, of which the first is one that only reembed knows.
+    named = (error.filename2, error.filename)
+    places = [Path(os.fsdecode(name)) for name in named if isinstance(name, str | bytes)]
+    place = next((one for one in places if one.suffix != TEMPORARY and one != path), None)
+    where = f": {place}" if place else ""
+    why = error.strerror or str(error)
+    barred = isinstance(error, PermissionError) and trust.barred_by(error, path)
+    what = barred or _WAYS.get(error.errno, "make room, or make it writable, and run again")
+    return f"the run directory {path} can't be used ({why}{where}); {what}"
+
+
+_UNREADABLE = "restore what is in it from a copy, or move it away if the run is of no use"
+
+_IN_THE_WAY = "move what lies there away, and run again"
+_READ_ONLY = "make it writable, and run again"
+_FULL = "make room, and run again"
+_WAYS = {
+    errno.ENOENT: "restore it from a copy; if another command has just removed it, run again",
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTEMPTY: _IN_THE_WAY,
+    errno.ELOOP: _IN_THE_WAY,
+    errno.EACCES: _READ_ONLY,
+    errno.EPERM: _READ_ONLY,
+    errno.EROFS: _READ_ONLY,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EIO: "check the disk, and run again",
+}
+"""What to do, by what the system says; for anything else it is what helps most often."""
 
 
 def _amount(size: int) -> str:

@@ -258,7 +258,7 @@ class RunDirectory:
 
     def read_lines(self, name: str) -> list[dict[str, str]]:
         """Read what `write_lines` wrote; nothing if it was not written."""
-        with files.failing_clearly(self.path / name):
+        with files.failing_clearly(self.path):
             try:
                 content = trust.read_file(self.path / name)
             except FileNotFoundError:
@@ -301,8 +301,10 @@ class RunDirectory:
     def set_reserve(self) -> None:
         """Set room aside for what is written last; remove what an earlier attempt left half done.
 
-        Raises StagingError if there is no room.
+        Raises StagingError if there is no room, or if a directory is in the place of a file.
         """
+        with files.failing_clearly(self.path):
+            trust.check_no_directories(self.path, OF_A_RUN.gives)
         files.remove_temporaries(self.path, OF_A_RUN)
         files.publish(self.path / _RESERVE, bytes(_RESERVE_BYTES))
 
