@@ -55,9 +55,11 @@ def next_step(runs: Runs, run: RunDirectory, manifest: Manifest) -> str:
         case State.REPLACED | State.PARTLY_BACK:
             rollback = f"reembed rollback{_named(runs, run, can_be_undone)}"
             verify = f"reembed verify{_named(runs, run, can_be_verified)} checks it"
+            newer = newer_run(runs, manifest)
             if run.lost_backup(manifest, checked=True):
-                return f"put the lost files of the backup back in {run.backup}; then {rollback}"
-            if newer := newer_run(runs, manifest):
+                last = f"once run {newer.run_id} is rolled back, {rollback}" if newer else rollback
+                return f"put the lost files of the backup back in {run.backup}; then {last}"
+            if newer:
                 return f"{verify}; run {newer.run_id} must be rolled back before it can be"
             if manifest.state is State.REPLACED:
                 return f"{verify}; {rollback} undoes it"

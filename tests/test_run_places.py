@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -279,3 +280,50 @@ def test_trouble_with_a_file_names_it_and_says_what_helps(number: int, tmp_path:
         raise named
     said = f"the run directory {tmp_path} can't be used (Said by the system: {tmp_path / 'x'}); "
     assert str(raised.value).startswith(said + WAYS[number])
+
+
+def test_a_run_below_a_newer_one_is_not_to_be_rolled_back_first(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
+    before = all_columns(path)
+    assert reembed("--db", path, range_rows=2).code == 0
+    [older] = staging_root(path).glob("2*")
+    lost = min((older / "backup").iterdir())
+    shutil.move(lost, tmp_path / lost.name)
+    assert reembed("rollback", "--db", path).code == 6  # In part.
+    assert reembed("--db", path, range_rows=2).code == 0
+    newer = max(staging_root(path).glob("2*"))
+
+    def next_of_older() -> str:
+        runs = reembed("status", "--db", path, "--json").values["runs"]
+        return next(str(run["next"]) for run in runs if run["run_id"] == older.name)
+
+    assert next_of_older() == (
+        f"put the lost files of the backup back in {older / 'backup'}; then once run {newer.name} "
+        f"is rolled back, reembed rollback --run {older.name}"
+    )
+    shutil.move(tmp_path / lost.name, lost)
+    assert next_of_older() == (
+        f"reembed verify --run {older.name} checks it; run {newer.name} must be rolled back before "
+        "it can be"
+    )
+    assert reembed("rollback", "--db", path, "--run", older.name).code == 2
+    assert reembed("rollback", "--db", path).code == 0
+    assert reembed("rollback", "--db", path, "--run", older.name).code == 0
+    assert all_columns(path) == before
+
+
+def test_a_backup_that_is_not_listed_is_not_said_to_be_gone(reembed: Call, path: Path) -> None:
+    before = all_columns(path)
+    assert reembed("--db", path).code == 0
+    [run] = staging_root(path).glob("2*")
+    manifest = json.loads((run / "manifest.json").read_bytes())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"saved": {}}))
+
+    verified = reembed("verify", "--db", path)
+
+    assert verified.code == 1
+    assert f"its manifest lists none of the files in {run / 'backup'} (1)" in verified.error
+    assert "gone" not in verified.error
+    assert reembed("rollback", "--db", path).code == 0
+    assert all_columns(path) == before
