@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import Call, all_columns, change, files, kept_files, make_store, memory
 from transforms.errors import StagingError
 from transforms.staging import RunDirectory, find_runs, lock_database, staging_root
-from transforms.staging.files import failing_clearly
+from transforms.staging.backup import read_ledger, saved_columns
+from transforms.staging.files import failing_clearly, write_table
 from transforms.stores.demo import hashed_vector
 
 
@@ -326,4 +329,83 @@ def test_a_backup_that_is_not_listed_is_not_said_to_be_gone(reembed: Call, path:
     assert f"its manifest lists none of the files in {run / 'backup'} (1)" in verified.error
     assert "gone" not in verified.error
     assert reembed("rollback", "--db", path).code == 0
+    assert all_columns(path) == before
+
+
+DIGEST = pa.array([bytes(16)], pa.binary(16))
+GIVEN: dict[str, pa.Array] = {
+    "key": pa.array(["0"]),
+    "digest": DIGEST,
+    "written": DIGEST,
+    "was": DIGEST,
+    "restorable": pa.array([True]),
+    "vector": pa.array([None], pa.binary()),
+    "others": pa.array(["embedding_dim=integer:38"]),
+}
+ODD: dict[str, dict[str, pa.Array | None]] = {
+    "no key": {"key": None},
+    "no others": {"others": None},
+    "others is null": {"others": pa.array([None], pa.string())},
+    "key is a number": {"key": pa.array([0])},
+    "a digest is too short": {"digest": pa.array([b"1"], pa.binary(1))},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_backup_made_by_hand_is_refused_by_its_columns(tmp_path: Path, odd: str) -> None:
+    columns = {name: column for name, column in (GIVEN | ODD[odd]).items() if column is not None}
+    path = write_table(tmp_path, "0000000.0000", pa.table(columns))
+
+    with pytest.raises(StagingError, match=f"^{path} was not written by reembed, so"):
+        read_ledger(tmp_path, 0, with_vectors=True)
+    if "others" in odd:
+        with pytest.raises(StagingError, match=f"^{path} was not written by reembed, so"):
+            saved_columns(tmp_path)
+
+
+OTHERS = ["zzz:XY", "integer:", "integer:" + "39" * 400, "integer:3A", "real:", "zzz:31", ""]
+
+
+@pytest.mark.parametrize("value", OTHERS)
+def test_a_backup_made_by_hand_is_refused_by_its_other_columns(
+    reembed: Call, path: Path, value: str
+) -> None:
+    assert reembed("--db", path).code == 0
+    after = all_columns(path)
+    [run] = staging_root(path).glob("2*")
+    [file] = (run / "backup").iterdir()
+    table = pq.read_table(file)
+    odd = pa.array([f"embedding_dim={value}"] * table.num_rows)
+    table = table.set_column(table.column_names.index("others"), "others", odd)
+    file.unlink()
+    made = write_table(run / "backup", "0000000.0000", table)
+    manifest = json.loads((run / "manifest.json").read_bytes())
+    saved = {made.name: table.num_rows}
+    (run / "manifest.json").write_text(json.dumps(manifest | {"saved": saved}))
+
+    for command in ("verify", "rollback"):
+        refused = reembed(command, "--db", path)
+        assert refused.code in (1, 6), command
+        assert "is not what reembed wrote, so it is not used; restore the backup" in refused.error
+    assert all_columns(path) == after
+
+
+@pytest.mark.parametrize("odd", ["key", "digest", "cause", "vector"])
+def test_a_shard_made_by_hand_is_refused(reembed: Call, path: Path, odd: str) -> None:
+    before = all_columns(path)
+    assert reembed("--db", path, "--max-rows", "2").code == 0
+    [run] = staging_root(path).glob("2*")
+    [file] = (run / "shards").iterdir()
+    table = pq.read_table(file)
+    column = pa.array([{"a": 1}] * table.num_rows)
+    if odd == "cause":
+        column = pa.array(["none that is known"] * table.num_rows)
+    table = table.set_column(table.column_names.index(odd), odd, column)
+    file.unlink()
+    made = write_table(run / "shards", file.name.rsplit(".", 2)[0], table)
+
+    refused = reembed("--db", path)
+
+    assert refused.code == 1
+    assert refused.error.startswith(f"{made} was not written by reembed, so it is not used: it ")
     assert all_columns(path) == before

@@ -158,6 +158,28 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
         return decode_table(str(path), trust.read_file(path), columns)
 
 
+def require_columns(path: Path, table: pa.Table, types: pa.Schema) -> None:
+    """Raise StagingError if a table lacks a column, or one is of another type or lacks values.
+
+    `types` also say which columns may lack some. Anybody can make a file and give it the name that
+    goes with its bytes.
+    """
+    for field in types:
+        alone = table.column_names.count(field.name) == 1
+        if not alone or table.schema.field(field.name).type != field.type:
+            raise not_ours(path, f"it has no column {field.name} of type {field.type}")
+        if table.column(field.name).null_count and not field.nullable:
+            raise not_ours(path, f"its column {field.name} lacks values")
+
+
+def not_ours(path: Path, why: str) -> StagingError:
+    """What to raise for a file that has a right checksum, but not been written by reembed."""
+    return StagingError(
+        f"{path} was not written by reembed, so it is not used: {why}; restore it from a copy, or "
+        "move it away"
+    )
+
+
 def decode_table(path: str, content: bytes, columns: Sequence[str]) -> pa.Table:
     """The same from its content. Raises StagingError if that is not what was written there."""
     if not _has_checksum(path, content):
@@ -179,6 +201,8 @@ def read_column(path: Path, name: str) -> pa.ChunkedArray:
     with failing_clearly(path), trust.open_file(path) as file:
         try:
             return pq.ParquetFile(file).read([name]).column(name)
+        except KeyError:
+            raise not_ours(path, f"it has no column {name}") from None
         except pa.ArrowException:
             raise _damaged(path) from None
 
