@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.resume import Runs, describe
 from pipeline.selection import Report, can_be_undone, can_be_verified, job_of, newer_run
 from pipeline.words import places, size, table
-from transforms.errors import IncompleteError, TooManySkippedError
+from transforms.errors import IncompleteError, StagingError, TooManySkippedError
 from transforms.modes import Mode
 from transforms.staging import Manifest, RunDirectory, State, lock_holder, spans, tree_bytes
 from transforms.staging.runs import LEFT, SKIPPED
@@ -22,7 +22,7 @@ _WHOLE = frozenset(store.kind for store in (LlmStore, VecStore) if store.whole)
 
 def show_status(path: Path, runs: Runs) -> Report:
     """Say of each run its state, rows, skips, size on disk and next step."""
-    values = [_values(path, runs, run, manifest) for run, manifest in runs]
+    values = list(_values_of(path, runs))
     texts = [_text(value) for value in values]
     text = "\n\n".join(texts) or f"no runs on {path}; nothing is staged, nothing to undo"
     holder = lock_holder(path)
@@ -55,9 +55,11 @@ def next_step(runs: Runs, run: RunDirectory, manifest: Manifest) -> str:
         case State.REPLACED | State.PARTLY_BACK:
             rollback = f"reembed rollback{_named(runs, run, can_be_undone)}"
             verify = f"reembed verify{_named(runs, run, can_be_verified)} checks it"
+            newer = newer_run(runs, manifest)
             if run.lost_backup(manifest, checked=True):
-                return f"put the lost files of the backup back in {run.backup}; then {rollback}"
-            if newer := newer_run(runs, manifest):
+                last = f"once run {newer.run_id} is rolled back, {rollback}" if newer else rollback
+                return f"put the lost files of the backup back in {run.backup}; then {last}"
+            if newer:
                 return f"{verify}; run {newer.run_id} must be rolled back before it can be"
             if manifest.state is State.REPLACED:
                 return f"{verify}; {rollback} undoes it"
@@ -90,10 +92,20 @@ def _named(runs: Runs, run: RunDirectory, fits: Callable[[Manifest], bool]) -> s
     return "" if fitting and fitting[-1] == run else f" --run {run.run_id}"
 
 
+def _values_of(path: Path, runs: Runs) -> Iterator[dict[str, Any]]:
+    for run, manifest in runs:
+        try:
+            yield _values(path, runs, run, manifest)
+        except StagingError:
+            if run.exists:  # Else another command has just deleted it.
+                raise
+
+
 def _values(path: Path, runs: Runs, run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
     outcome = manifest.outcome
     new = _new_ranges(path, run, manifest) if manifest.state is State.REPLACING else frozenset()
     partial = bool(outcome.get("remaining"))  # Ranges then hold rows of both kinds.
+    staged = run.staged_rows()  # Before it is looked whether the run has just deleted them.
     return {
         "run_id": run.run_id,
         "state": str(manifest.state),
@@ -106,7 +118,7 @@ def _values(path: Path, runs: Runs, run: RunDirectory, manifest: Manifest) -> di
         "namespace": manifest.scope.namespace,
         "mode": manifest.scope.mode,
         "rows": manifest.rows,
-        "staged": run.staged_rows() if run.shards.is_dir() else None,
+        "staged": staged if run.shards.is_dir() or manifest.state is State.STAGING else None,
         "reembedded": outcome.get("reembedded"),
         "skipped": outcome.get("skipped"),
         "remaining": outcome.get("remaining"),

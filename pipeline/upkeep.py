@@ -302,10 +302,11 @@ def clean_up(path: Path, runs: Runs, *, named: str | None, yes: bool) -> Report:
     """Remove runs that have ended; a backup that is the only way back only if `yes`.
 
     Without a name: all that have ended. By its name also one that is not finished, and if `yes`
-    one that is half done: what it wrote stays.
+    one that is half done and of which nothing can go back.
     """
-    forced = next((run for run, _ in runs if yes and run.run_id == named), None)
-    require_complete(runs, but=forced)
+    half = [(run, m) for run, m in runs if yes and named == run.run_id and m.state.incomplete]
+    lost_cause = [run for run, manifest in half if not _has_way_back(path, run, manifest)]
+    require_complete(runs, but=lost_cause[0] if lost_cause else None)
     if named is not None and named not in [run.run_id for run, _ in runs]:
         raise UsageError(f"there is no run {named}; reembed status names those that there are")
     removed: list[str] = []

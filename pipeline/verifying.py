@@ -39,7 +39,7 @@ from transforms.errors import (
 from transforms.hiding import origin, shown
 from transforms.modes import Mode
 from transforms.rollback import describe_lost
-from transforms.staging import Manifest, State
+from transforms.staging import Manifest, RunDirectory, State
 from transforms.staging.runs import ROLLBACK
 from transforms.stores import Store
 from transforms.verify import WRONG, Findings, verify_rows
@@ -305,7 +305,7 @@ def _trouble(
     if not findings.checked and not findings.put_back:
         return VerifyError(
             f"none of the {written:,} rows that the run {run.run_id} wrote in {path} can be "
-            f"checked: {_why_none(findings)}"
+            f"checked: {_why_none(run, manifest, findings)}"
         )
     return compared.trouble if isinstance(compared.trouble, _OtherModelError) else None
 
@@ -319,8 +319,14 @@ def _choosing(manifest: Manifest) -> str:
     return f" {' and '.join(changes)}" if changes else ""
 
 
-def _why_none(findings: Findings) -> str:
+def _why_none(run: RunDirectory, manifest: Manifest, findings: Findings) -> str:
     if not findings.written:
+        if unlisted := run.unlisted(manifest):
+            return (
+                f"its manifest lists none of the files in {run.backup} ({len(unlisted)}), so it "
+                "can't be told whether these are all; restore the manifest from a copy (reembed "
+                "rollback puts back what they hold)"
+            )
         return "its backup, which says what it wrote, is gone"
     counted = {"deleted": findings.deleted, "given another text and vector": findings.changed}
     found = " and ".join(f"{count:,} were {what}" for what, count in counted.items() if count)

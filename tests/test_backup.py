@@ -128,9 +128,9 @@ def test_a_damaged_backup_is_named_and_never_read_as_an_empty_one(tmp_path: Path
         read_ledger(tmp_path, 0, with_vectors=False)
 
 
-def test_a_backup_that_is_gone_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+def test_a_run_that_is_gone_is_not_taken_for_one_without_a_backup(tmp_path: Path) -> None:
     with pytest.raises(StagingError, match="No such file"):
-        read_ledger(tmp_path / "gone", 0, with_vectors=False)
+        read_ledger(tmp_path / "gone" / "backup", 0, with_vectors=False)
 
 
 @pytest.mark.parametrize("latest", range(8))  # Names of one number go by their checksums.

@@ -186,9 +186,10 @@ def test_only_the_tables_of_a_kind_or_range_are_listed_by_name(tmp_path: Path) -
     assert [path.name for path in tables(tmp_path, SHARD)] == [others[3]]
 
 
-def test_a_directory_that_is_gone_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+def test_a_run_that_is_gone_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    assert tables(tmp_path / "backup", BACKUP) == []
     with pytest.raises(StagingError, match="No such file"):
-        tables(tmp_path / "gone", BACKUP)
+        tables(tmp_path / "gone" / "backup", BACKUP)
 
 
 def test_a_tree_is_removed_and_one_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:

@@ -22,8 +22,28 @@ import pyarrow as pa
 
 from transforms.errors import StagingError
 from transforms.rows import DIGEST_BYTES, Saved, Stored
-from transforms.staging.files import read_column, read_table, tables, write_table
+from transforms.staging.files import (
+    read_column,
+    read_table,
+    require_columns,
+    tables,
+    write_table,
+)
 from transforms.staging.names import BACKUP
+
+_SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "digest": pa.binary(DIGEST_BYTES),
+        "written": pa.binary(DIGEST_BYTES),
+        "was": pa.binary(DIGEST_BYTES),
+        "restorable": pa.bool_(),
+        "vector": pa.binary(),
+        "others": pa.string(),
+    }
+)
+_READ = pa.schema([field.with_nullable(field.name == "vector") for field in _SCHEMA])
+"""What is read is to be: only a vector may be missing."""
 
 
 class Ledger:
@@ -90,6 +110,7 @@ def _read(path: Path, *, with_vectors: bool) -> list[Saved]:
     names = ["key", "digest", "written", "was", "restorable"]
     names += ["vector", "others"] if with_vectors else []
     table = read_table(path, names)
+    require_columns(path, table, pa.schema([_READ.field(name) for name in names]))
     columns = [table.column(name).to_pylist() for name in names]
     return [
         Saved(key, digest, written, was, restorable, Stored(*stored) if stored else None)
@@ -99,17 +120,16 @@ def _read(path: Path, *, with_vectors: bool) -> list[Saved]:
 
 def _table(saved: Sequence[Saved]) -> pa.Table:
     stored = [row.stored for row in saved]
-    return pa.table(
-        {
-            "key": pa.array([row.key for row in saved], pa.string()),
-            "digest": pa.array([row.digest for row in saved], pa.binary(DIGEST_BYTES)),
-            "written": pa.array([row.written for row in saved], pa.binary(DIGEST_BYTES)),
-            "was": pa.array([row.was for row in saved], pa.binary(DIGEST_BYTES)),
-            "restorable": pa.array([row.restorable for row in saved], pa.bool_()),
-            "vector": pa.array([old and old.vector for old in stored], pa.binary()),
-            "others": pa.array([old and old.others for old in stored], pa.string()),
-        }
-    )
+    columns = {
+        "key": [row.key for row in saved],
+        "digest": [row.digest for row in saved],
+        "written": [row.written for row in saved],
+        "was": [row.was for row in saved],
+        "restorable": [row.restorable for row in saved],
+        "vector": [old and old.vector for old in stored],
+        "others": [old and old.others for old in stored],
+    }
+    return pa.table(columns, schema=_SCHEMA)
 
 
 def saved_columns(directory: Path, *, but: Container[str] = ()) -> set[str]:
@@ -118,5 +138,10 @@ def saved_columns(directory: Path, *, but: Container[str] = ()) -> set[str]:
     The files of the names `but` are not read, of the others no more than this column.
     """
     paths = (path for path in tables(directory, BACKUP) if path.name not in but)
-    columns = (read_column(path, "others") for path in paths)
-    return {value for column in columns for value in column.unique().to_pylist()}
+    found: set[str] = set()
+    for path in paths:
+        column = read_column(path, "others")
+        table = pa.table({"others": column})
+        require_columns(path, table, pa.schema([_READ.field("others")]))
+        found.update(column.unique().to_pylist())
+    return found

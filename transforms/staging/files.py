@@ -158,6 +158,28 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
         return decode_table(str(path), trust.read_file(path), columns)
 
 
+def require_columns(path: Path, table: pa.Table, types: pa.Schema) -> None:
+    """Raise StagingError if a table lacks a column, or one is of another type or lacks values.
+
+    `types` also say which columns may lack some. Anybody can make a file and give it the name that
+    goes with its bytes.
+    """
+    for field in types:
+        alone = table.column_names.count(field.name) == 1
+        if not alone or table.schema.field(field.name).type != field.type:
+            raise not_ours(path, f"it has no column {field.name} of type {field.type}")
+        if table.column(field.name).null_count and not field.nullable:
+            raise not_ours(path, f"its column {field.name} lacks values")
+
+
+def not_ours(path: Path, why: str) -> StagingError:
+    """What to raise for a file that has a right checksum, but not been written by reembed."""
+    return StagingError(
+        f"{path} was not written by reembed, so it is not used: {why}; restore it from a copy, or "
+        "move it away"
+    )
+
+
 def decode_table(path: str, content: bytes, columns: Sequence[str]) -> pa.Table:
     """The same from its content. Raises StagingError if that is not what was written there."""
     if not _has_checksum(path, content):
@@ -179,6 +201,8 @@ def read_column(path: Path, name: str) -> pa.ChunkedArray:
     with failing_clearly(path), trust.open_file(path) as file:
         try:
             return pq.ParquetFile(file).read([name]).column(name)
+        except KeyError:
+            raise not_ours(path, f"it has no column {name}") from None
         except pa.ArrowException:
             raise _damaged(path) from None
 
@@ -215,11 +239,16 @@ def count_rows(path: Path) -> int:
 def tables(directory: Path, named: re.Pattern[str], *, index: int | None = None) -> list[Path]:
     """The files of a directory that have such names, or those of one range, by name.
 
-    Raises StagingError if the directory is not there: an empty one would be another thing.
+    Many a program that copies leaves out directories that are empty, so one that is not there has
+    none. Raises StagingError if that which it would lie in isn't there either.
     """
     start = "" if index is None else f"{index:07d}."
     with failing_clearly(directory):
-        names = sorted(os.listdir(directory))  # noqa: PTH208 - a Path for each name costs too much
+        try:
+            names = sorted(os.listdir(directory))  # noqa: PTH208 - a Path for each costs too much
+        except FileNotFoundError:
+            directory.parent.stat()
+            names = []
     return [directory / name for name in names if name.startswith(start) and named.fullmatch(name)]
 
 
@@ -344,14 +373,47 @@ def require_room(needed: Mapping[Path, int]) -> None:
 
 @contextmanager
 def failing_clearly(path: Path) -> Iterator[None]:
-    """Turn trouble with files into a StagingError that says what to do."""
+    """Turn trouble with files into a StagingError that names the file and says what to do."""
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        barred = isinstance(error, PermissionError) and trust.barred_by(error, path)
-        what = barred or "make room, or make it writable, and run again"
-        raise StagingError(f"the run directory {path} can't be used ({why}); {what}") from error
+        raise StagingError(_trouble(path, error)) from error
+
+
+def _trouble(path: Path, error: Exception) -> str:
+    if not isinstance(error, OSError) or error.errno is None:
+        return f"the run directory {path} can't be used ({error}); {_UNREADABLE}"
+    # A file that is renamed has two names, of which the first is one that only reembed knows.
+    named = (error.filename2, error.filename)
+    places = [Path(os.fsdecode(name)) for name in named if isinstance(name, str | bytes)]
+    place = next((one for one in places if one.suffix != TEMPORARY and one != path), None)
+    where = f": {place}" if place else ""
+    why = error.strerror or str(error)
+    barred = isinstance(error, PermissionError) and trust.barred_by(error, path)
+    what = barred or _WAYS.get(error.errno, "make room, or make it writable, and run again")
+    return f"the run directory {path} can't be used ({why}{where}); {what}"
+
+
+_UNREADABLE = "restore what is in it from a copy, or move it away if the run is of no use"
+
+_IN_THE_WAY = "move what lies there away, and run again"
+_READ_ONLY = "make it writable, and run again"
+_FULL = "make room, and run again"
+_WAYS = {
+    errno.ENOENT: "restore it from a copy; if another command has just removed it, run again",
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTEMPTY: _IN_THE_WAY,
+    errno.ELOOP: _IN_THE_WAY,
+    errno.EACCES: _READ_ONLY,
+    errno.EPERM: _READ_ONLY,
+    errno.EROFS: _READ_ONLY,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EIO: "check the disk, and run again",
+}
+"""What to do, by what the system says; for anything else it is what helps most often."""
 
 
 def _amount(size: int) -> str:

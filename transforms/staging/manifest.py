@@ -139,11 +139,12 @@ _TABLES = {"ai-memory": "memories", "llm": "embeddings"}
 class Manifest:
     """What a run is about, and how far it has come.
 
-    `target` and `probe` (vectors of fixed texts) say which model it is, so that no other one
-    goes on with it. `attempt` names the process that is at work: a worker of an earlier one
-    must not write any more. `done` are the ranges that are replaced, `writing` those of the
-    transaction that was begun last; `wrote` says that there was one. `order` is a number above
-    those of all runs on the database that began to replace before this one; 0 until it does.
+    `database` is where the file was when a command last wrote to it; that it was moved since
+    makes no other manifest. `target` and `probe` (vectors of fixed texts) say which model it is, so
+    that no other one goes on with it. `attempt` names the process that is at work: a worker of an
+    earlier one must not write any more. `done` are the ranges that are replaced, `writing` those
+    of the transaction that was begun last; `wrote` says that there was one. `order` is a number
+    above those of all runs on the database that began to replace before this one; 0 until it does.
     `rules` are those by which it replaces, from then on. `saved` are the files of the backup, each
     with its number of rows, noted before the rows are written. It is None for a run of version
     0.1.0 or, if `listed_late`, was taken from the files that were there when a newer version
@@ -153,7 +154,7 @@ class Manifest:
     """
 
     run_id: str
-    database: str
+    database: str = field(compare=False)
     started: str
     scope: Scope
     target: Mapping[str, Any]

@@ -143,15 +143,31 @@ class RunDirectory:
     def take_over(self, found: Manifest, attempt: str) -> Manifest:
         """Have a new attempt take the place of the one that a manifest was found with.
 
-        What is left of the former one fails at its next look, before it writes. Raises RunError
-        if the manifest is not as it was found.
+        What is left of the former one fails at its next look, before it writes. The directories
+        that a copy of the run has left out are there again. Raises RunError if the manifest is
+        not as it was found.
         """
         with self._manifest_locked():
-            if self.read_manifest() != found:
+            if (manifest := self.read_manifest()) != found:
                 raise RunError(f"another process has worked on the run {self.run_id}; run again")
-            changed = found.changed(attempt=attempt, stopped=None, stopped_code=None)
+            files.make_directory(self.backup)
+            if not manifest.state.ended:
+                files.make_directory(self.shards)
+            changed = manifest.changed(attempt=attempt, stopped=None, stopped_code=None)
             self.write_manifest(changed)
             return changed
+
+    def move_to(self, database: Path) -> None:
+        """Note that a database that was moved here is the one that the run is about.
+
+        Raises StagingError if a copy of it was the first to be noted.
+        """
+        with self._manifest_locked():
+            manifest = self.read_manifest()
+            if _is_others(manifest, database):
+                place = staging_root(database) / self.run_id
+                raise StagingError(_belongs_elsewhere(place, manifest, database))
+            self.write_manifest(manifest.changed(database=str(database.resolve())))
 
     def stop(self, attempt: str, why: str, code: int | None) -> Manifest | None:
         """Note why an attempt stopped, and end it: what is left of it may write no more.
@@ -256,7 +272,7 @@ class RunDirectory:
 
     def read_lines(self, name: str) -> list[dict[str, str]]:
         """Read what `write_lines` wrote; nothing if it was not written."""
-        with files.failing_clearly(self.path / name):
+        with files.failing_clearly(self.path):
             try:
                 content = trust.read_file(self.path / name)
             except FileNotFoundError:
@@ -299,8 +315,10 @@ class RunDirectory:
     def set_reserve(self) -> None:
         """Set room aside for what is written last; remove what an earlier attempt left half done.
 
-        Raises StagingError if there is no room.
+        Raises StagingError if there is no room, or if a directory is in the place of a file.
         """
+        with files.failing_clearly(self.path):
+            trust.check_no_directories(self.path, OF_A_RUN.gives)
         files.remove_temporaries(self.path, OF_A_RUN)
         files.publish(self.path / _RESERVE, bytes(_RESERVE_BYTES))
 
@@ -311,13 +329,10 @@ class RunDirectory:
         be had again, unless from a copy; its files are kept under another name. With `marked`, a
         file that does not say whose it is is another run's.
         """
-        staged = files.tables(self.shards, SHARD) if self.shards.is_dir() else []
-        damaged = [path for path in staged if not files.is_sound(path, marked=marked)]
-        lost = [
-            path
-            for path in files.tables(self.backup, BACKUP)
-            if not files.is_sound(path, marked=marked)
-        ]
+        damaged, lost = (
+            [path for path in paths if not files.is_sound(path, marked=marked)]
+            for paths in (files.tables(self.shards, SHARD), files.tables(self.backup, BACKUP))
+        )
         with files.failing_clearly(self.path):
             for path in damaged:
                 path.unlink()
@@ -374,30 +389,70 @@ def find_runs(database: Path, run_dir: Path | None = None) -> list[tuple[RunDire
     """The runs on a database with their manifests, in the order in which they began to replace.
 
     They lie beside the database, or wherever a link there leads, or in `run_dir`. Raises
-    StagingError for a run that can't be read or trusted or that is another database's, and
-    UsageError for a `run_dir` that lies in the runs of another database or in a run.
+    StagingError for a run that can't be read or trusted, that is another database's or that lies
+    in two places, and UsageError for a `run_dir` that lies in a run or in the runs of another
+    database.
     """
     root = staging_root(database)
     owners = trust.owners_beside(database)
     _check_root(root, owners)
     found: dict[str, tuple[RunDirectory, Manifest]] = {}
-    for place in _named_runs(root):
-        run = RunDirectory(_followed(place) if place.is_symlink() else place)
-        manifest = _read_trusted(run, owners)
-        if _is_others(manifest, database):
-            raise StagingError(_belongs_elsewhere(place, manifest, database))
+    for run, manifest in _runs_beside(database, owners):
         found[run.run_id] = run, manifest
     elsewhere = _place(run_dir, database) if run_dir is not None else root
     for place in _named_runs(elsewhere) if elsewhere != root else ():
         run = RunDirectory(place)
+        if run.run_id in found:
+            _require_same(root / run.run_id, found[run.run_id][0], run)
+            continue
         manifest = _read_trusted(run, owners)
-        if manifest.database != str(database.resolve()) and run.run_id not in found:
+        if manifest.database != str(database.resolve()):
             raise StagingError(
                 f"{run_dir} holds runs on another database, {manifest.database}; name another "
                 "directory with --run-dir"
             )
         found[run.run_id] = run, manifest
     return sorted(found.values(), key=lambda pair: pair[1].age)
+
+
+def _runs_beside(database: Path, owners: frozenset[int]) -> Iterator[tuple[RunDirectory, Manifest]]:
+    """The runs beside a database, or where a link there leads; raise StagingError as above."""
+    for place in _named_runs(staging_root(database)):
+        try:
+            run = RunDirectory(_followed(place) if place.is_symlink() else place)
+            manifest = _read_trusted(run, owners)
+        except (OSError, StagingError):
+            if os.path.lexists(place):  # Else another command has just deleted it.
+                raise
+            continue
+        if _is_others(manifest, database):
+            raise StagingError(_belongs_elsewhere(place, manifest, database))
+        yield run, manifest
+
+
+def _settle(database: Path) -> None:
+    """Note where a database is now in the runs that it had where it was before, and has still.
+
+    Else a file that is put in its former place would own them, and so would another copy of it
+    whose links lead to the same runs: what one of the two deletes is the other's way back.
+    """
+    for run, manifest in _runs_beside(database, trust.owners_beside(database)):
+        # Of a run that this user can't write, nothing can be deleted either.
+        if _is_gone(manifest.database) and os.access(run.path, os.W_OK):
+            run.move_to(database)
+
+
+def _require_same(known: Path, run: RunDirectory, other: RunDirectory) -> None:
+    """Raise StagingError for two directories that claim to be one run: one must be a copy."""
+    with files.failing_clearly(other.path):
+        if not run.path.samefile(other.path):
+            way = f"remove the link {known}" if known.is_symlink() else f"move {known} away"
+            raise StagingError(
+                f"the run {run.run_id} lies in two places, {run.path} and {other.path}, of which "
+                "one must be a copy, so it can't be told which of them says what was done; name "
+                f"another directory with --run-dir (or none), or, if {other.path} is the one to "
+                f"use, {way}"
+            )
 
 
 def _place(run_dir: Path, database: Path) -> Path:
@@ -450,6 +505,17 @@ def _read_trusted(run: RunDirectory, owners: frozenset[int]) -> Manifest:
     return run.read_manifest()
 
 
+def _is_gone(database: str) -> bool:
+    """Whether there is no such database; not where that can't be told, for lack of a right."""
+    try:
+        Path(database).stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _is_others(manifest: Manifest, database: Path) -> bool:
     """Whether a run is another database's; where that is gone, this is it, moved."""
     try:
@@ -459,15 +525,20 @@ def _is_others(manifest: Manifest, database: Path) -> bool:
 
 
 def _belongs_elsewhere(place: Path, manifest: Manifest, database: Path) -> str:
+    """Say that a run is another database's: a copy and a moved file can't be told apart."""
     real = database.resolve()
+    value = json.dumps(str(real), ensure_ascii=False)
+    moved = f'set "database" to {value} in {place / MANIFEST}'
     if place.is_symlink():
         return (
             f"the run {place.name} belongs to {manifest.database}, of which {real} is a copy; "
-            f"remove the link {place}, which leads to it"
+            f"remove the link {place}, which leads to it; if {real} is the file that the run "
+            f"replaced vectors in, and the other one the copy, {moved} instead"
         )
     return (
         f"the run {place.name} belongs to {manifest.database}, which is another file than {real}, "
-        f"so neither can use it here; move {place} elsewhere"
+        f"so neither can use it here; move {place} elsewhere; if {real} is the file that the run "
+        f"replaced vectors in, moved here, {moved} instead"
     )
 
 
@@ -527,8 +598,9 @@ def discard_run_if_empty(run: RunDirectory, database: Path) -> None:
 def lock_database(database: Path) -> Iterator[None]:
     """Hold the lock that keeps other runs off a database; it dies with the process.
 
-    Where there is no run when it ends, nothing is left. Raises StagingError if another process
-    holds it, with its id and when it began.
+    Where there is no run when it ends, nothing is left. If the database was moved, its runs are
+    told. Raises StagingError if another process holds it, with its id and when it began, and as
+    `find_runs` does.
     """
     root = staging_root(database)
     with files.failing_clearly(root):
@@ -542,6 +614,7 @@ def lock_database(database: Path) -> Iterator[None]:
             for place in root.iterdir():
                 if HALF_MADE.fullmatch(place.name):
                     files.remove_own(place, OF_A_RUN)
+            _settle(database)
             yield
         finally:
             _remove_if_empty(root)

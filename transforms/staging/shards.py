@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,10 @@ from transforms.rows import (
 from transforms.staging.files import (
     Place,
     encode_table,
+    not_ours,
     read_metadata,
     read_table,
+    require_columns,
     tables,
     write_table,
 )
@@ -47,6 +50,17 @@ from transforms.staging.names import SHARD
 
 _TOKENS = b"tokens"
 _WORKER = b"worker"
+_READ = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("digest", pa.binary(DIGEST_BYTES), nullable=False),
+        pa.field("cause", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("namespace", pa.string()),
+        pa.field("cut", pa.bool_(), nullable=False),
+    ]
+)
+"""The columns that are read, but the vector, whose width is the target's."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +113,7 @@ def read_shards(shards: Iterable[Shard], *, with_vectors: bool) -> Iterator[Stag
         table = read_table(shard.path, names)
         if "cut" not in table.column_names:  # Staged before this was noted.
             table = table.append_column("cut", pa.array([False] * table.num_rows))
+        _check(shard, table, names)
         columns = [table.column(name).to_pylist() for name in names]
         if not with_vectors:
             columns.append([None] * table.num_rows)
@@ -114,15 +129,38 @@ def read_vectors(shards: Iterable[Shard]) -> dict[tuple[str, bytes], bytes | Non
     """
     vectors: dict[tuple[str, bytes], bytes | None] = {}
     for shard in shards:
-        table = read_table(shard.path, ["key", "digest", "vector"])
+        names = ["key", "digest", "vector"]
+        table = read_table(shard.path, names)
+        _check(shard, table, names)
         keys, digests, made = (table.column(n).to_pylist() for n in ("key", "digest", "vector"))
         vectors.update(zip(zip(keys, digests, strict=True), made, strict=True))
     return vectors
 
 
+def _check(shard: Shard, table: pa.Table, names: Sequence[str]) -> None:
+    """Raise StagingError if a table is not what a shard holds."""
+    types = [_READ.field(name) for name in names if name != "vector"]
+    if "vector" in names:
+        width = table.schema.field("vector").type if "vector" in table.column_names else None
+        fixed = width is not None and pa.types.is_fixed_size_binary(width)
+        types.append(pa.field("vector", width if fixed else pa.binary(4)))
+    require_columns(shard.path, table, pa.schema(types))
+    if "cause" in names:
+        unknown = set(table.column("cause").unique().to_pylist()) - {None, *map(str, Cause)}
+        if unknown:
+            raise not_ours(shard.path, f"it names no known cause: {min(unknown)[:80]!r}")
+
+
 def read_tokens(shards: Iterable[Shard]) -> int:
     """The tokens that a server counted for shards."""
-    return sum(int(read_metadata(shard.path).get(_TOKENS, b"0")) for shard in shards)
+    return sum(map(_tokens, shards))
+
+
+def _tokens(shard: Shard) -> int:
+    counted = read_metadata(shard.path).get(_TOKENS, b"0")
+    if not re.fullmatch(rb"[0-9]{1,18}", counted):
+        raise not_ours(shard.path, f"it counts {counted[:80]!r} tokens")
+    return int(counted)
 
 
 def _this_worker() -> str:

@@ -14,7 +14,7 @@ import os
 import pwd
 import secrets
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -94,6 +94,17 @@ def _check_lock(path: Path, found: os.stat_result) -> None:
             f"{path} is a hard link: what reembed notes in it would be written into another "
             "file; reembed leaves it alone: remove it, and run again"
         )
+
+
+def check_no_directories(directory: Path, is_file: Callable[[str], bool]) -> None:
+    """Raise StagingError for a directory that has the name of a file, which could not be written.
+
+    Raises OSError if the directory can't be listed.
+    """
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if is_file(entry.name) and entry.is_dir(follow_symlinks=False):
+                _check_kind(Path(entry.path), entry.stat(follow_symlinks=False), "a file")
 
 
 def make_private(descriptor: int, mode: int, *, like: Path) -> None:

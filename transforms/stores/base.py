@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.errors import StampError, StoreError, UndoneError
+from transforms.errors import StagingError, StampError, StoreError, UndoneError
 from transforms.modes import Mode
 from transforms.rows import KeyRange, Row, Stored, contents_digest
 from transforms.stores import sqlite, vec0
@@ -714,7 +714,13 @@ def _parsed(others: str) -> tuple[tuple[str, str, Any], ...]:
     >>> _parsed("embedding_dim=integer:333834 embedding_space=text:61")
     (('embedding_dim', '?', 384), ('embedding_space', 'CAST(? AS TEXT)', b'a'))
     """
-    return tuple(_parsed_column(described) for described in others.split())
+    try:
+        return tuple(_parsed_column(described) for described in others.split())
+    except (ValueError, OverflowError):
+        raise StagingError(
+            f"a backup describes columns as {others[:80]!r}, which is not what reembed wrote, so "
+            "it is not used; restore the backup from a copy"
+        ) from None
 
 
 @lru_cache(maxsize=64)
@@ -790,6 +796,10 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
+_LEAST = -(2**63)
+"""SQLite's least integer."""
+
+
 def _parsed_column(described: str) -> tuple[str, str, Any]:
     column, _, value = described.partition("=")
     kind, _, digits = value.partition(":")
@@ -798,13 +808,17 @@ def _parsed_column(described: str) -> tuple[str, str, Any]:
         case "null":
             return column, "?", None
         case "integer":
-            return column, "?", int(content)
+            if not _LEAST <= (number := int(content)) <= -_LEAST - 1:
+                raise ValueError("SQLite has no such integer")
+            return column, "?", number
         case "real":
             return column, "?", float.fromhex(content.decode())
         case "text":  # As bytes, which need not be UTF-8.
             return column, "CAST(? AS TEXT)", content
-        case _:
+        case "blob":
             return column, "?", content
+        case _:
+            raise ValueError(f"there is no type {kind}")
 
 
 def stored_values(vector: bytes | None, others: str, *floats: float | None) -> Stored:
