@@ -322,7 +322,7 @@ def clean_up(path: Path, runs: Runs, *, named: str | None, yes: bool) -> Report:
                 kept[run.run_id] = "it is not finished; --run names it to remove it all the same"
             elif not yes and (
                 _is_only_way_back(run, manifest, runs[at + 1 :])
-                or _has_way_back(path, run, manifest)
+                or _has_way_back(path, run, manifest, runs[at + 1 :])
             ):
                 kept[run.run_id] = (
                     "it is the only way back to the previous vectors; --yes removes it"
@@ -359,11 +359,16 @@ def _is_only_way_back(run: RunDirectory, manifest: Manifest, newer: Runs) -> boo
     )
 
 
-def _has_way_back(path: Path, run: RunDirectory, manifest: Manifest) -> bool:
+def _has_way_back(path: Path, run: RunDirectory, manifest: Manifest, newer: Runs = ()) -> bool:
     """Whether a row would go back by a run's backup, whatever the manifests say.
 
-    It may have left the scope of the newer runs, or been skipped by them.
+    It may have left the scope of the newer runs, or been skipped by them. What a run that is
+    undone has written may be in the table again if a newer one has given rows the same vectors.
     """
+    if manifest.state in (State.ROLLED_BACK, State.EMPTY) and any(
+        later.state.undoable and later.scope.shares_rows(manifest.scope) for _, later in newer
+    ):
+        return False
     try:
         return would_restore(job_of(path, run, manifest).store, run, manifest.ranges)
     except ReembedError:  # The table is gone, or the backup damaged, so it can't be told.
