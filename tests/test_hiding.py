@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -540,3 +541,41 @@ def test_a_model_that_its_name_leads_to_is_loaded(
     done = reembed("verify", "--db", path, "--json", real=True)
 
     assert (done.values["sampled"], loaded) == (20, [source])
+
+
+# How secrets are written.
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "bob:{}@127.0.0.1:9",
+        "//bob:{}@127.0.0.1:9",
+        "http://bob:{}@127.0.0.1:9",
+        "{}@127.0.0.1:9",
+        "http://{}@127.0.0.1:9",
+        "http://{}:@127.0.0.1:9",
+    ],
+)
+def test_a_proxys_password_is_known_however_its_url_is_written(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "Pr0xyPassw0rdXyz"
+    monkeypatch.setenv("http_proxy", proxy.format(secret))
+    user, _, password = proxy.partition("@")[0].removeprefix("http:").strip("/").partition(":")
+    pair = f"{user}:{password}".format(secret).encode()
+
+    assert secret not in hiding.shown(f"the user bob:{secret} is unknown")
+    assert base64.b64encode(pair).decode() not in hiding.shown(
+        f"not Basic {base64.b64encode(pair).decode()}"
+    )
+
+
+@pytest.mark.parametrize("url", ["memories@home.db", "/home/me@work/m.db", "postgres://me@host/x"])
+def test_a_databases_name_without_a_password_hides_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AI_MEMORY_DB", url)
+    monkeypatch.setenv("AI_MEMORY_STORE_URL", "sqlite:///home/me@work/m.db")
+
+    assert hiding.shown("/home/me/memories of me") == "/home/me/memories of me"

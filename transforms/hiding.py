@@ -194,17 +194,24 @@ def known_secrets() -> set[str]:
         found.update(_spellings(os.environ.get(name, "")))
     for name in PROXY_VARIABLES:
         for variable in (name, name.lower()):
-            found.update(_passwords(os.environ.get(variable, "")))
+            found.update(_passwords(os.environ.get(variable, ""), tokens=True))
     for name in _URL_VARIABLES:
         found.update(_passwords(os.environ.get(name, "")))
     return found
 
 
-def _passwords(url: str) -> Iterator[str]:
-    """The password of a URL, also where it has signs in it that no URL may have."""
-    if held := re.search(r"//([^:@/]*):(.*)@", url, re.DOTALL):
-        user, password = held.groups()
-        yield from _spellings(password)
+def _passwords(url: str, *, tokens: bool = False) -> Iterator[str]:
+    """The password of a URL, also where it has signs in it that no URL may have.
+
+    With `tokens`, a user without a password is one: a proxy's token may be written so.
+    """
+    start, scheme, rest = url.strip().partition("://")
+    held = re.match(r"([^:@/]*)(?::(.*))?@", rest if scheme else start.lstrip("/"), re.DOTALL)
+    if held is None:
+        return
+    user, password = held[1], held[2] or ""
+    if password or tokens:
+        yield from _spellings(password or user)
         pair = f"{unquote(user)}:{unquote(password)}"
         yield base64.b64encode(pair.encode()).decode()
 
