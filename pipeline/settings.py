@@ -8,6 +8,7 @@ file, then the older flat keys, then a default. The file is
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -149,10 +150,8 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         flat="embed_url",
     )
     model, local = _model(options, ladder, backend=backend, tier=tier, url=url)
-    for name, value in {"model": model, "base_url": url, "db": options.db}.items():
-        if value and holds_secret(value):
-            # It would be shown, sent and kept with the run.
-            raise UsageError(f"the setting {name} holds a key or a password; correct it")
+    for name, value in {"model": model, "base_url": url}.items():
+        _refuse_secret(name, value)
     named = backend or "ollama"
     if named == "ollama":
         url = url or ladder.text("base_url", flat="ollama_url")
@@ -290,23 +289,37 @@ def _egress(ladder: _Ladder) -> str:
 def _database(options: Options, ladder: _Ladder, directory: Path) -> Path | None:
     """The database that is named, or the default one if it exists; None if neither."""
     named = ladder.text("db", options.db, variable="AI_MEMORY_DB", flat="db")
-    if named and _LIKE_A_URL.search(named):
+    if named and _LIKE_A_URL.search(named) and not _is_there(directory, named):
         # Not quoted: it may hold a password.
         raise UsageError(
             f"{ladder.sources['db']} holds the URL of a database or how to log in to one, and "
             "reembed moves SQLite files only; give the path of one"
         )
     if named:
+        _refuse_secret("db", named)
         return directory / expanded(named)
     default = directory / DEFAULT_DATABASE
     return default if default.exists() else None
 
 
 _LIKE_A_URL = re.compile(
-    r"^\s*(\w[\w+.-]*://|(postgres(ql)?|mysql|mariadb|mongodb|redis|libsql)(\+\w+)?:)"
-    r"|\bpassword\s*=",
-    re.IGNORECASE,
+    r"://"
+    r"|^\W*(postgres(ql)?|mysql|mariadb|mongodb|redis|libsql)(\+\w+)?:"
+    r"|^\s*(//)?[^/:]*:.*@"
+    r"|(pass\w*|pwd|key|token|secret|sig)\s*=",
+    re.IGNORECASE | re.DOTALL,
 )
+
+
+def _refuse_secret(setting: str, value: str | None) -> None:
+    """Raise UsageError for a value with a secret in it: it would be shown, sent and kept."""
+    if value and holds_secret(value):
+        raise UsageError(f"the setting {setting} holds a key or a password; correct it")
+
+
+def _is_there(directory: Path, named: str) -> bool:
+    """Whether a file is called so, however odd the name is."""
+    return os.path.exists(directory / os.path.expanduser(named))  # noqa: PTH110, PTH111 - no raise
 
 
 def _key_path(path: str) -> Path:

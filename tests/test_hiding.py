@@ -579,3 +579,56 @@ def test_a_databases_name_without_a_password_hides_nothing(
     monkeypatch.setenv("AI_MEMORY_STORE_URL", "sqlite:///home/me@work/m.db")
 
     assert hiding.shown("/home/me/memories of me") == "/home/me/memories of me"
+
+
+LOGINS = [
+    "jdbc:postgresql://u:{}@h/db",
+    "//u:{}@h/db",
+    "u:{}@h/db",
+    "host=h pwd={}",
+    "Server=h;Pwd={};",
+    "passwd = {}",
+    "x.db?key={}",
+    "file:x.db?token={}",
+    "PGPASSWORD={}",
+    "'postgres://u:{}@h/d'",
+    "psql postgres://u:{}@h",
+    "postgres:/u:{}@h",
+    "~nobody:{}@h",
+]
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_what_logs_in_to_a_database_is_not_shown(
+    login: str, reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = login.format("hunter2SecretPw")
+    flag = ["--db", named]
+
+    for call in (["status", *flag], ["--dry-run", *flag], ["status"], ["--dry-run"]):
+        monkeypatch.setenv("AI_MEMORY_DB", "" if "--db" in call else named)
+        done = reembed(*call)
+        assert done.code == 2
+        assert "holds the URL of a database or how to log in to one" in done.error
+        assert_hidden(done, tmp_path, "hunter2SecretPw")
+
+
+@pytest.mark.parametrize("name", ["key=1.db", "a:b@c.db"])
+def test_a_file_that_is_called_like_a_login_is_used(
+    name: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = make_store(tmp_path / name, [memory("a")])
+
+    assert reembed("--db", name, "--dry-run").code == 0
+    assert reembed("status", "--db", path).code == 0
+
+
+def test_a_database_whose_name_is_a_key_is_refused_wherever_it_is_named(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("AI_MEMORY_DB", str(tmp_path / KEY))
+
+    done = reembed("status")
+
+    assert (done.code, done.error) == (2, "the setting db holds a key or a password; correct it")
