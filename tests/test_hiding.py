@@ -632,3 +632,34 @@ def test_a_database_whose_name_is_a_key_is_refused_wherever_it_is_named(
     done = reembed("status")
 
     assert (done.code, done.error) == (2, "the setting db holds a key or a password; correct it")
+
+
+@pytest.mark.parametrize("place", ["api_key_env", "api_key_file"])
+@pytest.mark.parametrize("setting", ["model", "base_url", "ollama_url", "backend", "tier"])
+def test_a_key_that_only_the_configuration_leads_to_is_known_from_the_start(
+    place: str,
+    setting: str,
+    reembed: Call,
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = f"{place}-{setting}-8jQ2mWv5Xr"  # No other test has made it known.
+    monkeypatch.setenv("MY_KEY", key)
+    (tmp_path / "key").write_text(key)
+    (tmp_path / "key").chmod(0o400)
+    value = f"http://127.0.0.1:9/{key}" if "url" in setting else key
+    flat = f'{setting} = "{value}"' if setting in ("ollama_url", "tier") else ""
+    held = f'{place} = "{"MY_KEY" if place == "api_key_env" else "key"}"'
+    kind = 'backend = "ollama"' if setting != "backend" else ""
+    table = f'{setting} = "{value}"' if not flat else ""
+    configure(tmp_path, "\n".join([flat, "[embeddings]", kind, held, table]))
+
+    for flags in ([], ["--dry-run", "--json"]):
+        done = reembed("--db", path, *flags, real=True)
+
+        assert done.code == 2
+        assert_hidden(done, path, key.removeprefix(f"{place}-{setting}"))
+        if setting not in ("backend", "tier"):
+            name = "base_url" if "url" in setting else setting
+            assert done.error == f"the setting {name} holds a key or a password; correct it"
