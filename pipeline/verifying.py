@@ -156,7 +156,10 @@ def _compare_sample(
                 f"{target} does not behave as it did when the run {manifest.run_id} began, so its "
                 "rows can't be checked with it; bring the former model back"
             )
-        made = embed_each(embedder, [row.text for row in sample], target.dimension)
+        try:
+            made = embed_each(embedder, [row.text for row in sample], target.dimension)
+        except EmbedderError as error:
+            raise _OtherModelError(str(error)) from None
     except ReembedError as error:
         return Compared(trouble=error)
     stored = np.vstack([store.decode((row.stored and row.stored.vector) or b"") for row in sample])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -663,3 +664,59 @@ def test_a_key_that_only_the_configuration_leads_to_is_known_from_the_start(
         if setting not in ("backend", "tier"):
             name = "base_url" if "url" in setting else setting
             assert done.error == f"the setting {name} holds a key or a password; correct it"
+
+
+# A server that mixes up only larger requests.
+
+
+@pytest.mark.parametrize("backend", ["openai-compatible", "ollama"])
+@pytest.mark.parametrize("kind", ["reversed", "shifted", "constant"])
+def test_a_server_that_mixes_up_only_larger_requests_is_found_before_a_row_is_staged(
+    backend: str, kind: str, reembed: Call, serve: Serve, path: Path
+) -> None:
+    scenario = serve(dimension=DIMENSION, faults=[{"kind": kind, "least": 6}])
+    before = path.read_bytes()
+    flags = ["--backend", backend, *at(scenario.url)[2:]]
+
+    done = reembed("--db", path, *flags, real=True)
+
+    assert (done.code, "for 20 texts in one request than for each alone" in done.error) == (3, True)
+    assert path.read_bytes() == before
+    assert not any(run.list_shards() for run, _ in find_runs(path))
+    # As the sentence says, fewer at a time are right.
+    assert reembed("--db", path, *flags, "--batch", 5, real=True).code == 0
+    checked = reembed("verify", "--db", path, *flags[:4], "--json", real=True)
+    assert (checked.code, checked.values["findings"]) == (3, 0)
+
+
+def test_each_request_that_is_larger_than_all_before_costs_three_texts_more(serve: Serve) -> None:
+    scenario = serve(dimension=DIMENSION)
+    embedder = load_embedder(served(scenario.url))
+    asked = len(scenario.log()["sizes"])
+    texts = [f"text {at}" for at in range(9)]
+
+    for size in (5, 7, 7, 6, 9, 9):
+        found = embedder.embed(texts[:size])
+        assert found.tobytes() == FakeEmbedder(DIMENSION).embed(texts[:size]).tobytes()
+
+    assert scenario.log()["sizes"][asked:] == [5, 7, 1, 1, 1, 7, 6, 9, 1, 1, 1, 9]
+    alone = set(scenario.log()["alone"]) & set(texts)
+    assert alone == {"text 0", "text 3", "text 6", "text 4", "text 8"}
+
+
+def test_a_text_that_is_refused_alone_is_not_compared(serve: Serve) -> None:
+    refused = {"kind": "status", "status": 400, "on": "text 0", "after": 1}
+    embedder = load_embedder(served(serve(dimension=DIMENSION, faults=[refused]).url))
+
+    assert len(embedder.embed([f"text {at}" for at in range(9)])) == 9
+
+
+def test_threads_whose_requests_are_as_large_wait_for_the_comparison(serve: Serve) -> None:
+    fault = {"kind": "reversed", "least": 6}
+    embedder = load_embedder(served(serve(dimension=DIMENSION, faults=[fault]).url))
+
+    with ThreadPoolExecutor(4) as pool:
+        texts = [[f"text {at} of {part}" for at in range(9)] for part in range(4)]
+        for outcome in [pool.submit(embedder.embed, some) for some in texts]:
+            with pytest.raises(EmbedderError, match="than for each alone"):
+                outcome.result()
