@@ -720,3 +720,25 @@ def test_threads_whose_requests_are_as_large_wait_for_the_comparison(serve: Serv
         for outcome in [pool.submit(embedder.embed, some) for some in texts]:
             with pytest.raises(EmbedderError, match="than for each alone"):
                 outcome.result()
+
+
+@pytest.mark.parametrize("values", [{"device": "meta"}, {"precision": "evil"}], ids=str)
+def test_a_manifest_chooses_no_device_and_no_precision_that_there_is_not(
+    values: dict[str, Any], reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reembed("--db", path).code == 0
+    built: list[Target] = []
+
+    def build(target: Target) -> Embedder:
+        built.append(target)
+        return FakeEmbedder(target.dimension)
+
+    monkeypatch.setattr(embedders, "_build", build)
+    alter(path, {"backend": "local", "source": "all-MiniLM-L6-v2", **values})
+
+    done = reembed("verify", "--db", path, "--json", real=True)
+
+    if "device" in values:
+        assert (done.code, [target.device for target in built]) == (0, [None])
+    else:
+        assert (done.code, built) == (1, [])
