@@ -16,6 +16,7 @@ from transforms.embedders.base import (
     Batch,
     Embedder,
     cosines,
+    have_direction,
     same_vectors,
 )
 from transforms.embedders.target import SAME_COSINE, Access, Target
@@ -33,6 +34,7 @@ __all__ = [
     "cosines",
     "embed_each",
     "embed_together",
+    "have_direction",
     "load_embedder",
     "probe_embedder",
     "require_same",
@@ -145,7 +147,7 @@ def _load(target: Target) -> Embedder:
             f"{target.model} gave a vector of shape {probe.shape} where {target.dimension} numbers "
             "were expected; the model's files don't say the truth about it"
         )
-    if not np.isfinite(probe).all() or not probe.any():
+    if not np.isfinite(probe).all() or not have_direction(probe).all():
         raise EmbedderError(f"{target} gives vectors that are not finite, or all zeros")
     if target.access is not None:
         # Each process learns for itself whether two texts may be sent, before it sends any rows.

@@ -96,6 +96,17 @@ def same_vectors(one: Vectors, other: Vectors, *, least: float = SAME_COSINE) ->
     return bool(alike and np.all((cosines(one, other) >= least) | nothing))
 
 
+def have_direction(vectors: Vectors) -> NDArray[np.bool_]:
+    """Which vectors have a length; shape (texts,). The squares of tiny numbers are zeros.
+
+    >>> have_direction(np.float32([[3, 4], [0, 0], [1e-30, 0]])).tolist()
+    [True, False, False]
+    """
+    with np.errstate(all="ignore"):
+        found: NDArray[np.bool_] = np.sum(vectors * vectors, axis=1) != 0
+    return found
+
+
 def cosines(one: Vectors, other: Vectors) -> NDArray[np.float64]:
     """The cosine of each pair of vectors, shape (texts,); 0 for a vector of zeros."""
     a, b = one.astype(np.float64), other.astype(np.float64)

@@ -18,6 +18,7 @@ from transforms.embedders.base import (
     Batch,
     Embedder,
     cosines,
+    have_direction,
     same_vectors,
 )
 from transforms.embedders.client import Busy, Client, Failed, Refused
@@ -210,7 +211,7 @@ class HttpEmbedder(Embedder):
                 f"{error}"
             ) from None
         probe = answer.vectors[0]
-        if not np.isfinite(probe).all() or not probe.any():
+        if not _sound(probe[None])[0]:
             raise EmbedderError(f"{self._at} gives vectors that are not finite, or all zeros")
         if self._target.dimension and len(probe) != self._target.dimension:
             raise EmbedderError(
@@ -398,8 +399,7 @@ class HttpEmbedder(Embedder):
 def _sound(vectors: Vectors) -> NDArray[np.bool_]:
     """Which vectors say anything; shape (texts,)."""
     finite: NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=1)
-    nonzero: NDArray[np.bool_] = np.any(vectors, axis=1)
-    return finite & nonzero
+    return finite & have_direction(vectors)
 
 
 def _believable(tokens: int | None, texts: Sequence[str]) -> int | None:
