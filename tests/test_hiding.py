@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -742,3 +742,27 @@ def test_a_manifest_chooses_no_device_and_no_precision_that_there_is_not(
         assert (done.code, [target.device for target in built]) == (0, [None])
     else:
         assert (done.code, built) == (1, [])
+
+
+WRITTEN: dict[str, Callable[[bytes], str]] = {
+    "base64": lambda key: base64.b64encode(key).decode(),
+    "a header": lambda key: base64.b64encode(b"Bearer " + key).decode(),
+    "a user": lambda key: base64.b64encode(b":" + key).decode(),
+    "hexadecimal": lambda key: key.hex(),
+    "a URL": lambda key: "".join(f"%{sign:02X}" for sign in key),
+    "HTML": lambda key: "".join(f"&#{sign};" for sign in key),
+    "JSON": lambda key: "".join(f"\\u{sign:04x}" for sign in key),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_a_key_is_not_shown_however_it_is_written(
+    written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    said = hiding.shown(f"not {WRITTEN[written](KEY.encode())} here")
+
+    assert said == "" or "***" in said
+    assert len(said) < 32  # A few signs at the ends of base64 stay: less than five of the key.
+    assert hiding.shown("no such model: text-embedding-3-small") != ""

@@ -7,6 +7,7 @@ What a server answers, what a library says and what a setting holds is shown onl
 from __future__ import annotations
 
 import base64
+import html
 import os
 import re
 import tomllib
@@ -63,8 +64,9 @@ def shown(said: object) -> str:
     for secret in secrets:
         if len(secret) >= _LONG:
             line = line.replace(secret, "***")
+    read = {line, *_readings(line)}
     line = line[:MOST_SHOWN]
-    return "" if any(gives_away(line, secret) for secret in secrets) else line
+    return "" if any(gives_away(one, secret) for secret in secrets for one in read) else line
 
 
 def first_line(error: BaseException) -> str:
@@ -219,6 +221,19 @@ def _passwords(url: str, *, tokens: bool = False) -> Iterator[str]:
 def _spellings(secret: str) -> Iterator[str]:
     if secret := secret.strip():
         yield from {secret, unquote(secret), quote(secret, safe="")}
+        if len(secret) >= _LONG:
+            content = secret.encode(errors="replace")
+            yield content.hex()
+            for before in range(3):  # What it looks like depends on what stands before it.
+                written = base64.b64encode(bytes(before) + content).decode()
+                yield written[4 if before else 0 : len(written) // 4 * 4 - 4]
+
+
+def _readings(line: str) -> Iterator[str]:
+    """What a line says where its signs are written as in a URL, in HTML or in JSON."""
+    yield unquote(line)
+    yield html.unescape(line)
+    yield re.sub(r"\\[ux]\{?([0-9a-fA-F]{2,4})\}?", lambda sign: chr(int(sign[1], 16)), line)
 
 
 def _without_blanks(text: str) -> str:
