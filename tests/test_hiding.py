@@ -141,6 +141,7 @@ FLAGS: list[list[str]] = [
     ["--", "--secret_access_key", KEY],
     ["--", f"--s3_secret_access_keys={KEY}"],
     ["--workdir", f"s3://me:{KEY}@bucket/x"],
+    ["--workdir", f"gs://bucket/x?sig={KEY}"],
     ["--base-url", f"http://{KEY}@127.0.0.1/v1"],
     ["--db", f"postgresql://me:{KEY}@127.0.0.1/x"],
     ["--db", f"postgresql+psycopg:me:{KEY}@127.0.0.1/x"],
