@@ -80,15 +80,10 @@ def entry(interrupts: Interrupts | None = None) -> NoReturn:
     open_streams()
     interrupts.watch()
     try:
-        code = _main(sys.argv[1:], interrupts)
-    except SystemExit as end:  # After --help.
-        code = end.code if isinstance(end.code, int) else 0
-    except Exception as error:
-        if os.environ.get("REEMBED_TRACEBACK"):
-            raise
-        tell(f"reembed: error: {_unforeseen(error)}")
-        code = ReembedError.exit_code
-    interrupts.finish(code)
+        code = _code_of(interrupts)
+        interrupts.finish(code)
+    except KeyboardInterrupt:
+        interrupts.end(interrupts.received or signal.SIGINT)
     atexit._run_exitfuncs()
     # Threads of libraries and what C++ tears down at the end of a process could abort it, and
     # all is done.
@@ -97,6 +92,19 @@ def entry(interrupts: Interrupts | None = None) -> NoReturn:
             if stream is not None:
                 stream.flush()
     os._exit(code)
+
+
+def _code_of(interrupts: Interrupts) -> int:
+    """Run the program; return the exit code, also where nothing has foreseen what went wrong."""
+    try:
+        return _main(sys.argv[1:], interrupts)
+    except SystemExit as end:  # After --help.
+        return end.code if isinstance(end.code, int) else 0
+    except Exception as error:
+        if os.environ.get("REEMBED_TRACEBACK"):
+            raise
+        tell(f"reembed: error: {_unforeseen(error)}")
+        return ReembedError.exit_code
 
 
 def _main(arguments: list[str], interrupts: Interrupts) -> int:
@@ -108,13 +116,13 @@ def _main(arguments: list[str], interrupts: Interrupts) -> int:
             if interrupts.received:
                 raise
             code = _fail(error)
+        interrupts.finish(code)
     except BaseException:
         # Runners turn an interruption into an error of their own.
         if not interrupts.received:
             raise
     if interrupts.received:  # Perhaps a library has swallowed it.
         interrupts.end(interrupts.received)
-    interrupts.finish(code)
     return code
 
 

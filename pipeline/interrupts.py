@@ -23,7 +23,7 @@ GOES_ON = (
     "says how far it has come)"
 )
 SEE_STATUS = "interrupted; reembed status says how far it has come"
-DONE = "interrupted when all was done, before the result was printed; reembed status shows it"
+DONE = "interrupted when all was done, as the result was printed; reembed status shows it"
 
 _AGAIN_SECONDS = 1.0
 """A signal that follows another one within this time is the same wish, as of a shell and `timeout`.

@@ -45,7 +45,7 @@ PRECISIONS = ("float32", "float16", "bfloat16")
 
 _SECRET = re.compile(r"projects/[^/\s]+/(locations/[^/\s]+/)?secrets/[\w-]+/versions/\w+")
 
-_PASSWORD = re.compile(r"//[^/@]*:[^@]*@")
+_PASSWORD = re.compile(r"//[^/@]*:[^@]*@|://[^?]*\?")
 
 MOST_SECONDS = 30 * 86_400
 
@@ -161,8 +161,8 @@ class Options:
         if self.workdir and _PASSWORD.search(self.workdir):
             # Not quoted: it is the password.
             raise UsageError(
-                "--workdir holds a password, which would end up in logs; give it to the file "
-                "system's own settings instead"
+                "--workdir holds a password, or a query that may be one, which would end up in "
+                "logs; give it to the file system's own settings instead"
             )
         if self.workdir and self.stamp_only:
             raise UsageError("--workdir does not go with --stamp-only, which runs on this machine")

@@ -8,6 +8,7 @@ file, then the older flat keys, then a default. The file is
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 
 from pipeline.options import MAX_DIMENSION, Options
 from pipeline.paths import expanded, find_dead_link, read_file, read_toml
-from transforms.embedders.endpoint import EGRESS, is_exposed
+from transforms.embedders.endpoint import EGRESS, is_exposed, read_key_file
 from transforms.embedders.models import MINILM, is_minilm
 from transforms.errors import EmbedderError, NoEmbedderError, UsageError
 from transforms.hiding import (
@@ -123,6 +124,7 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
     Raises UsageError for a setting that can't be used, NoEmbedderError for the keyword tier.
     """
     ladder = _Ladder(environment, _read_file(environment))
+    _note_keys(ladder, directory)
     tier = ladder.text("tier", flat="tier") or "semantic"
     if tier not in TIERS:
         raise UsageError(
@@ -149,13 +151,11 @@ def read_settings(options: Options, environment: Mapping[str, str], directory: P
         flat="embed_url",
     )
     model, local = _model(options, ladder, backend=backend, tier=tier, url=url)
-    for name, value in {"model": model, "base_url": url, "db": options.db}.items():
-        if value and holds_secret(value):
-            # It would be shown, sent and kept with the run.
-            raise UsageError(f"the setting {name} holds a key or a password; correct it")
     named = backend or "ollama"
     if named == "ollama":
         url = url or ladder.text("base_url", flat="ollama_url")
+    for name, value in {"model": model, "base_url": url}.items():
+        _refuse_secret(name, value)
     default_url = None if named == LOCAL else BACKENDS[named][0]
     key_variable, key_file = None, None
     if options.key_secret is None:
@@ -290,23 +290,49 @@ def _egress(ladder: _Ladder) -> str:
 def _database(options: Options, ladder: _Ladder, directory: Path) -> Path | None:
     """The database that is named, or the default one if it exists; None if neither."""
     named = ladder.text("db", options.db, variable="AI_MEMORY_DB", flat="db")
-    if named and _LIKE_A_URL.search(named):
+    if named and _LIKE_A_URL.search(named) and not _is_there(directory, named):
         # Not quoted: it may hold a password.
         raise UsageError(
             f"{ladder.sources['db']} holds the URL of a database or how to log in to one, and "
             "reembed moves SQLite files only; give the path of one"
         )
     if named:
+        _refuse_secret("db", named)
         return directory / expanded(named)
     default = directory / DEFAULT_DATABASE
     return default if default.exists() else None
 
 
 _LIKE_A_URL = re.compile(
-    r"^\s*(\w[\w+.-]*://|(postgres(ql)?|mysql|mariadb|mongodb|redis|libsql)(\+\w+)?:)"
-    r"|\bpassword\s*=",
-    re.IGNORECASE,
+    r"://"
+    r"|^\W*(postgres(ql)?|mysql|mariadb|mongodb|redis|libsql)(\+\w+)?:"
+    r"|^\s*(//)?[^/:]*:.*@"
+    r"|(pass\w*|pwd|key|token|secret|sig)\s*=",
+    re.IGNORECASE | re.DOTALL,
 )
+
+
+def _refuse_secret(setting: str, value: str | None) -> None:
+    """Raise UsageError for a value with a secret in it: it would be shown, sent and kept."""
+    if value and holds_secret(value):
+        raise UsageError(f"the setting {setting} holds a key or a password; correct it")
+
+
+def _is_there(directory: Path, named: str) -> bool:
+    """Whether a file is called so, however odd the name is."""
+    return os.path.exists(directory / os.path.expanduser(named))  # noqa: PTH110, PTH111 - no raise
+
+
+def _note_keys(ladder: _Ladder, directory: Path) -> None:
+    """Have nothing shown of the keys that the settings lead to, whatever setting holds one."""
+    named = ladder.embeddings.get("api_key_env")
+    for key in (ladder.embeddings.get("api_key"), ladder.environment.get(str(named))):
+        if isinstance(key, str):
+            note_secret(key)
+    file = ladder.embeddings.get("api_key_file")
+    if isinstance(file, str) and file.strip():
+        with suppress(EmbedderError, UsageError, ValueError):
+            read_key_file(directory / expanded(file.strip()))
 
 
 def _key_path(path: str) -> Path:

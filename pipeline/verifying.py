@@ -156,7 +156,10 @@ def _compare_sample(
                 f"{target} does not behave as it did when the run {manifest.run_id} began, so its "
                 "rows can't be checked with it; bring the former model back"
             )
-        made = embed_each(embedder, [row.text for row in sample], target.dimension)
+        try:
+            made = embed_each(embedder, [row.text for row in sample], target.dimension)
+        except EmbedderError as error:
+            raise _OtherModelError(str(error)) from None
     except ReembedError as error:
         return Compared(trouble=error)
     stored = np.vstack([store.decode((row.stored and row.stored.vector) or b"") for row in sample])
@@ -175,8 +178,10 @@ def _as_reached_now(target: Target, options: CommandOptions, settings_of: Server
     """The target where today's flags and settings say that its model, or its server, is.
 
     A manifest says what was. Where the flags are silent and the settings say something else than
-    it does, EmbedderError names both, and nothing is sent or loaded.
+    it does, EmbedderError names both, and nothing is sent or loaded. The device is this machine's
+    own choice.
     """
+    target = replace(target, device=None)
     if target.backend == LOCAL:
         source = absolute_source(options.model) if options.model else None
         source = source or _source_now(target, settings_of)

@@ -274,3 +274,19 @@ def test_a_part_without_text_calls_nothing() -> None:
 
 def test_good_vectors_have_no_problem() -> None:
     assert find_problems(np.eye(3, dtype=np.float32), 3, 3) == ["", "", ""]
+
+
+def test_a_vector_that_verify_takes_for_zeros_is_no_vector() -> None:
+    from transforms.embed import find_problems
+    from transforms.verify import find_fault
+
+    for size in (1e-30, 1e-22, 1e-19, 1.0, 1e30):
+        vector = np.array([size, -size], np.float32)
+        fault = find_fault(
+            vector.tobytes(),
+            decode=lambda raw: np.frombuffer(raw, "<f4"),
+            dimension=2,
+            normalized=False,
+        )
+        [problem] = find_problems(vector[None], 1, 2)
+        assert bool(problem) == (fault == "zeros") == (size < 1e-22)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +141,7 @@ FLAGS: list[list[str]] = [
     ["--", "--secret_access_key", KEY],
     ["--", f"--s3_secret_access_keys={KEY}"],
     ["--workdir", f"s3://me:{KEY}@bucket/x"],
+    ["--workdir", f"gs://bucket/x?sig={KEY}"],
     ["--base-url", f"http://{KEY}@127.0.0.1/v1"],
     ["--db", f"postgresql://me:{KEY}@127.0.0.1/x"],
     ["--db", f"postgresql+psycopg:me:{KEY}@127.0.0.1/x"],
@@ -540,3 +543,227 @@ def test_a_model_that_its_name_leads_to_is_loaded(
     done = reembed("verify", "--db", path, "--json", real=True)
 
     assert (done.values["sampled"], loaded) == (20, [source])
+
+
+# How secrets are written.
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "bob:{}@127.0.0.1:9",
+        "//bob:{}@127.0.0.1:9",
+        "http://bob:{}@127.0.0.1:9",
+        "{}@127.0.0.1:9",
+        "http://{}@127.0.0.1:9",
+        "http://{}:@127.0.0.1:9",
+    ],
+)
+def test_a_proxys_password_is_known_however_its_url_is_written(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "Pr0xyPassw0rdXyz"
+    monkeypatch.setenv("http_proxy", proxy.format(secret))
+    user, _, password = proxy.partition("@")[0].removeprefix("http:").strip("/").partition(":")
+    pair = f"{user}:{password}".format(secret).encode()
+
+    assert secret not in hiding.shown(f"the user bob:{secret} is unknown")
+    assert base64.b64encode(pair).decode() not in hiding.shown(
+        f"not Basic {base64.b64encode(pair).decode()}"
+    )
+
+
+@pytest.mark.parametrize("url", ["memories@home.db", "/home/me@work/m.db", "postgres://me@host/x"])
+def test_a_databases_name_without_a_password_hides_nothing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AI_MEMORY_DB", url)
+    monkeypatch.setenv("AI_MEMORY_STORE_URL", "sqlite:///home/me@work/m.db")
+
+    assert hiding.shown("/home/me/memories of me") == "/home/me/memories of me"
+
+
+LOGINS = [
+    "jdbc:postgresql://u:{}@h/db",
+    "//u:{}@h/db",
+    "u:{}@h/db",
+    "host=h pwd={}",
+    "Server=h;Pwd={};",
+    "passwd = {}",
+    "x.db?key={}",
+    "file:x.db?token={}",
+    "PGPASSWORD={}",
+    "'postgres://u:{}@h/d'",
+    "psql postgres://u:{}@h",
+    "postgres:/u:{}@h",
+    "~nobody:{}@h",
+]
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_what_logs_in_to_a_database_is_not_shown(
+    login: str, reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = login.format("hunter2SecretPw")
+    flag = ["--db", named]
+
+    for call in (["status", *flag], ["--dry-run", *flag], ["status"], ["--dry-run"]):
+        monkeypatch.setenv("AI_MEMORY_DB", "" if "--db" in call else named)
+        done = reembed(*call)
+        assert done.code == 2
+        assert "holds the URL of a database or how to log in to one" in done.error
+        assert_hidden(done, tmp_path, "hunter2SecretPw")
+
+
+@pytest.mark.parametrize("name", ["key=1.db", "a:b@c.db"])
+def test_a_file_that_is_called_like_a_login_is_used(
+    name: str, reembed: Call, tmp_path: Path
+) -> None:
+    path = make_store(tmp_path / name, [memory("a")])
+
+    assert reembed("--db", name, "--dry-run").code == 0
+    assert reembed("status", "--db", path).code == 0
+
+
+def test_a_database_whose_name_is_a_key_is_refused_wherever_it_is_named(
+    reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("AI_MEMORY_DB", str(tmp_path / KEY))
+
+    done = reembed("status")
+
+    assert (done.code, done.error) == (2, "the setting db holds a key or a password; correct it")
+
+
+@pytest.mark.parametrize("place", ["api_key_env", "api_key_file"])
+@pytest.mark.parametrize("setting", ["model", "base_url", "ollama_url", "backend", "tier"])
+def test_a_key_that_only_the_configuration_leads_to_is_known_from_the_start(
+    place: str,
+    setting: str,
+    reembed: Call,
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = f"{place}-{setting}-8jQ2mWv5Xr"  # No other test has made it known.
+    monkeypatch.setenv("MY_KEY", key)
+    (tmp_path / "key").write_text(key)
+    (tmp_path / "key").chmod(0o400)
+    value = f"http://127.0.0.1:9/{key}" if "url" in setting else key
+    flat = f'{setting} = "{value}"' if setting in ("ollama_url", "tier") else ""
+    held = f'{place} = "{"MY_KEY" if place == "api_key_env" else "key"}"'
+    kind = 'backend = "ollama"' if setting != "backend" else ""
+    table = f'{setting} = "{value}"' if not flat else ""
+    configure(tmp_path, "\n".join([flat, "[embeddings]", kind, held, table]))
+
+    for flags in ([], ["--dry-run", "--json"]):
+        done = reembed("--db", path, *flags, real=True)
+
+        assert done.code == 2
+        assert_hidden(done, path, key.removeprefix(f"{place}-{setting}"))
+        if setting not in ("backend", "tier"):
+            name = "base_url" if "url" in setting else setting
+            assert done.error == f"the setting {name} holds a key or a password; correct it"
+
+
+# A server that mixes up only larger requests.
+
+
+@pytest.mark.parametrize("backend", ["openai-compatible", "ollama"])
+@pytest.mark.parametrize("kind", ["reversed", "shifted", "constant"])
+def test_a_server_that_mixes_up_only_larger_requests_is_found_before_a_row_is_staged(
+    backend: str, kind: str, reembed: Call, serve: Serve, path: Path
+) -> None:
+    scenario = serve(dimension=DIMENSION, faults=[{"kind": kind, "least": 6}])
+    before = path.read_bytes()
+    flags = ["--backend", backend, *at(scenario.url)[2:]]
+
+    done = reembed("--db", path, *flags, real=True)
+
+    assert (done.code, "for 20 texts in one request than for each alone" in done.error) == (3, True)
+    assert path.read_bytes() == before
+    assert not any(run.list_shards() for run, _ in find_runs(path))
+    # As the sentence says, fewer at a time are right.
+    assert reembed("--db", path, *flags, "--batch", 5, real=True).code == 0
+    checked = reembed("verify", "--db", path, *flags[:4], "--json", real=True)
+    assert (checked.code, checked.values["findings"]) == (3, 0)
+
+
+def test_each_request_that_is_larger_than_all_before_costs_three_texts_more(serve: Serve) -> None:
+    scenario = serve(dimension=DIMENSION)
+    embedder = load_embedder(served(scenario.url))
+    asked = len(scenario.log()["sizes"])
+    texts = [f"text {at}" for at in range(9)]
+
+    for size in (5, 7, 7, 6, 9, 9):
+        found = embedder.embed(texts[:size])
+        assert found.tobytes() == FakeEmbedder(DIMENSION).embed(texts[:size]).tobytes()
+
+    assert scenario.log()["sizes"][asked:] == [5, 7, 1, 1, 1, 7, 6, 9, 1, 1, 1, 9]
+    alone = set(scenario.log()["alone"]) & set(texts)
+    assert alone == {"text 0", "text 3", "text 6", "text 4", "text 8"}
+
+
+def test_a_text_that_is_refused_alone_is_not_compared(serve: Serve) -> None:
+    refused = {"kind": "status", "status": 400, "on": "text 0", "after": 1}
+    embedder = load_embedder(served(serve(dimension=DIMENSION, faults=[refused]).url))
+
+    assert len(embedder.embed([f"text {at}" for at in range(9)])) == 9
+
+
+def test_threads_whose_requests_are_as_large_wait_for_the_comparison(serve: Serve) -> None:
+    fault = {"kind": "reversed", "least": 6}
+    embedder = load_embedder(served(serve(dimension=DIMENSION, faults=[fault]).url))
+
+    with ThreadPoolExecutor(4) as pool:
+        texts = [[f"text {at} of {part}" for at in range(9)] for part in range(4)]
+        for outcome in [pool.submit(embedder.embed, some) for some in texts]:
+            with pytest.raises(EmbedderError, match="than for each alone"):
+                outcome.result()
+
+
+@pytest.mark.parametrize("values", [{"device": "meta"}, {"precision": "evil"}], ids=str)
+def test_a_manifest_chooses_no_device_and_no_precision_that_there_is_not(
+    values: dict[str, Any], reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reembed("--db", path).code == 0
+    built: list[Target] = []
+
+    def build(target: Target) -> Embedder:
+        built.append(target)
+        return FakeEmbedder(target.dimension)
+
+    monkeypatch.setattr(embedders, "_build", build)
+    alter(path, {"backend": "local", "source": "all-MiniLM-L6-v2", **values})
+
+    done = reembed("verify", "--db", path, "--json", real=True)
+
+    if "device" in values:
+        assert (done.code, [target.device for target in built]) == (0, [None])
+    else:
+        assert (done.code, built) == (1, [])
+
+
+WRITTEN: dict[str, Callable[[bytes], str]] = {
+    "base64": lambda key: base64.b64encode(key).decode(),
+    "a header": lambda key: base64.b64encode(b"Bearer " + key).decode(),
+    "a user": lambda key: base64.b64encode(b":" + key).decode(),
+    "hexadecimal": lambda key: key.hex(),
+    "a URL": lambda key: "".join(f"%{sign:02X}" for sign in key),
+    "HTML": lambda key: "".join(f"&#{sign};" for sign in key),
+    "JSON": lambda key: "".join(f"\\u{sign:04x}" for sign in key),
+}
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_a_key_is_not_shown_however_it_is_written(
+    written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    said = hiding.shown(f"not {WRITTEN[written](KEY.encode())} here")
+
+    assert said == "" or "***" in said
+    assert len(said) < 32  # A few signs at the ends of base64 stay: less than five of the key.
+    assert hiding.shown("no such model: text-embedding-3-small") != ""

@@ -36,6 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(http_embedder, "_START_SECONDS", 1.0)
     # Faults are counted from the first request on; tests/test_hiding.py is about two texts at once.
     monkeypatch.setattr(embedders, "embed_together", lambda embedder, texts: None)
+    monkeypatch.setattr(http_embedder, "PROBED_TOGETHER", 10**9)
     yield
     embedders._load.cache_clear()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -230,3 +231,35 @@ def test_what_nothing_has_foreseen_is_one_sentence_without_its_words(
     assert done.returncode == 1
     said = r"an error that it does not know \(ValueError at <string>:2\); .*\n"
     assert re.fullmatch(f"reembed: error: reembed met {said}", done.stderr)
+
+
+@pytest.mark.usefixtures("ended")
+@pytest.mark.parametrize("at", ["result", "unforeseen"])
+def test_a_signal_as_the_exit_code_is_noted_ends_the_program_with_its_own_number(
+    at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline import cli
+
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    state = interrupts.Interrupts()
+    state.unwind()
+
+    def signalled(*_: object) -> int:
+        state._interrupt(signal.SIGTERM, None)
+        return 0
+
+    def fail(*_: object) -> int:
+        raise ValueError
+
+    if at == "result":
+        monkeypatch.setattr(cli, "_dispatch", lambda *_: 0)
+        monkeypatch.setattr(state, "finish", signalled)
+    else:
+        monkeypatch.setattr(cli, "_dispatch", fail)
+        monkeypatch.setattr(cli, "tell", signalled)
+        monkeypatch.setattr(cli, "open_streams", lambda: None)
+        monkeypatch.setattr(state, "watch", lambda: None)
+        monkeypatch.setattr(gc, "disable", lambda: None)
+    with pytest.raises(Ended) as end:
+        cli._main([], state) if at == "result" else cli.entry(state)
+    assert end.value.args == (143,)

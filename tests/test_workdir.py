@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -243,3 +244,18 @@ def test_workers_that_find_nothing_of_what_was_left_for_them_end_the_run(
     assert "of 9 rows that were left for the workers in" in ran.error
     assert "they have found 0; name a work directory with --workdir" in ran.error
     assert path.read_bytes() == before
+
+
+def test_a_place_that_does_not_answer_is_told_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transforms import workdir
+
+    released = threading.Event()
+    monkeypatch.setattr(workdir, "MOST_SECONDS", 0.05)
+    monkeypatch.setattr("transforms.workdir.FileSystems.exists", lambda path: released.wait(30))
+    try:
+        with pytest.raises(StagingError, match=r"^the work directory gs://b/x gave no answer with"):
+            WorkDirectory("gs://b/x", "1").make()
+    finally:
+        released.set()

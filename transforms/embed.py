@@ -16,7 +16,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 from numpy.typing import NDArray
 
-from transforms.embedders import Embedder, Target, load_embedder
+from transforms.embedders import Embedder, Target, have_direction, load_embedder
 from transforms.embedders.target import MOST_IN_FLIGHT
 from transforms.errors import TextRejected
 from transforms.known import KnownTexts
@@ -160,7 +160,7 @@ def find_problems(vectors: Vectors, count: int, dimension: int) -> list[str]:
     if vectors.shape != (count, dimension):
         return [f"the model gave vectors of shape {vectors.shape}, not {(count, dimension)}"]
     finite: NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=1)
-    nonzero: NDArray[np.bool_] = np.any(vectors, axis=1)
+    nonzero = have_direction(vectors)
     if finite.all() and nonzero.all():
         return [""] * count
     return [

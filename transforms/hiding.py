@@ -7,6 +7,7 @@ What a server answers, what a library says and what a setting holds is shown onl
 from __future__ import annotations
 
 import base64
+import html
 import os
 import re
 import tomllib
@@ -63,8 +64,9 @@ def shown(said: object) -> str:
     for secret in secrets:
         if len(secret) >= _LONG:
             line = line.replace(secret, "***")
+    read = {line, *_readings(line)}
     line = line[:MOST_SHOWN]
-    return "" if any(gives_away(line, secret) for secret in secrets) else line
+    return "" if any(gives_away(one, secret) for secret in secrets for one in read) else line
 
 
 def first_line(error: BaseException) -> str:
@@ -194,17 +196,24 @@ def known_secrets() -> set[str]:
         found.update(_spellings(os.environ.get(name, "")))
     for name in PROXY_VARIABLES:
         for variable in (name, name.lower()):
-            found.update(_passwords(os.environ.get(variable, "")))
+            found.update(_passwords(os.environ.get(variable, ""), tokens=True))
     for name in _URL_VARIABLES:
         found.update(_passwords(os.environ.get(name, "")))
     return found
 
 
-def _passwords(url: str) -> Iterator[str]:
-    """The password of a URL, also where it has signs in it that no URL may have."""
-    if held := re.search(r"//([^:@/]*):(.*)@", url, re.DOTALL):
-        user, password = held.groups()
-        yield from _spellings(password)
+def _passwords(url: str, *, tokens: bool = False) -> Iterator[str]:
+    """The password of a URL, also where it has signs in it that no URL may have.
+
+    With `tokens`, a user without a password is one: a proxy's token may be written so.
+    """
+    start, scheme, rest = url.strip().partition("://")
+    held = re.match(r"([^:@/]*)(?::(.*))?@", rest if scheme else start.lstrip("/"), re.DOTALL)
+    if held is None:
+        return
+    user, password = held[1], held[2] or ""
+    if password or tokens:
+        yield from _spellings(password or user)
         pair = f"{unquote(user)}:{unquote(password)}"
         yield base64.b64encode(pair.encode()).decode()
 
@@ -212,6 +221,19 @@ def _passwords(url: str) -> Iterator[str]:
 def _spellings(secret: str) -> Iterator[str]:
     if secret := secret.strip():
         yield from {secret, unquote(secret), quote(secret, safe="")}
+        if len(secret) >= _LONG:
+            content = secret.encode(errors="replace")
+            yield content.hex()
+            for before in range(3):  # What it looks like depends on what stands before it.
+                written = base64.b64encode(bytes(before) + content).decode()
+                yield written[4 if before else 0 : len(written) // 4 * 4 - 4]
+
+
+def _readings(line: str) -> Iterator[str]:
+    """What a line says where its signs are written as in a URL, in HTML or in JSON."""
+    yield unquote(line)
+    yield html.unescape(line)
+    yield re.sub(r"\\[ux]\{?([0-9a-fA-F]{2,4})\}?", lambda sign: chr(int(sign[1], 16)), line)
 
 
 def _without_blanks(text: str) -> str:

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from transforms.embedders import have_direction
 from transforms.match import holds_written, is_ours
 from transforms.rollback import require_numbers
 from transforms.rows import KeyRange, Row
@@ -206,9 +207,8 @@ def find_fault(
         return "wrong length"
     if not np.all(np.isfinite(numbers)):
         return "not finite"
-    length = float(np.linalg.norm(numbers))
-    if length == 0:
+    if not have_direction(numbers[None])[0]:
         return "zeros"
-    if normalized and abs(length - 1) > UNIT_TOLERANCE:
+    if normalized and abs(float(np.linalg.norm(numbers)) - 1) > UNIT_TOLERANCE:
         return "not of length 1"
     return None

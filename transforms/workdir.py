@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from apache_beam.io.filesystems import FileSystems
 
+from transforms.embedders.within import within
 from transforms.errors import ReembedError, StagingError
 from transforms.hiding import first_line, shown
 from transforms.rows import KeyRange, RangeRows, RangeVectors, StagedRange
@@ -40,6 +41,9 @@ from transforms.staging import (
 from transforms.staging.names import INPUT, OF_WORK, SHARD
 
 FILES_AT_ONCE = 16
+
+MOST_SECONDS = 60.0
+"""How long a work directory may take to be made."""
 
 _SHARDS = "shards"
 
@@ -119,11 +123,26 @@ class WorkDirectory:
         As root makes it on this machine, it gets the owner of `like`. Raises UsageError where
         others could put another directory in its place.
         """
+        if self._local:
+            with self._failing_clearly():
+                for path in (self.path, self._join(_SHARDS)):
+                    self._make_local(Path(path), like)
+            self._write(self.path, self._own("attempt.json"), b"{}")
+            return
+        try:
+            # Its library may try to log in, or to reach its place, without end.
+            within(MOST_SECONDS, self._make_remote)
+        except TimeoutError:
+            raise StagingError(
+                f"the work directory {self.path} gave no answer within {MOST_SECONDS:g} s; see "
+                "that this machine can reach it and is logged in there, or name another with "
+                "--workdir"
+            ) from None
+
+    def _make_remote(self) -> None:
         with self._failing_clearly():
             for path in (self.path, self._join(_SHARDS)):
-                if self._local:
-                    self._make_local(Path(path), like)
-                elif not FileSystems.exists(path):
+                if not FileSystems.exists(path):
                     FileSystems.mkdirs(path)
         self._write(self.path, self._own("attempt.json"), b"{}")
 

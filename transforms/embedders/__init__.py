@@ -9,7 +9,16 @@ from itertools import combinations
 
 import numpy as np
 
-from transforms.embedders.base import PROBE_TEXTS, Batch, Embedder, cosines, same_vectors
+from transforms.embedders.base import (
+    PROBE_TEXTS,
+    TOGETHER,
+    WITNESS_COSINE,
+    Batch,
+    Embedder,
+    cosines,
+    have_direction,
+    same_vectors,
+)
 from transforms.embedders.target import SAME_COSINE, Access, Target
 from transforms.errors import EmbedderError, RunError, TextRejected
 from transforms.rows import Vectors
@@ -25,21 +34,12 @@ __all__ = [
     "cosines",
     "embed_each",
     "embed_together",
+    "have_direction",
     "load_embedder",
     "probe_embedder",
     "require_same",
     "same_vectors",
 ]
-
-WITNESS_COSINE = 0.999
-"""The least cosine of a stored vector with the model's that made it; another's are far below."""
-
-
-_TOGETHER = (1, 0, 0, 1, 0)
-"""The probe texts of one request, not the long one, which would cost as much as a hundred rows.
-
-Neither sorting them nor turning or shifting their order leaves it as it is.
-"""
 
 
 def probe_embedder(embedder: Embedder, dimension: int) -> Vectors:
@@ -57,7 +57,7 @@ def probe_embedder(embedder: Embedder, dimension: int) -> Vectors:
                     "the embedder gives the same vector for different texts, so its vectors say "
                     "nothing; see that the model is loaded as it should be, or choose another"
                 )
-    places = [at for at in _TOGETHER if at in taken]
+    places = [at for at in TOGETHER if at in taken]
     together = embed_together(embedder, [PROBE_TEXTS[at] for at in places])
     if not all(map(_alike, together, alone[places])):
         raise EmbedderError(
@@ -147,11 +147,11 @@ def _load(target: Target) -> Embedder:
             f"{target.model} gave a vector of shape {probe.shape} where {target.dimension} numbers "
             "were expected; the model's files don't say the truth about it"
         )
-    if not np.isfinite(probe).all() or not probe.any():
+    if not np.isfinite(probe).all() or not have_direction(probe).all():
         raise EmbedderError(f"{target} gives vectors that are not finite, or all zeros")
     if target.access is not None:
         # Each process learns for itself whether two texts may be sent, before it sends any rows.
-        embed_together(embedder, [PROBE_TEXTS[at] for at in _TOGETHER])
+        embed_together(embedder, [PROBE_TEXTS[at] for at in TOGETHER])
     return embedder
 
 

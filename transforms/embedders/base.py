@@ -21,6 +21,15 @@ PROBE_TEXTS = (
 )
 """Embedded at the start of each run: what they give tells one model from another."""
 
+TOGETHER = (1, 0, 0, 1, 0)
+"""The probe texts of one request, not the long one, which would cost as much as a hundred rows.
+
+Neither sorting them nor turning or shifting their order leaves it as it is.
+"""
+
+WITNESS_COSINE = 0.999
+"""The least cosine of a stored vector with the model's that made it; another's are far below."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -85,6 +94,17 @@ def same_vectors(one: Vectors, other: Vectors, *, least: float = SAME_COSINE) ->
     alike = np.allclose(*lengths, rtol=1e-2)
     nothing = ~one.any(axis=1) & ~other.any(axis=1)  # Neither takes such a text.
     return bool(alike and np.all((cosines(one, other) >= least) | nothing))
+
+
+def have_direction(vectors: Vectors) -> NDArray[np.bool_]:
+    """Which vectors have a length; shape (texts,). The squares of tiny numbers are zeros.
+
+    >>> have_direction(np.float32([[3, 4], [0, 0], [1e-30, 0]])).tolist()
+    [True, False, False]
+    """
+    with np.errstate(all="ignore"):
+        found: NDArray[np.bool_] = np.sum(vectors * vectors, axis=1) != 0
+    return found
 
 
 def cosines(one: Vectors, other: Vectors) -> NDArray[np.float64]:

@@ -156,8 +156,11 @@ def _may_be_read(found: os.stat_result) -> bool:
     return bool(stat.S_IMODE(found.st_mode) & ~stat.S_IRUSR)
 
 
-def _read_key_file(path: Path) -> str:
-    """Read a key's file, of which not even the path is shown: it may be the key itself."""
+def read_key_file(path: Path) -> str:
+    """Read a key's file; from then on the key is shown nowhere, nor the path: it may be the key.
+
+    Raises EmbedderError if there is none, or others can read it.
+    """
     try:
         # Without waiting for a pipe's other end; and what was looked at is what is read.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -165,15 +168,17 @@ def _read_key_file(path: Path) -> str:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise EmbedderError("api_key_file names what is not a file; correct the setting")
-            if _may_be_read(found):
-                raise EmbedderError(
-                    "the file that api_key_file names holds a key and must be readable by you "
-                    "alone: chmod 0400 it"
-                )
             content = file.read(_MOST_KEY_BYTES + 1)
         if len(content) > _MOST_KEY_BYTES:
             raise ValueError
-        return content.decode().strip()
+        key = content.decode().strip()
+        note_secret(key)
+        if _may_be_read(found):
+            raise EmbedderError(
+                "the file that api_key_file names holds a key and must be readable by you "
+                "alone: chmod 0400 it"
+            )
+        return key
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "it holds no key"
         raise EmbedderError(
@@ -194,7 +199,7 @@ def read_key(access: Access) -> str | None:
                 f"the key is to be read from {access.key_source}, which is not set here; set it"
             )
     elif access.key_file is not None:
-        key = _read_key_file(Path(access.key_file))
+        key = read_key_file(Path(access.key_file))
     elif access.key_secret is not None:
         key = fetch_secret(access.key_secret)
     else:

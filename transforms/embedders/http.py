@@ -11,7 +11,16 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.embedders.base import PROBE_TEXTS, Batch, Embedder, same_vectors
+from transforms.embedders.base import (
+    PROBE_TEXTS,
+    TOGETHER,
+    WITNESS_COSINE,
+    Batch,
+    Embedder,
+    cosines,
+    have_direction,
+    same_vectors,
+)
 from transforms.embedders.client import Busy, Client, Failed, Refused
 from transforms.embedders.endpoint import host
 from transforms.embedders.families import BYTES_A_TOKEN, OLLAMA_NAMES, fold_name
@@ -28,6 +37,9 @@ MOST_TEXTS = 2_048
 
 MOST_TOKENS = 300_000
 MOST_BYTES = 4 * 1_048_576
+
+PROBED_TOGETHER = len(TOGETHER)
+"""So many texts in a request are tried before any rows; a larger one is compared when it comes."""
 
 _TELL_SECONDS = 5.0
 
@@ -67,6 +79,8 @@ class HttpEmbedder(Embedder):
         self._window = target.window
         self._started = False
         self._patience = min(_START_SECONDS, self._access.give_up_after)
+        self._compared = PROBED_TOGETHER
+        self._comparing = threading.Lock()
         self._probe = self._start()
 
     @property
@@ -95,7 +109,7 @@ class HttpEmbedder(Embedder):
         """Embed texts in one request; wait and ask again where that helps.
 
         Raises TextRejected if the server will not take one of the texts, or can't do so many,
-        and RunError if there is no use in going on.
+        RunError if there is no use in going on, and EmbedderError if it mixes texts up.
         """
         failures = waits = 0
         recovered = False
@@ -137,6 +151,8 @@ class HttpEmbedder(Embedder):
         batch = self._batch(texts, answer)
         if len(batch.wrong) == len(texts):
             self._is_well()
+        if len(texts) > self._compared:
+            self._compare_alone(texts, batch.vectors)
         return batch
 
     def fitting(self, texts: Sequence[str]) -> int:
@@ -157,6 +173,34 @@ class HttpEmbedder(Embedder):
             )
         self._most_texts = min(self._most_texts, texts)
 
+    def _compare_alone(self, texts: Sequence[str], vectors: Vectors) -> None:
+        """Ask for the first, a middle and the last text of a request alone, and compare.
+
+        That is done with each that has more texts than all before; other threads' wait for it.
+        Raises EmbedderError if the vectors are others.
+        """
+        with self._comparing:
+            if self._ended is not None:
+                raise type(self._ended)(*self._ended.args)
+            sound = np.flatnonzero(_sound(vectors))
+            if len(texts) <= self._compared or not len(sound):
+                return
+            for at in dict.fromkeys((sound[0], sound[len(sound) // 2], sound[-1])):
+                try:
+                    alone = self.embed_batch([texts[at]]).vectors
+                except TextRejected:
+                    continue
+                if _sound(alone)[0] and cosines(alone, vectors[at, None])[0] < WITNESS_COSINE:
+                    self._ended = EmbedderError(
+                        f"{self._at} gives other vectors for {len(texts)} texts in one request "
+                        "than for each alone, or in another order, so rows would get each other's "
+                        "vectors; nothing was replaced: see to the server, choose another, or "
+                        "have fewer texts sent at a time with --batch"
+                    )
+                    self._stop.set()
+                    raise self._ended
+            self._compared = len(texts)
+
     def _start(self) -> NDArray[np.float32]:
         """Ask for one vector, and return it; raise EmbedderError if the server has none."""
         try:
@@ -167,7 +211,7 @@ class HttpEmbedder(Embedder):
                 f"{error}"
             ) from None
         probe = answer.vectors[0]
-        if not np.isfinite(probe).all() or not probe.any():
+        if not _sound(probe[None])[0]:
             raise EmbedderError(f"{self._at} gives vectors that are not finite, or all zeros")
         if self._target.dimension and len(probe) != self._target.dimension:
             raise EmbedderError(
@@ -350,6 +394,12 @@ class HttpEmbedder(Embedder):
     @property
     def _at(self) -> str:
         return f"the server at {host(self._access.url)}"
+
+
+def _sound(vectors: Vectors) -> NDArray[np.bool_]:
+    """Which vectors say anything; shape (texts,)."""
+    finite: NDArray[np.bool_] = np.all(np.isfinite(vectors), axis=1)
+    return finite & have_direction(vectors)
 
 
 def _believable(tokens: int | None, texts: Sequence[str]) -> int | None:

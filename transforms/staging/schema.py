@@ -57,7 +57,7 @@ class _Target(Struct):
     normalized: bool = False
     access: _Access | None = None
     device: str | None = None
-    precision: str = "float32"
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
 
 
 class _Rules(Struct):
