@@ -259,6 +259,7 @@ def test_a_dry_run_counts_in_json_what_the_original_counted_and_more(
         "rows_meant": 7,
         "rows_to_embed": 4,
         "rows_staged": 0,
+        "readers_out_seconds": None,
         "sample_pairs": [],
         "warnings": [],
         "rows_held": None,

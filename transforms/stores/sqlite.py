@@ -185,7 +185,7 @@ def _check_beside(connection: sqlite3.Connection) -> None:
 
     SQLite opens a journal that is there already, and would not get back what it saved in it.
     """
-    path = _rows(connection, "PRAGMA database_list")[0][2]
+    path = _rows_in_bytes(connection, "PRAGMA database_list")[0][2]
     if path:  # Not if it is in memory.
         check_side_files(Path(os.fsdecode(path)))
 
@@ -313,10 +313,15 @@ def actions_of(connection: sqlite3.Connection, statement: str) -> list[Action]:
 
 def _explain(connection: sqlite3.Connection, statement: str) -> list[tuple[Any, ...]]:
     """Prepare a statement; return its program, texts as bytes: a literal in it may be a BLOB."""
+    return _rows_in_bytes(connection, f"EXPLAIN {statement}")
+
+
+def _rows_in_bytes(connection: sqlite3.Connection, query: str) -> list[tuple[Any, ...]]:
+    """The rows of a query, with texts as bytes, which need not be UTF-8."""
     factory = connection.text_factory
     connection.text_factory = bytes
     try:
-        return _rows(connection, f"EXPLAIN {statement}")
+        return _rows(connection, query)
     finally:
         connection.text_factory = factory
 
