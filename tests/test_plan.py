@@ -500,7 +500,7 @@ def test_a_run_whose_manifest_can_not_be_read_is_named(tmp_path: Path) -> None:
 
 def test_the_manifest_of_a_run_says_what_its_plan_was_about(tmp_path: Path) -> None:
     path = nine(tmp_path / "m.db")
-    plan = begin(fake_plan(path, rows=2, namespace="global"), probe=[[0.5]])
+    plan = begin(fake_plan(path, rows=2, namespace="global"), probe=[[0.5] * 8])
 
     assert plan.run.read_manifest() == Manifest(
         run_id=plan.run.run_id,
@@ -508,7 +508,7 @@ def test_the_manifest_of_a_run_says_what_its_plan_was_about(tmp_path: Path) -> N
         started="2026-01-01T00:00:00Z",
         scope=Scope("global", "all"),
         target=FAKE.to_json(),
-        probe=[[0.5]],
+        probe=[[0.5] * 8],
         ranges=plan.ranges,
         rows=9,
         attempt=plan.attempt,

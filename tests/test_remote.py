@@ -243,8 +243,9 @@ def test_an_outage_keeps_what_is_staged_and_the_same_command_goes_on(
 
 
 def test_a_key_that_is_refused_half_way_ends_the_run_and_keeps_what_is_staged(
-    reembed: Call, serve: Serve, tmp_path: Path
+    reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http_embedder, "PROBED_TOGETHER", 10**9)  # No texts asked for alone.
     path = store_of(tmp_path / "m.db", 600)
     scenario = serve(dimension=DIMENSION, faults=[status(401, after=8)])
 
@@ -256,8 +257,9 @@ def test_a_key_that_is_refused_half_way_ends_the_run_and_keeps_what_is_staged(
 
 
 def test_the_spending_stops_before_the_limit_and_the_next_run_goes_on(
-    reembed: Call, serve: Serve, tmp_path: Path
+    reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http_embedder, "PROBED_TOGETHER", 10**9)  # No texts asked for alone.
     path = store_of(tmp_path / "m.db", 600)
     scenario = serve(dimension=DIMENSION)
     flags = ["--db", path, *fake_at(scenario), "--price-per-million", 2, "--batch", 20]
@@ -401,8 +403,9 @@ def test_equal_texts_are_sent_once_whatever_range_they_are_in(
 
 
 def test_vectors_of_two_models_are_never_put_into_the_store(
-    reembed: Call, serve: Serve, tmp_path: Path
+    reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(http_embedder, "PROBED_TOGETHER", 10**9)  # No texts asked for alone.
     path = store_of(tmp_path / "m.db", 300)
     # The same name, the same length, no outage: only its vectors tell.
     scenario = serve(dimension=DIMENSION, faults=[{"kind": "other vectors", "after": 8}])

@@ -467,7 +467,7 @@ def test_of_many_rows_each_is_put_back_or_left_for_itself(
 ) -> None:
     ledger, rows = Ledger(), []
     for at, (key, has_vector) in enumerate(sorted(present.items())):
-        old = Stored(b"old", "dim=old") if has_vector else describe(None)
+        old = Stored(b"old", "dim=text:6F6C64") if has_vector else describe(None)
         row = Row(key, at, "", text_digest(b"text"), stored=old)
         if key in written:
             (saved,) = save_rows([Change(row, describe(b"new"))], ledger)
@@ -484,7 +484,7 @@ def test_of_many_rows_each_is_put_back_or_left_for_itself(
     back = sorted(ours - edited - gone)
     order = sorted(present)
     assert changes == [
-        (order.index(key), Stored(b"old", "dim=old") if present[key] else describe(None))
+        (order.index(key), Stored(b"old", "dim=text:6F6C64") if present[key] else describe(None))
         for key in back
     ]
     assert outcome == RolledBack(
@@ -494,7 +494,7 @@ def test_of_many_rows_each_is_put_back_or_left_for_itself(
 
 
 def test_a_vector_that_is_found_changed_twice_is_put_back_as_it_was_last() -> None:
-    daemon = Stored(b"daemon", "dim=old")
+    daemon = Stored(b"daemon", "dim=text:6F6C64")
     world = play([("run", None), ("overwrite", daemon), ("run", None)])
 
     changes, _ = restore_rows([world.row], Ledger(world.backup))
