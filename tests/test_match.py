@@ -27,13 +27,15 @@ from transforms.staging import Ledger
 
 def describe(vector: bytes | None) -> Stored:
     """A store that writes a vector as it is, with a dimension."""
-    return Stored(vector, "dim=null" if vector is None else "dim=new")
+    return Stored(vector, "dim=null:" if vector is None else "dim=text:6E6577")
 
 
 keys = st.sampled_from("abcd")
 digests = st.sampled_from([b"text 1", b"text 2"])
 vectors = st.sampled_from([None, b"v1", b"v2", b"old"])
-stored = st.builds(Stored, vectors, st.sampled_from(["dim=null", "dim=new", "dim=old"]))
+stored = st.builds(
+    Stored, vectors, st.sampled_from(["dim=null:", "dim=text:6E6577", "dim=text:6F6C64"])
+)
 causes = st.sampled_from([Cause.REJECTED, Cause.ENCRYPTED])
 staged_rows = st.builds(
     lambda key, digest, vector, cause: StagedRow(
@@ -186,7 +188,7 @@ def test_a_run_is_about_rows_that_are_meant_were_saved_or_hold_its_vector(
         assert concerns(row, ledger) == (row.meant or known or is_ours(row, ledger))
 
 
-OLD = Stored(b"old", "dim=old")
+OLD = Stored(b"old", "dim=text:6F6C64")
 
 
 def row(text: bytes = b"text", held: Stored | None = OLD, *, meant: bool = True) -> Row:
@@ -201,7 +203,7 @@ def staged(text: bytes = b"text", vector: bytes | None = b"v1") -> StagedRow:
 def test_a_row_that_holds_the_old_vector_is_written() -> None:
     match = match_rows(0, [row()], [staged()], ledger=Ledger(), describe=describe)
 
-    assert match.changes == [Change(row(), Stored(b"v1", "dim=new"))]
+    assert match.changes == [Change(row(), Stored(b"v1", "dim=text:6E6577"))]
     assert match.after == Summary(remaining=1, in_old_space=1, changed=frozenset({0}))
     assert match.before == Summary(replaced=1)
 
@@ -222,7 +224,7 @@ def test_an_edited_row_remains_though_its_former_text_is_staged() -> None:
 def test_a_row_whose_vector_another_program_overwrote_is_written_again() -> None:
     ledger = Ledger(save_rows([Change(row(), describe(b"v1"))], Ledger()))
     ours = row(held=describe(b"v1"))
-    theirs = row(held=Stored(b"daemon", "dim=old"))
+    theirs = row(held=Stored(b"daemon", "dim=text:6F6C64"))
 
     assert match_rows(0, [ours], [staged()], ledger=ledger, describe=describe).after == Summary(
         replaced=1
@@ -277,7 +279,7 @@ def test_what_a_row_holds_is_saved_once() -> None:
 
 def test_a_row_that_changed_since_it_was_saved_is_saved_again() -> None:
     first = save_rows([Change(row(), describe(b"v1"))], Ledger())
-    other = row(held=Stored(b"daemon", "dim=old"))
+    other = row(held=Stored(b"daemon", "dim=text:6F6C64"))
 
     (again,) = save_rows([Change(other, describe(b"v1"))], Ledger(first))
 
@@ -357,7 +359,12 @@ events = st.lists(
             st.just("overwrite"),
             st.sampled_from(
                 # The last is what the run itself writes: the daemon may have the new model.
-                [OLD, Stored(b"daemon", "dim=old"), describe(None), describe(b"vector of text 1")]
+                [
+                    OLD,
+                    Stored(b"daemon", "dim=text:6F6C64"),
+                    describe(None),
+                    describe(b"vector of text 1"),
+                ]
             ),
         ),
         st.tuples(st.just("run"), st.none()),
