@@ -26,24 +26,25 @@ SEE_STATUS = "interrupted; reembed status says how far it has come"
 DONE = "interrupted when all was done, as the result was printed; reembed status shows it"
 
 _AGAIN_SECONDS = 1.0
-"""A signal that follows another one within this time is the same wish, as of a shell and `timeout`.
+"""A second signal within this time (in seconds) is ignored: several senders may mean the same.
 
 A later one ends the program at once.
 """
 
 _UNWIND_SECONDS = 5.0
-"""How long the program may take to end by itself, from the signal on."""
+"""Time between a signal and a forced end of the process, in seconds."""
 
 _LINE_SECONDS = 1.0
-"""How long the last line waits for a reader of stderr that has stopped reading."""
+"""Time that the last line may wait for a blocked stderr, in seconds."""
 
 
 class Interrupts:
-    """What becomes of the program when a signal comes.
+    """The signal handlers of the program, and the line that it prints when it is interrupted.
 
-    Until `unwind` it ends at once: nothing is begun. From then on the first signal raises
-    KeyboardInterrupt in the main thread, for what must be closed or noted. `line` is what the
-    user is told. Once there is an exit code (`finish`), a signal no longer changes it.
+    Until `unwind`, a signal ends the process at once, since nothing has begun. After that, the
+    first signal raises KeyboardInterrupt in the main thread, so that files can be closed and the
+    state recorded. `line` is what the user is told. Once there is an exit code (`finish`), a
+    signal no longer changes it.
     """
 
     def __init__(self) -> None:

@@ -73,7 +73,7 @@ def choose_rules(
     skipped: str | None,
     one_transaction: bool,
 ) -> Rules:
-    """How the run replaces: as it is told or, once it has begun to, as it was told then.
+    """Choose the rules of the replacement: the given ones, or those that it began with.
 
     Raises UsageError for what can't be another way any more.
     """

@@ -42,7 +42,7 @@ from transforms.errors import (
 from transforms.hiding import shown
 from transforms.modes import Mode
 from transforms.replacing import replace_vectors
-from transforms.rollback import rows_have_moved
+from transforms.rollback import moved_keys
 from transforms.rows import KeyRange, Skipped, StagedRow, Summary, Vectors
 from transforms.staging import (
     Manifest,
@@ -57,7 +57,6 @@ from transforms.staging import (
     read_tokens,
     remove_run,
     require_room,
-    saved_ranges,
 )
 from transforms.staging.runs import REMAINING, SKIPPED, SUMMARY
 from transforms.staging.schema import MAX_ORDER
@@ -209,14 +208,12 @@ def _confirm(plan: Plan) -> None:
                 f"{plan.store.path} hold vectors that it wrote, so its backup is the way back; "
                 "finish it with the same command without --fresh"
             )
-    if plan.late and not plan.store.stable:
-        ranges = [keys for keys in plan.ranges if keys.index in saved_ranges(plan.run.backup)]
-        if rows_have_moved(plan.store, plan.run, ranges):
-            raise IncompleteError(
-                f"rows of {plan.store.path} have other numbers now than when the run "
-                f"{plan.run.run_id} began to replace (VACUUM and INSERT OR REPLACE do that), so it "
-                "can't be finished; undo it with reembed rollback"
-            )
+    if plan.late and not plan.store.stable and moved_keys(plan.store, plan.run, plan.ranges):
+        raise IncompleteError(
+            f"rows of {plan.store.path} have other numbers now than when the run "
+            f"{plan.run.run_id} began to replace (VACUUM and INSERT OR REPLACE do that), so it "
+            "can't be finished; undo it with reembed rollback"
+        )
     for run, manifest in find_runs(plan.store.path):
         if manifest.state.incomplete and run != plan.run:
             raise IncompleteError(f"{describe(run, manifest)}; run again")

@@ -13,7 +13,7 @@ from transforms.embedders import Target
 from transforms.errors import IncompleteError, ReembedError, UsageError
 from transforms.modes import Mode
 from transforms.replacing import ReplaceJob
-from transforms.rollback import holds_of
+from transforms.rollback import holds_newer
 from transforms.staging import Manifest, Rules, RunDirectory, State
 from transforms.stores import reopen_store
 
@@ -113,7 +113,7 @@ def require_unchanged(path: Path, runs: Runs, chosen: RunDirectory, manifest: Ma
         if not (newer.state.undoable and newer.age > manifest.age and same_table):
             continue
         store = job_of(path, chosen, manifest).store
-        if holds_of(store, chosen, manifest.ranges, run, newer.ranges):
+        if holds_newer(store, chosen, manifest.ranges, run, newer.ranges):
             raise _not_newest(run, chosen)
 
 

@@ -104,7 +104,7 @@ class Settings:
 
     @property
     def key_source(self) -> str | None:
-        """Where a key would be read from, in words that hold neither the key nor a path."""
+        """Describe where the key comes from, without the key or a path."""
         return key_words(self.key_variable, self.key_file, self.key_secret)
 
     @property

@@ -195,7 +195,7 @@ def _as_reached_now(target: Target, options: CommandOptions, settings_of: Server
 def _access_now(
     target: Target, noted: Access, options: CommandOptions, settings: Settings
 ) -> Access:
-    """How the server is reached now; of what the manifest notes, only what is asked for there."""
+    """Build the server access from today's settings; the manifest adds only `asks_dimension`."""
     now = Access(
         url=settings.base_url or "",
         key_variable=settings.key_variable,
@@ -242,7 +242,7 @@ def _access_now(
 
 
 def _source_now(target: Target, settings_of: ServerSettings) -> str:
-    """Where a model of this machine is now, if that is where the run had it.
+    """Locate the run's local model by today's settings.
 
     It is where the settings say, or where its name leads to: in the hub's cache, or installed.
     """
@@ -279,7 +279,7 @@ def _folded(url: str) -> str:
 
 
 def _other_path(one: str, other: str) -> str:
-    """What tells two URLs apart that are shown alike."""
+    """Describe the difference between two URLs that look the same when shortened."""
     return " with another path" if origin(one) and origin(one) == origin(other) else ""
 
 

@@ -226,7 +226,7 @@ def serve(server: str) -> Serve:
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    """What starts programs in children of a process that has imported them."""
+    """Start programs as forks of a process that has imported them already."""
     directory = tmp_path_factory.mktemp("forks")
     started = Forks(directory, clean_environment(directory))
     yield started

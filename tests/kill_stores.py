@@ -22,7 +22,7 @@ MOST_BYTES = 65_536
 
 
 class Vector(NamedTuple):
-    """What a row holds of its vector: the bytes as stored, its length and model as noted."""
+    """A row's vector as stored bytes, with the length and the model recorded for it."""
 
     raw: bytes | None
     dimension: int | None = None
@@ -68,7 +68,7 @@ class Shop:
     spaces: tuple[str, ...] = ("a", "b")
 
     def make(self, path: Path, rows: int, dice: random.Random, journal: str) -> None:
-        """Make a store of so many rows, most of them with vectors of another model."""
+        """Create a store of `rows` rows, most of them with vectors of another model."""
         entries = [self._entry(at, dice) for at in range(rows)]
         with closing(connect(path)) as db, db:
             db.execute(f"PRAGMA journal_mode={journal}")

@@ -40,7 +40,7 @@ _URL_VARIABLES = ("AI_MEMORY_STORE_URL", "AI_MEMORY_DB")
 
 _LONG = 12
 _SHARED = 6
-"""So many characters in a row of a long secret give it away; of a shorter one, the whole."""
+"""Consecutive characters of a secret that must not be shown; of a shorter secret, all of it."""
 
 _SECRET_NAME = re.compile(r"key|secret|token|password|passwd", re.IGNORECASE)
 
@@ -110,7 +110,7 @@ def file_trouble(error: BaseException) -> str:
 
 
 def shown_complaint(said: str) -> str:
-    """What argparse says of a command line, without values that may be a key.
+    """Return argparse's message without values that may be a key.
 
     >>> shown_complaint("unrecognized arguments: --api-key sk-1 --to=me")
     'unrecognized arguments: --api-key, --to'
@@ -155,7 +155,7 @@ def origin(url: str) -> str:
 
 
 def key_words(variable: str | None, file: str | None, secret: str | None) -> str | None:
-    """Where a key is kept, as it may be shown; None if there is none.
+    """Describe where a key is kept; None if there is no key.
 
     A name of a variable that is not set may be the key itself, put into the wrong setting.
     """
@@ -230,7 +230,7 @@ def _spellings(secret: str) -> Iterator[str]:
 
 
 def _readings(line: str) -> Iterator[str]:
-    """What a line says where its signs are written as in a URL, in HTML or in JSON."""
+    """Decode a line from URL, HTML and JSON escapes."""
     yield unquote(line)
     yield html.unescape(line)
     yield re.sub(r"\\[ux]\{?([0-9a-fA-F]{2,4})\}?", lambda sign: chr(int(sign[1], 16)), line)

@@ -164,8 +164,6 @@ def _roll_back(
     moved = set() if store.ordered_by_key else moved_keys(store, run, ranges)
     if store.whole:
         return _roll_back_whole(store, run, ranges, written, attempt=attempt, moved=bool(moved))
-    if not store.stable and rows_have_moved(store, run, wanted):
-        return _roll_back_moved(store, run, wanted, written, attempt=attempt)
     total = RolledBack()
 
     def restore(table: Replacement) -> tuple[RolledBack, int]:
@@ -202,7 +200,10 @@ def _roll_back_elsewhere(
     attempt: str,
     moved: Collection[str],
 ) -> None:
-    """Put back rows that have `moved`, and what was taken for deleted if it is there after all."""
+    """Put back rows that have `moved`, and rows that were taken for deleted and are still there.
+
+    All in one transaction, and in memory.
+    """
     gone = {key for key, why in total.left.items() if why == DELETED}.union(moved)
     everywhere = store.everywhere()
     found = {
@@ -232,9 +233,10 @@ def _roll_back_elsewhere(
 def _ledger_of(
     run: RunDirectory, ranges: Sequence[KeyRange], wanted: Collection[str] | None = None
 ) -> Ledger:
-    """What was saved of rows, or all, in whatever range they were then.
+    """Read what was saved of the `wanted` rows, or of all, from the backups of all ranges.
 
-    In a second range the run may have found, and saved, the vector that it had written itself.
+    A row that moved during the run may have been saved a second time with the run's own vector,
+    which is not restorable.
     """
     everything = Ledger()
     for keys in ranges:
@@ -253,14 +255,14 @@ def _ledger_of(
 
 
 def _holds_one(saved: Saved, written: Container[bytes]) -> bool:
-    """Whether what was saved as the former vector is one that the run has written."""
+    """Whether the vector saved as the previous one was written by the run itself."""
     vector = saved.stored.vector if saved.stored else None
     held = vector_digest(vector)
     return vector is not None and held in written and held != saved.written
 
 
 def moved_keys(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> set[str]:
-    """The keys of rows that are in other ranges now than when the run saved them.
+    """Find the keys of rows that are in other ranges now than when the run saved them.
 
     INSERT OR REPLACE gives a row another rowid, and VACUUM may.
     """
@@ -278,51 +280,55 @@ def moved_keys(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> s
     }
 
 
-def holds_of(
-    store: Store,
-    run: RunDirectory,
-    ranges: Sequence[KeyRange],
-    newer: RunDirectory,
-    newer_ranges: Sequence[KeyRange],
-) -> bool:
-    """Whether rows that a run has written hold what a newer one has, wherever they were then."""
-    written: dict[str, set[bytes]] = {}
-    for keys in newer_ranges:
-        saved = read_ledger(newer.backup, keys.index, with_vectors=False)
-        for key in saved.keys:
-            written.setdefault(key, set()).update(one.written for one in saved.of(key))
-    everywhere = store.everywhere()
-    for keys in ranges:
-        ledger = read_ledger(run.backup, keys.index, with_vectors=False)
-        for row in everywhere.read_range(keys, with_stored=True):
-            if row.stored is None or not ledger.of(row.key) or is_ours(row, ledger):
-                continue
-            if vector_digest(row.stored.vector) in written.get(row.key, ()):
-                return True
-    return False
-
-
-def would_restore(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> bool:
-    """Whether a rollback would put back any row, wherever it is now.
-
-    Raises StagingError if the backup can't be read.
-    """
+def saved_rows(
+    store: Store, run: RunDirectory, ranges: Sequence[KeyRange]
+) -> Iterator[tuple[Row, Ledger]]:
+    """Yield the rows that a run saved, wherever they are now, each with what was saved of it."""
     everywhere = store.everywhere()
     absent = Ledger()
     for keys in ranges:
         ledger = read_ledger(run.backup, keys.index, with_vectors=False)
         if not ledger.keys:
             continue
-        rows = everywhere.read_range(keys, with_stored=True)
-        if any(_goes_back(row, ledger) for row in rows):
-            return True
-        for key in set(ledger.keys) - {row.key for row in rows}:
+        missing = set(ledger.keys)
+        for row in everywhere.read_range(keys, with_stored=True):
+            missing.discard(row.key)
+            if ledger.of(row.key):
+                yield row, ledger
+        for key in missing:
             absent.add(reversed(ledger.of(key)))
-    return bool(absent.keys) and any(
-        _goes_back(row, absent)
-        for keys in ranges
-        for row in everywhere.read_range(keys, with_stored=True)
+    for keys in ranges if absent.keys else ():
+        for row in everywhere.read_range(keys, with_stored=True):
+            if absent.of(row.key):
+                yield row, absent
+
+
+def holds_newer(
+    store: Store,
+    run: RunDirectory,
+    ranges: Sequence[KeyRange],
+    newer: RunDirectory,
+    newer_ranges: Sequence[KeyRange],
+) -> bool:
+    """Whether rows that a run saved hold vectors that a newer run wrote."""
+    written: dict[str, set[bytes]] = {}
+    for keys in newer_ranges:
+        saved = read_ledger(newer.backup, keys.index, with_vectors=False)
+        for key in saved.keys:
+            written.setdefault(key, set()).update(one.written for one in saved.of(key))
+    return any(
+        not is_ours(row, ledger) and vector_digest(row.stored.vector) in written.get(row.key, ())
+        for row, ledger in saved_rows(store, run, ranges)
+        if row.stored is not None
     )
+
+
+def would_restore(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> bool:
+    """Whether a rollback would put back any row.
+
+    Raises StagingError if the backup can't be read.
+    """
+    return any(_goes_back(row, ledger) for row, ledger in saved_rows(store, run, ranges))
 
 
 def _goes_back(row: Row, ledger: Ledger) -> bool:
@@ -332,22 +338,6 @@ def _goes_back(row: Row, ledger: Ledger) -> bool:
         for saved in ledger.of(row.key)
         if row.stored is not None
     )
-
-
-def rows_have_moved(store: Store, run: RunDirectory, ranges: Sequence[KeyRange]) -> bool:
-    """Whether rows that a run has written are in other ranges now than they were then.
-
-    VACUUM does that to a table whose rowid no column has.
-    """
-    missing: set[str] = set()
-    others: set[str] = set()
-    everywhere = store.everywhere()
-    for keys in ranges:
-        known = set(read_ledger(run.backup, keys.index, with_vectors=False).keys)
-        present = {row.key for row in everywhere.read_range(keys, with_stored=True)}
-        missing |= known - present
-        others |= present - known
-    return bool(missing & others)
 
 
 def require_numbers(
@@ -395,27 +385,6 @@ def _are_renumbered(
         for key in ledger.keys
         for old in ledger.of(key)
     )
-
-
-def _roll_back_moved(
-    store: Store,
-    run: RunDirectory,
-    ranges: Sequence[KeyRange],
-    written: Written,
-    *,
-    attempt: str,
-) -> RolledBack:
-    """The same for rows that are in any range now: all at once, and held in memory."""
-    everything = _ledger_of(run, ranges)
-
-    def restore(table: Replacement) -> RolledBack:
-        run.advance(attempt)
-        changes, outcome = restore_rows(table.read_range(KeyRange(0, None, None)), everything)
-        table.put(changes)
-        return outcome
-
-    with store.replacing(written) as table:
-        return table.transact(partial(restore, table))
 
 
 def _roll_back_whole(

@@ -39,7 +39,7 @@ MOST_TOKENS = 300_000
 MOST_BYTES = 4 * 1_048_576
 
 PROBED_TOGETHER = len(TOGETHER)
-"""So many texts in a request are tried before any rows; a larger one is compared when it comes."""
+"""Texts in the largest request of the probe; each larger request is compared when it is made."""
 
 _TELL_SECONDS = 5.0
 

@@ -43,7 +43,7 @@ _SCHEMA = pa.schema(
     }
 )
 _READ = pa.schema([field.with_nullable(field.name == "vector") for field in _SCHEMA])
-"""What is read is to be: only a vector may be missing."""
+"""The columns and their types; only a vector may be null."""
 
 
 class Ledger:
@@ -63,7 +63,7 @@ class Ledger:
         return self._by_key.get(key, ())
 
     def without(self, keys: Collection[str]) -> Ledger:
-        """The same without the rows of some keys."""
+        """Return a ledger without these keys."""
         if not keys:
             return self
         left = (key for key in self._by_key if key not in keys)
@@ -133,7 +133,7 @@ def _table(saved: Sequence[Saved]) -> pa.Table:
 
 
 def saved_columns(directory: Path, *, but: Container[str] = ()) -> set[str]:
-    """How the store describes the other columns, of all rows of the backup: each way once.
+    """Collect the distinct column descriptions of all rows of the backup.
 
     The files of the names `but` are not read, of the others no more than this column.
     """

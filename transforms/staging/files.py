@@ -113,7 +113,7 @@ def sync_directory(path: Path) -> None:
 
 
 class Place(NamedTuple):
-    """Where a Parquet file belongs: a run, by its name, and a directory of that."""
+    """The run, and the directory in it, that a Parquet file belongs to."""
 
     run: str
     kind: str
@@ -173,7 +173,7 @@ def require_columns(path: Path, table: pa.Table, types: pa.Schema) -> None:
 
 
 def not_ours(path: Path, why: str) -> StagingError:
-    """What to raise for a file that has a right checksum, but not been written by reembed."""
+    """Build the error for a file with a valid checksum that reembed did not write."""
     return StagingError(
         f"{path} was not written by reembed, so it is not used: {why}; restore it from a copy, or "
         "move it away"
@@ -181,7 +181,7 @@ def not_ours(path: Path, why: str) -> StagingError:
 
 
 def decode_table(path: str, content: bytes, columns: Sequence[str]) -> pa.Table:
-    """The same from its content. Raises StagingError if that is not what was written there."""
+    """Decode a Parquet file; raise StagingError if it is not what was written in this place."""
     if not _has_checksum(path, content):
         raise _damaged(path)
     file = pq.ParquetFile(pa.BufferReader(content))
@@ -230,7 +230,7 @@ def is_sound(path: Path, *, marked: bool = False) -> bool:
 
 
 def count_rows(path: Path) -> int:
-    """How many rows a Parquet file has."""
+    """Count the rows of a Parquet file."""
     with failing_clearly(path):
         rows: int = pq.read_metadata(path).num_rows
         return rows
@@ -413,7 +413,7 @@ _WAYS = {
     errno.EDQUOT: _FULL,
     errno.EIO: "check the disk, and run again",
 }
-"""What to do, by what the system says; for anything else it is what helps most often."""
+"""Advice by errno."""
 
 
 def _amount(size: int) -> str:

@@ -70,7 +70,7 @@ _NEXT = {
 
 @dataclass(frozen=True)
 class Rules:
-    """How a replacement is to be done.
+    """The rules of a replacement.
 
     `most_skipped` is the share of the tried rows above which nothing is replaced. With
     `clear_skipped` a skipped row loses its previous vector. With `one_transaction` any number
@@ -193,7 +193,7 @@ class Manifest:
 
     @property
     def age(self) -> tuple[bool, int, str]:
-        """What runs are sorted by: when they began to replace; those that did not come last.
+        """The sort key of runs: by when they began to replace; runs still staging come last.
 
         A run of version 0.1.0 has no number, and then its name says when it was begun.
         """

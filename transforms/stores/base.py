@@ -493,11 +493,11 @@ class Store(ABC):
 
 
 PATIENCE_SECONDS = 5.0
-"""How long ai-memory, and Python's own sqlite3, wait for a lock."""
+"""The lock timeout of ai-memory and of Python's sqlite3, in seconds."""
 
 _COMMITTED_BYTES = 100_000_000
 _WRITTEN_ROWS = 10_000
-"""What a slow disk commits and a busy core writes in a second, as measured."""
+"""Bytes committed per second by a slow disk, and rows written per second by a busy core."""
 
 
 class Lockout(NamedTuple):
@@ -758,7 +758,7 @@ def same_columns(held: str, given: str) -> bool:
 
 
 def known_part(held: Stored, saved: Stored | None) -> Stored:
-    """What a row holds, without the columns that were added since it was saved.
+    """Drop the columns that were added since the row was saved.
 
     >>> known_part(Stored(None, "dim=null: space=text:61"), Stored(b"v", "dim=integer:31")).others
     'dim=null:'

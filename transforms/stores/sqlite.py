@@ -28,7 +28,7 @@ Connect = Callable[..., sqlite3.Connection]
 """What opens a connection, as `sqlite3.connect` does."""
 
 BUSY_SECONDS = 60.0
-"""How long reembed waits for a lock that others hold, to read as well as to write."""
+"""How long reembed waits for another process's lock, to read or to write, in seconds."""
 
 COMMIT_SECONDS = 2.0
 """How long a commit may wait for readers, since new ones are kept out meanwhile; then it is rolled
