@@ -249,11 +249,11 @@ def test_a_key_that_is_refused_half_way_ends_the_run_and_keeps_what_is_staged(
     path = store_of(tmp_path / "m.db", 600)
     scenario = serve(dimension=DIMENSION, faults=[status(401, after=8)])
 
-    done = reembed("--db", path, *fake_at(scenario), real=True)
+    done = reembed("--db", path, *fake_at(scenario), "--in-flight", "4", real=True)
 
     assert done.code == 1
     assert "refuses the key (HTTP 401); it was sent none: set one; what is staged" in done.error
-    assert scenario.log()["requests"] <= 8 + 2 * 6
+    assert scenario.log()["requests"] <= 8 + 2 * 4
 
 
 def test_the_spending_stops_before_the_limit_and_the_next_run_goes_on(
