@@ -253,7 +253,8 @@ def test_a_key_that_is_refused_half_way_ends_the_run_and_keeps_what_is_staged(
 
     assert done.code == 1
     assert "refuses the key (HTTP 401); it was sent none: set one; what is staged" in done.error
-    assert scenario.log()["requests"] <= 8 + 2 * 4
+    # Each of the four in flight may ask twice, and one more may start as the first gives up.
+    assert scenario.log()["requests"] <= 8 + 3 * 4
 
 
 def test_the_spending_stops_before_the_limit_and_the_next_run_goes_on(
