@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
-from transforms.stores.demo import Memory, create_store, hashed_vector
-from transforms.stores.demo_texts import DAYS, LANGUAGES, NAMESPACES, ROLES, Language
+from reembed.transforms.stores.demo import Memory, create_store, hashed_vector
+from reembed.transforms.stores.demo_texts import DAYS, LANGUAGES, NAMESPACES, ROLES, Language
 
 _SEED = 57
 _EVERY_LONG, _EVERY_EQUAL = 10, 20

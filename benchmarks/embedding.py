@@ -21,16 +21,16 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.peers import encode_one, encode_plain, encode_sorted
 from benchmarks.whole import turned
-from pipeline.options import Options
-from pipeline.plan import RANGE_ROWS, Plan, make_plan
-from pipeline.settings import read_settings
-from transforms.embed import embed_rows, known_texts
-from transforms.embedders import cosines, load_embedder
-from transforms.embedders.models import MINILM, describe_model
-from transforms.embedders.packed import PackedLinear
-from transforms.read import PART_TEXT_BYTES, split_rows, text_bytes
-from transforms.rows import RangeRows, Vectors
-from transforms.staging import new_token
+from reembed.pipeline.options import Options
+from reembed.pipeline.plan import RANGE_ROWS, Plan, make_plan
+from reembed.pipeline.settings import read_settings
+from reembed.transforms.embed import embed_rows, known_texts
+from reembed.transforms.embedders import cosines, load_embedder
+from reembed.transforms.embedders.models import MINILM, describe_model
+from reembed.transforms.embedders.packed import PackedLinear
+from reembed.transforms.read import PART_TEXT_BYTES, split_rows, text_bytes
+from reembed.transforms.rows import RangeRows, Vectors
+from reembed.transforms.staging import new_token
 
 _EVERY = 10
 """`one` embeds every tenth text."""

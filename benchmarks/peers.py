@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from transforms.rows import Vectors
+    from reembed.transforms.rows import Vectors
 
 _BATCH = 32
 """The library's own default."""
@@ -77,7 +77,7 @@ def main() -> None:
 
 def find_directory() -> str:
     """Where all-MiniLM-L6-v2 lies on this machine."""
-    from transforms.embedders.models import MINILM, find_model
+    from reembed.transforms.embedders.models import MINILM, find_model
 
     directory = find_model(MINILM)
     if directory is None:

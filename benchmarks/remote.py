@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx2
 
-from transforms.stores.demo import Memory, create_store
+from reembed.transforms.stores.demo import Memory, create_store
 
 SECONDS, AT_ONCE, DIMENSION = 0.2, 8, 384
 
@@ -53,7 +53,7 @@ def _measure(server: str, name: str, faults: list[dict[str, Any]], rows: int, ba
         started = time.monotonic()
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "pipeline", "--db", str(path), "--json"),
+                *(sys.executable, "-m", "reembed", "--db", str(path), "--json"),
                 *("--backend", "openai-compatible", "--base-url", f"{server}/{name}"),
                 *("--model", "a-model", "--dim", str(DIMENSION), "--batch", str(batch)),
             ],

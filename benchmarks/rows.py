@@ -25,22 +25,22 @@ from unittest.mock import patch
 
 import numpy as np
 
-from pipeline import plan as planning
-from pipeline.options import Options
-from pipeline.plan import make_plan
-from pipeline.resume import list_runs
-from pipeline.run import run_plan
-from pipeline.runners import parse_beam_options
-from pipeline.settings import read_settings
-from pipeline.status import show_status
-from transforms import replacing
-from transforms.embedders import Embedder, Target, fake
-from transforms.embedders.families import ServedModel
-from transforms.replacing import ReplaceJob
-from transforms.rows import Vectors
-from transforms.staging import tree_bytes
-from transforms.stores import Replacement
-from transforms.stores.demo import Memory, create_store
+from reembed.pipeline import plan as planning
+from reembed.pipeline.options import Options
+from reembed.pipeline.plan import make_plan
+from reembed.pipeline.resume import list_runs
+from reembed.pipeline.run import run_plan
+from reembed.pipeline.runners import parse_beam_options
+from reembed.pipeline.settings import read_settings
+from reembed.pipeline.status import show_status
+from reembed.transforms import replacing
+from reembed.transforms.embedders import Embedder, Target, fake
+from reembed.transforms.embedders.families import ServedModel
+from reembed.transforms.replacing import ReplaceJob
+from reembed.transforms.rows import Vectors
+from reembed.transforms.staging import tree_bytes
+from reembed.transforms.stores import Replacement
+from reembed.transforms.stores.demo import Memory, create_store
 
 DIMENSION = 384
 TEXT_BYTES = 340

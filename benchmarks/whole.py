@@ -23,10 +23,10 @@ import numpy as np
 
 from benchmarks.corpus import make_store
 from benchmarks.peers import find_directory
-from transforms.embedders import cosines
-from transforms.embedders.models import MINILM
-from transforms.rows import Vectors
-from transforms.stores import decode
+from reembed.transforms.embedders import cosines
+from reembed.transforms.embedders.models import MINILM
+from reembed.transforms.rows import Vectors
+from reembed.transforms.stores import decode
 
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ("reembed", "plain", "beam")
@@ -108,7 +108,7 @@ def turned(names: list[str], by: int) -> list[str]:
 
 def _command(name: str, db: Path) -> list[str]:
     if name == "reembed":
-        return ["pipeline", "--db", str(db), "--json", "--backend", "local", "--model", MINILM]
+        return ["reembed", "--db", str(db), "--json", "--backend", "local", "--model", MINILM]
     return ["benchmarks.peers", name, str(db), "--model", find_directory()]
 
 

@@ -1,18 +1,9 @@
-"""`python -m pipeline`, and the console script: signals are taken before all else is imported."""
+"""`python -m pipeline` in a checkout: the program that `python -m reembed` is, too."""
 
-from typing import NoReturn
+import sys
 
-from pipeline.interrupts import Interrupts
-
-
-def entry() -> NoReturn:
-    """Run the program; end the process with its exit code."""
-    interrupts = Interrupts()
-    interrupts.take()
-    from pipeline.cli import entry
-
-    entry(interrupts)
-
+from reembed.__main__ import entry
 
 if __name__ == "__main__":
+    sys.modules.pop("pipeline", None)  # Or its code would be there under two names.
     entry()

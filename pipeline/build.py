@@ -5,13 +5,13 @@ from __future__ import annotations
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
-from pipeline.plan import Plan
-from transforms.embed import EmbedRows
-from transforms.read import ReadInputs, ReadRows
-from transforms.replace import ReplaceVectors
-from transforms.rows import Summary
-from transforms.summarize import SummarizeRun
-from transforms.workdir import WorkDirectory
+from reembed.pipeline.plan import Plan
+from reembed.transforms.embed import EmbedRows
+from reembed.transforms.read import ReadInputs, ReadRows
+from reembed.transforms.replace import ReplaceVectors
+from reembed.transforms.rows import Summary
+from reembed.transforms.summarize import SummarizeRun
+from reembed.transforms.workdir import WorkDirectory
 
 
 def reading(plan: Plan) -> ReadRows:

@@ -18,19 +18,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from pipeline.interrupts import DONE, GOES_ON, NOTHING_STAGED, NUMBERS, SEE_STATUS, Interrupts
-from pipeline.options import RUNNERS, CommandOptions, Options
-from pipeline.output import open_streams, print_result, tell
-from pipeline.paths import check_database, expanded, working_directory
-from pipeline.words import NOTHING_WRITTEN, one_line
-from transforms.errors import IncompleteError, ReembedError, RunError, StoreError, UsageError
-from transforms.hiding import shown_complaint
+from reembed.pipeline.interrupts import (
+    DONE,
+    GOES_ON,
+    NOTHING_STAGED,
+    NUMBERS,
+    SEE_STATUS,
+    Interrupts,
+)
+from reembed.pipeline.options import RUNNERS, CommandOptions, Options
+from reembed.pipeline.output import open_streams, print_result, tell
+from reembed.pipeline.paths import check_database, expanded, working_directory
+from reembed.pipeline.words import NOTHING_WRITTEN, one_line
+from reembed.transforms.errors import (
+    IncompleteError,
+    ReembedError,
+    RunError,
+    StoreError,
+    UsageError,
+)
+from reembed.transforms.hiding import shown_complaint
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-    from pipeline.plan import Plan
-    from pipeline.settings import Settings
+    from reembed.pipeline.plan import Plan
+    from reembed.pipeline.settings import Settings
 
 _EPILOG = """\
 commands that look after runs (reembed COMMAND --help):
@@ -204,10 +217,10 @@ def _dispatch(arguments: list[str], interrupts: Interrupts) -> int:
 
 
 def _run_command(options: CommandOptions, interrupts: Interrupts) -> int:
-    from pipeline.resume import naming_incomplete
-    from pipeline.settings import read_settings
-    from pipeline.upkeep import run_command
-    from transforms.stores import recover_store
+    from reembed.pipeline.resume import naming_incomplete
+    from reembed.pipeline.settings import read_settings
+    from reembed.pipeline.upkeep import run_command
+    from reembed.transforms.stores import recover_store
 
     gc.enable()
     interrupts.unwind()
@@ -242,17 +255,17 @@ def _run_command(options: CommandOptions, interrupts: Interrupts) -> int:
 
 
 def _run(options: Options, interrupts: Interrupts) -> int:
-    from pipeline import report
-    from pipeline.plan import make_plan
-    from pipeline.resume import naming_incomplete
-    from pipeline.settings import read_settings
-    from transforms.stores import recover_store
+    from reembed.pipeline import report
+    from reembed.pipeline.plan import make_plan
+    from reembed.pipeline.resume import naming_incomplete
+    from reembed.pipeline.settings import read_settings
+    from reembed.transforms.stores import recover_store
 
     if options.beam_options or not options.dry_run:
-        from pipeline import surroundings
-        from pipeline.progress import showing_progress
-        from pipeline.run import run_plan
-        from pipeline.runners import parse_beam_options
+        from reembed.pipeline import surroundings
+        from reembed.pipeline.progress import showing_progress
+        from reembed.pipeline.run import run_plan
+        from reembed.pipeline.runners import parse_beam_options
 
         beam_options = parse_beam_options(options.runner, options.beam_options)
     interrupts.unwind()
@@ -318,8 +331,8 @@ def _run(options: Options, interrupts: Interrupts) -> int:
 
 def _require_idle(database: Path) -> None:
     """Raise StagingError if another process is at work: what it has staged is not to be judged."""
-    from transforms.errors import StagingError
-    from transforms.staging import lock_holder
+    from reembed.transforms.errors import StagingError
+    from reembed.transforms.staging import lock_holder
 
     if holder := lock_holder(database):
         raise StagingError(
@@ -329,8 +342,8 @@ def _require_idle(database: Path) -> None:
 
 def _stopped_at(plan: Plan) -> str:
     """Say what an interrupted run leaves."""
-    from transforms.errors import StagingError
-    from transforms.staging import State
+    from reembed.transforms.errors import StagingError
+    from reembed.transforms.staging import State
 
     if not plan.run.exists:
         return NOTHING_STAGED
@@ -350,7 +363,7 @@ def _choose_database(settings: Settings) -> Path:
             "AI_MEMORY_DB"
         )
     if not settings.demo.exists():
-        from transforms.stores.demo import create_store, demo_memories
+        from reembed.transforms.stores.demo import create_store, demo_memories
 
         try:
             settings.demo.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from transforms.errors import UsageError
-from transforms.hiding import shown
-from transforms.modes import Mode
+from reembed.transforms.errors import UsageError
+from reembed.transforms.hiding import shown
+from reembed.transforms.modes import Mode
 
 RUNNERS = (
     "DirectRunner",

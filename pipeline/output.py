@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from pipeline.words import one_line
+from reembed.pipeline.words import one_line
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.resume import Runs
-from transforms.embedders import Target, same_vectors
-from transforms.modes import Mode
-from transforms.staging import Scope
-from transforms.staging.runs import SKIPPED
-from transforms.stores import Copy, Holding, Store, Survey, find_copies, take_stock
+from reembed.pipeline.resume import Runs
+from reembed.transforms.embedders import Target, same_vectors
+from reembed.transforms.modes import Mode
+from reembed.transforms.staging import Scope
+from reembed.transforms.staging.runs import SKIPPED
+from reembed.transforms.stores import Copy, Holding, Store, Survey, find_copies, take_stock
 
 _ROWS_AT_ONCE = 4_096
 """Rows that are read at a time."""

@@ -9,8 +9,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pipeline.words import one_line
-from transforms.errors import StoreError, UsageError
+from reembed.pipeline.words import one_line
+from reembed.transforms.errors import StoreError, UsageError
 
 MAX_BYTES = 1_000_000
 """The longest file of settings."""

@@ -8,10 +8,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.options import LOCAL_RUNNERS, Options
-from pipeline.outside import Outside, find_moved, is_part, look_outside, other_columns
-from pipeline.paths import expanded, require_utf8, working_directory
-from pipeline.resume import (
+from reembed.pipeline.options import LOCAL_RUNNERS, Options
+from reembed.pipeline.outside import Outside, find_moved, is_part, look_outside, other_columns
+from reembed.pipeline.paths import expanded, require_utf8, working_directory
+from reembed.pipeline.resume import (
     Earlier,
     choose_rules,
     find_earlier,
@@ -20,21 +20,21 @@ from pipeline.resume import (
     fresh_runs,
     list_runs,
 )
-from pipeline.settings import Settings, check_is_store
-from pipeline.store_options import store_config
-from pipeline.words import nearest
-from transforms.embedders import Access, Target
-from transforms.embedders.devices import check_device
-from transforms.embedders.endpoint import EGRESS, check_endpoint
-from transforms.embedders.families import (
+from reembed.pipeline.settings import Settings, check_is_store
+from reembed.pipeline.store_options import store_config
+from reembed.pipeline.words import nearest
+from reembed.transforms.embedders import Access, Target
+from reembed.transforms.embedders.devices import check_device
+from reembed.transforms.embedders.endpoint import EGRESS, check_endpoint
+from reembed.transforms.embedders.families import (
     DIMENSIONS,
     WINDOWS,
     ServedModel,
     document_prefix,
     fold_name,
 )
-from transforms.embedders.hub import fetch_model
-from transforms.embedders.models import (
+from reembed.transforms.embedders.hub import fetch_model
+from reembed.transforms.embedders.models import (
     TokenCounter,
     absolute_source,
     canonical_name,
@@ -42,12 +42,12 @@ from transforms.embedders.models import (
     estimate_tokens,
     find_model,
 )
-from transforms.embedders.target import MOST_IN_FLIGHT
-from transforms.errors import EmbedderError, UsageError
-from transforms.modes import Mode
-from transforms.replacing import MOST_ROWS_AT_ONCE, ReplaceJob
-from transforms.rows import KeyRange
-from transforms.staging import (
+from reembed.transforms.embedders.target import MOST_IN_FLIGHT
+from reembed.transforms.errors import EmbedderError, UsageError
+from reembed.transforms.modes import Mode
+from reembed.transforms.replacing import MOST_ROWS_AT_ONCE, ReplaceJob
+from reembed.transforms.rows import KeyRange
+from reembed.transforms.staging import (
     Rules,
     RunDirectory,
     Scope,
@@ -57,7 +57,7 @@ from transforms.staging import (
     run_parent,
     staging_root,
 )
-from transforms.stores import Copy, Store, Survey, check_update, choose_store, take_survey
+from reembed.transforms.stores import Copy, Store, Survey, check_update, choose_store, take_survey
 
 RANGE_ROWS = 2_048
 """Rows of a range for a local model, which are sorted by length before they are embedded in parts.
@@ -363,7 +363,7 @@ def _served_target(settings: Settings, options: Options) -> tuple[Target, TokenC
         access=access,
     )
     if not target.dimension:
-        from transforms.embedders.http import HttpEmbedder
+        from reembed.transforms.embedders.http import HttpEmbedder
 
         target = replace(target, dimension=HttpEmbedder(target).measured)
     return target, ServedModel(target.window, target.prompt)
@@ -420,7 +420,7 @@ def whole_batches(batch: int) -> int:
 
 def _measured(model: str) -> int:
     """The dimension of a model whose files don't say it: it has to be loaded."""
-    from transforms.embedders.loading import load_model
+    from reembed.transforms.embedders.loading import load_model
 
     dimension = load_model(find_model(model) or fetch_model(model)).get_embedding_dimension()
     if dimension is None:

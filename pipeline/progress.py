@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.output import tell
-from pipeline.plan import Plan
-from transforms.errors import StagingError
+from reembed.pipeline.output import tell
+from reembed.pipeline.plan import Plan
+from reembed.transforms.errors import StagingError
 
 _POLL_SECONDS = 0.25
 _LINE_SECONDS = 5.0

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from pipeline.build import reading, work_directory
-from pipeline.plan import Plan
-from transforms.errors import StagingError
-from transforms.rows import RangeRows
-from transforms.workdir import WorkDirectory
+from reembed.pipeline.build import reading, work_directory
+from reembed.pipeline.plan import Plan
+from reembed.transforms.errors import StagingError
+from reembed.transforms.rows import RangeRows
+from reembed.transforms.workdir import WorkDirectory
 
 _FETCH_SECONDS = 2.0
 

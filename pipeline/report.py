@@ -11,17 +11,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.outside import Outside, by_dimension
-from pipeline.plan import Plan
-from pipeline.resume import describe
-from pipeline.settings import LOCAL
-from pipeline.words import NOTHING_WRITTEN, counts, duration, json_line, nearest, one_line, table
-from transforms.embedders.endpoint import host
-from transforms.hiding import origin
-from transforms.modes import Mode
-from transforms.rows import Summary
-from transforms.staging.runs import REMAINING, SUMMARY
-from transforms.stores import Copy
+from reembed.pipeline.outside import Outside, by_dimension
+from reembed.pipeline.plan import Plan
+from reembed.pipeline.resume import describe
+from reembed.pipeline.settings import LOCAL
+from reembed.pipeline.words import (
+    NOTHING_WRITTEN,
+    counts,
+    duration,
+    json_line,
+    nearest,
+    one_line,
+    table,
+)
+from reembed.transforms.embedders.endpoint import host
+from reembed.transforms.hiding import origin
+from reembed.transforms.modes import Mode
+from reembed.transforms.rows import Summary
+from reembed.transforms.staging.runs import REMAINING, SUMMARY
+from reembed.transforms.stores import Copy
 
 
 @dataclass(frozen=True)

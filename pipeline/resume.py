@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.paths import expanded
-from pipeline.words import places
-from transforms.embedders import Target
-from transforms.errors import (
+from reembed.pipeline.paths import expanded
+from reembed.pipeline.words import places
+from reembed.transforms.embedders import Target
+from reembed.transforms.errors import (
     IncompleteError,
     ReembedError,
     RunError,
     StagingError,
     UsageError,
 )
-from transforms.modes import Mode
-from transforms.staging import Manifest, Rules, RunDirectory, Scope, State, find_runs, spans
+from reembed.transforms.modes import Mode
+from reembed.transforms.staging import Manifest, Rules, RunDirectory, Scope, State, find_runs, spans
 
 Runs = Sequence[tuple[RunDirectory, Manifest]]
 

@@ -20,17 +20,17 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
-from pipeline.build import build, work_directory
-from pipeline.outside import find_moved, look_outside
-from pipeline.plan import Plan
-from pipeline.remote import serving, take_over
-from pipeline.report import Outcome, outcome_values
-from pipeline.resume import describe
-from pipeline.runners import check_runner, make_pipeline
-from pipeline.selection import job_of
-from pipeline.words import one_line
-from transforms.embedders import load_embedder, probe_embedder, require_same, same_vectors
-from transforms.errors import (
+from reembed.pipeline.build import build, work_directory
+from reembed.pipeline.outside import find_moved, look_outside
+from reembed.pipeline.plan import Plan
+from reembed.pipeline.remote import serving, take_over
+from reembed.pipeline.report import Outcome, outcome_values
+from reembed.pipeline.resume import describe
+from reembed.pipeline.runners import check_runner, make_pipeline
+from reembed.pipeline.selection import job_of
+from reembed.pipeline.words import one_line
+from reembed.transforms.embedders import load_embedder, probe_embedder, require_same, same_vectors
+from reembed.transforms.errors import (
     IncompleteError,
     ReembedError,
     RunError,
@@ -39,12 +39,12 @@ from transforms.errors import (
     UndoneError,
     unwrap,
 )
-from transforms.hiding import shown
-from transforms.modes import Mode
-from transforms.replacing import replace_vectors
-from transforms.rollback import moved_keys
-from transforms.rows import KeyRange, Skipped, StagedRow, Summary, Vectors
-from transforms.staging import (
+from reembed.transforms.hiding import shown
+from reembed.transforms.modes import Mode
+from reembed.transforms.replacing import replace_vectors
+from reembed.transforms.rollback import moved_keys
+from reembed.transforms.rows import KeyRange, Skipped, StagedRow, Summary, Vectors
+from reembed.transforms.staging import (
     Manifest,
     RunDirectory,
     State,
@@ -58,11 +58,11 @@ from transforms.staging import (
     remove_run,
     require_room,
 )
-from transforms.staging.runs import REMAINING, SKIPPED, SUMMARY
-from transforms.staging.schema import MAX_ORDER
-from transforms.stamp import check_witnesses, stage_stored
-from transforms.stores import try_update, unchanged_copies
-from transforms.workdir import WorkDirectory
+from reembed.transforms.staging.runs import REMAINING, SKIPPED, SUMMARY
+from reembed.transforms.staging.schema import MAX_ORDER
+from reembed.transforms.stamp import check_witnesses, stage_stored
+from reembed.transforms.stores import try_update, unchanged_copies
+from reembed.transforms.workdir import WorkDirectory
 
 MOST_STALE_PASSES = 3
 """Passes in a row that leave no fewer new and edited rows than before, until it goes on without."""

@@ -17,8 +17,8 @@ from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineRunner
 
-from transforms.errors import RunError, UsageError
-from transforms.hiding import shown, shown_complaint, shown_flags
+from reembed.transforms.errors import RunError, UsageError
+from reembed.transforms.hiding import shown, shown_complaint, shown_flags
 
 _CONNECT_SECONDS = 10.0
 

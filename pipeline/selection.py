@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.resume import Runs, describe
-from pipeline.words import json_line
-from transforms.embedders import Target
-from transforms.errors import IncompleteError, ReembedError, UsageError
-from transforms.modes import Mode
-from transforms.replacing import ReplaceJob
-from transforms.rollback import holds_newer
-from transforms.staging import Manifest, Rules, RunDirectory, State
-from transforms.stores import reopen_store
+from reembed.pipeline.resume import Runs, describe
+from reembed.pipeline.words import json_line
+from reembed.transforms.embedders import Target
+from reembed.transforms.errors import IncompleteError, ReembedError, UsageError
+from reembed.transforms.modes import Mode
+from reembed.transforms.replacing import ReplaceJob
+from reembed.transforms.rollback import holds_newer
+from reembed.transforms.staging import Manifest, Rules, RunDirectory, State
+from reembed.transforms.stores import reopen_store
 
 Chosen = tuple[RunDirectory, Manifest]
 """A run and its manifest as it was read."""

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.options import MAX_DIMENSION, Options
-from pipeline.paths import expanded, find_dead_link, read_file, read_toml
-from transforms.embedders.endpoint import EGRESS, is_exposed, read_key_file
-from transforms.embedders.models import MINILM, is_minilm
-from transforms.errors import EmbedderError, NoEmbedderError, UsageError
-from transforms.hiding import (
+from reembed.pipeline.options import MAX_DIMENSION, Options
+from reembed.pipeline.paths import expanded, find_dead_link, read_file, read_toml
+from reembed.transforms.embedders.endpoint import EGRESS, is_exposed, read_key_file
+from reembed.transforms.embedders.models import MINILM, is_minilm
+from reembed.transforms.errors import EmbedderError, NoEmbedderError, UsageError
+from reembed.transforms.hiding import (
     file_trouble,
     holds_secret,
     key_words,
@@ -29,7 +29,7 @@ from transforms.hiding import (
     shown,
     shown_value,
 )
-from transforms.stores import real_path
+from reembed.transforms.stores import real_path
 
 DEFAULT_BATCH = 100
 LAST_RESORT_BATCH = 64

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.resume import Runs, describe
-from pipeline.selection import Report, can_be_undone, can_be_verified, job_of, newer_run
-from pipeline.words import places, size, table
-from transforms.errors import IncompleteError, StagingError, TooManySkippedError
-from transforms.modes import Mode
-from transforms.staging import Manifest, RunDirectory, State, lock_holder, spans, tree_bytes
-from transforms.staging.runs import LEFT, SKIPPED
-from transforms.stores.llm import LlmStore
-from transforms.stores.vec import VecStore
+from reembed.pipeline.resume import Runs, describe
+from reembed.pipeline.selection import Report, can_be_undone, can_be_verified, job_of, newer_run
+from reembed.pipeline.words import places, size, table
+from reembed.transforms.errors import IncompleteError, StagingError, TooManySkippedError
+from reembed.transforms.modes import Mode
+from reembed.transforms.staging import Manifest, RunDirectory, State, lock_holder, spans, tree_bytes
+from reembed.transforms.staging.runs import LEFT, SKIPPED
+from reembed.transforms.stores.llm import LlmStore
+from reembed.transforms.stores.vec import VecStore
 
 _WHOLE = frozenset(store.kind for store in (LlmStore, VecStore) if store.whole)
 """The kinds of stores of which all rows are replaced or none."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.options import STORE_FLAGS, STORE_LISTS, Options
-from pipeline.paths import expanded, read_toml
-from transforms.errors import UsageError
-from transforms.hiding import file_trouble, is_secret_name, shown
+from reembed.pipeline.options import STORE_FLAGS, STORE_LISTS, Options
+from reembed.pipeline.paths import expanded, read_toml
+from reembed.transforms.errors import UsageError
+from reembed.transforms.hiding import file_trouble, is_secret_name, shown
 
 _NAMES = (*STORE_LISTS, *STORE_FLAGS)
 _SHOWN = 100

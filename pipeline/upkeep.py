@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.options import CommandOptions
-from pipeline.resume import Runs, list_runs
-from pipeline.selection import (
+from reembed.pipeline.options import CommandOptions
+from reembed.pipeline.resume import Runs, list_runs
+from reembed.pipeline.selection import (
     Chosen,
     Report,
     can_be_undone,
@@ -24,19 +24,19 @@ from pipeline.selection import (
     require_newest,
     require_unchanged,
 )
-from pipeline.status import show_status
-from pipeline.verifying import ServerSettings, verify
-from pipeline.words import counts, one_line, size, table
-from transforms.embedders import Target
-from transforms.errors import (
+from reembed.pipeline.status import show_status
+from reembed.pipeline.verifying import ServerSettings, verify
+from reembed.pipeline.words import counts, one_line, size, table
+from reembed.transforms.embedders import Target
+from reembed.transforms.errors import (
     IncompleteError,
     ReembedError,
     StagingError,
     StoreError,
     UsageError,
 )
-from transforms.modes import Mode
-from transforms.rollback import (
+from reembed.transforms.modes import Mode
+from reembed.transforms.rollback import (
     HELD_BACK,
     LOST,
     NOT_KEPT,
@@ -45,7 +45,7 @@ from transforms.rollback import (
     roll_back,
     would_restore,
 )
-from transforms.staging import (
+from reembed.transforms.staging import (
     Manifest,
     RunDirectory,
     State,
@@ -55,8 +55,8 @@ from transforms.staging import (
     remove_run,
     tree_bytes,
 )
-from transforms.staging.runs import LEFT, ROLLBACK, SKIPPED
-from transforms.stores import Store, check_database, real_path
+from reembed.transforms.staging.runs import LEFT, ROLLBACK, SKIPPED
+from reembed.transforms.stores import Store, check_database, real_path
 
 _NAMED_ROWS = 20
 """Rows that are named on stderr; all are in the run directory."""

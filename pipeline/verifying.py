@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.options import CommandOptions
-from pipeline.resume import describe
-from pipeline.selection import Chosen, Report, job_of
-from pipeline.settings import LOCAL, Settings
-from pipeline.words import counts, one_line, table
-from transforms.embedders import (
+from reembed.pipeline.options import CommandOptions
+from reembed.pipeline.resume import describe
+from reembed.pipeline.selection import Chosen, Report, job_of
+from reembed.pipeline.settings import LOCAL, Settings
+from reembed.pipeline.words import counts, one_line, table
+from reembed.transforms.embedders import (
     WITNESS_COSINE,
     Access,
     Target,
@@ -27,8 +27,8 @@ from transforms.embedders import (
     probe_embedder,
     same_vectors,
 )
-from transforms.embedders.models import absolute_source, find_model, is_place
-from transforms.errors import (
+from reembed.transforms.embedders.models import absolute_source, find_model, is_place
+from reembed.transforms.errors import (
     EmbedderError,
     IncompleteError,
     NoEmbedderError,
@@ -36,13 +36,13 @@ from transforms.errors import (
     UsageError,
     VerifyError,
 )
-from transforms.hiding import origin, shown
-from transforms.modes import Mode
-from transforms.rollback import describe_lost
-from transforms.staging import Manifest, RunDirectory, State
-from transforms.staging.runs import ROLLBACK
-from transforms.stores import Store
-from transforms.verify import WRONG, Findings, verify_rows
+from reembed.transforms.hiding import origin, shown
+from reembed.transforms.modes import Mode
+from reembed.transforms.rollback import describe_lost
+from reembed.transforms.staging import Manifest, RunDirectory, State
+from reembed.transforms.staging.runs import ROLLBACK
+from reembed.transforms.stores import Store
+from reembed.transforms.verify import WRONG, Findings, verify_rows
 
 SAMPLED_ROWS = 64
 """Rows that are embedded again."""

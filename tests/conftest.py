@@ -23,19 +23,19 @@ import httpx2
 import pytest
 from hypothesis import settings
 
-from pipeline import plan as planning
-from pipeline.options import Options
-from pipeline.plan import Plan, make_plan
-from pipeline.settings import read_settings
+from reembed.pipeline import plan as planning
+from reembed.pipeline.options import Options
+from reembed.pipeline.plan import Plan, make_plan
+from reembed.pipeline.settings import read_settings
+from reembed.transforms import embedders, hiding
+from reembed.transforms.embedders import Target
+from reembed.transforms.embedders.models import ModelFiles
+from reembed.transforms.rows import Stored, Summary
+from reembed.transforms.staging import Manifest, make_run, staging_root
+from reembed.transforms.stores import Replacement
+from reembed.transforms.stores.demo import Memory, create_store
+from reembed.transforms.stores.sqlite import quoted
 from tests.forks import Forks
-from transforms import embedders, hiding
-from transforms.embedders import Target
-from transforms.embedders.models import ModelFiles
-from transforms.rows import Stored, Summary
-from transforms.staging import Manifest, make_run, staging_root
-from transforms.stores import Replacement
-from transforms.stores.demo import Memory, create_store
-from transforms.stores.sqlite import quoted
 
 # The same examples every time; HYPOTHESIS_PROFILE=wide looks for others.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -236,7 +236,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 @pytest.fixture
 def program(tmp_path: Path, forks: Forks) -> Program:
     """Run the program as a user does, in an environment without ai-memory settings."""
-    return _program(tmp_path, "pipeline", forks)
+    return _program(tmp_path, "reembed", forks)
 
 
 @pytest.fixture
@@ -322,8 +322,8 @@ Call = Callable[..., Ran]
 
 def plain_pass(plan: Plan, runner: str, options: object) -> Summary:
     """What the graph does, as the obvious loop."""
-    from transforms.embed import embed_rows
-    from transforms.read import read_rows
+    from reembed.transforms.embed import embed_rows
+    from reembed.transforms.read import read_rows
 
     embedder = embedders.load_embedder(plan.target)
     summary = Summary()
@@ -359,8 +359,8 @@ def reembed(
     program as it is. What a pass does is done in a plain loop, unless `through_beam`, which
     takes much longer; tests of the graph show that the two are the same.
     """
-    from pipeline import run
-    from pipeline.cli import main
+    from reembed.pipeline import run
+    from reembed.pipeline.cli import main
     from tests import fake_program
 
     for name in os.environ.keys() - clean_environment(tmp_path).keys():

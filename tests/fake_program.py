@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import plan as planning
-from pipeline.cli import entry
-from pipeline.options import Options
-from pipeline.settings import Settings
-from transforms import replacing
-from transforms.embedders import Target, fake
-from transforms.embedders.models import ModelFiles
-from transforms.rows import Vectors
+from reembed.pipeline import plan as planning
+from reembed.pipeline.cli import entry
+from reembed.pipeline.options import Options
+from reembed.pipeline.settings import Settings
+from reembed.transforms import replacing
+from reembed.transforms.embedders import Target, fake
+from reembed.transforms.embedders.models import ModelFiles
+from reembed.transforms.rows import Vectors
 
 embedded: list[str] = []
 """The texts that were embedded in this process."""

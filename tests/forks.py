@@ -98,16 +98,16 @@ class Forks:
 
 
 def _import_all() -> None:
-    from pipeline.cli import _quieten
+    from reembed.pipeline.cli import _quieten
 
     _quieten()
     import pyarrow.dataset
     from apache_beam.runners import direct
 
-    from pipeline import progress, report, run, surroundings, upkeep
+    from reembed.pipeline import progress, report, run, surroundings, upkeep
+    from reembed.transforms.embedders import http, local
+    from reembed.transforms.embedders.loading import _without_sklearn
     from tests import fake_program
-    from transforms.embedders import http, local
-    from transforms.embedders.loading import _without_sklearn
 
     with _without_sklearn():
         import sentence_transformers

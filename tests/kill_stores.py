@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reembed.transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
+from reembed.transforms.stores.vec0 import connect
 from tests.conftest import all_columns, make_store, memory
-from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
-from transforms.stores.vec0 import connect
 
 OLD_DIMENSION = 5
 MOST_BYTES = 65_536

@@ -36,7 +36,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline import cli, progress, run, surroundings, upkeep  # noqa: F401 - for those forked
+from reembed.pipeline import cli, progress, run, surroundings, upkeep  # noqa: F401 - for those forked
+from reembed.transforms import replacing, rollback
+from reembed.transforms.staging import files
+from reembed.transforms.stores import Replacement
 from tests import fake_program
 from tests.conftest import clean_environment, plain_pass
 from tests.kill_stores import (
@@ -52,9 +55,6 @@ from tests.kill_stores import (
     is_skipped,
     statement_text,
 )
-from transforms import replacing, rollback
-from transforms.staging import files
-from transforms.stores import Replacement
 
 FORKS = multiprocessing.get_context("forkserver")
 KILLED = -signal.SIGKILL

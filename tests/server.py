@@ -33,9 +33,9 @@ from typing import Any
 
 import numpy as np
 
-from transforms.embedders import Embedder
-from transforms.embedders.fake import FakeEmbedder
-from transforms.rows import Vectors
+from reembed.transforms.embedders import Embedder
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.rows import Vectors
 
 
 @dataclass
@@ -119,7 +119,7 @@ class _Server(ThreadingHTTPServer):
             return FakeEmbedder(dimension).embed(texts)
         with self._lock:
             if self._model is None:
-                from transforms.embedders.local import LocalEmbedder
+                from reembed.transforms.embedders.local import LocalEmbedder
 
                 self._model = LocalEmbedder("all-MiniLM-L6-v2", 384)
             known = _cache

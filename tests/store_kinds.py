@@ -14,12 +14,12 @@ from llm.embeddings import Collection
 from llm.models import EmbeddingModel
 from sqlite_utils import Database
 
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.stores.codec import decode as decode_ai_memory
+from reembed.transforms.stores.codec import encode as encode_ai_memory
+from reembed.transforms.stores.formats import decode, encode
+from reembed.transforms.stores.vec0 import connect
 from tests.conftest import all_columns, make_store, memory
-from transforms.embedders.fake import FakeEmbedder
-from transforms.stores.codec import decode as decode_ai_memory
-from transforms.stores.codec import encode as encode_ai_memory
-from transforms.stores.formats import decode, encode
-from transforms.stores.vec0 import connect
 
 OLD_DIMENSION = 5
 NEW_DIMENSION = 8

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.errors import StagingError
-from transforms.rows import Saved, Stored, vector_digest
-from transforms.staging import Ledger, read_ledger, saved_ranges, write_backup
-from transforms.staging import backup as backup_module
-from transforms.staging.files import read_table, tables
-from transforms.staging.names import BACKUP
+from reembed.transforms.errors import StagingError
+from reembed.transforms.rows import Saved, Stored, vector_digest
+from reembed.transforms.staging import Ledger, read_ledger, saved_ranges, write_backup
+from reembed.transforms.staging import backup as backup_module
+from reembed.transforms.staging.files import read_table, tables
+from reembed.transforms.staging.names import BACKUP
 
 digests = st.binary(min_size=16, max_size=16)
 stored = st.builds(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from reembed.transforms.embedders.fake import POISON
+from reembed.transforms.staging import RunDirectory, find_runs
 from tests.conftest import Call, change, make_store, memory, select
 from tests.store_kinds import KINDS, Kind
-from transforms.embedders.fake import POISON
-from transforms.staging import RunDirectory, find_runs
 
 OLD = {f"{i}": bytes([i + 1]) * 8 for i in range(8)}
 
@@ -131,7 +131,7 @@ def test_a_backup_of_an_attempt_that_wrote_nothing_is_let_go(
     reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("transforms.replacing._write_all", None)
+        patch.setattr("reembed.transforms.replacing._write_all", None)
         with pytest.raises(TypeError):
             reembed("--db", path, range_rows=4)
     run = newest(path)
@@ -149,7 +149,7 @@ def test_a_backup_of_an_attempt_that_wrote_nothing_is_let_go(
 def test_how_skipped_rows_are_treated_stays_with_a_run_that_has_begun_to_replace(
     reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transforms.stores import Replacement
+    from reembed.transforms.stores import Replacement
 
     change(path, f"UPDATE memories SET content = '{POISON}' WHERE id IN ('1', '5')")
     flags = ("--db", path, "--max-skipped", "0.4")

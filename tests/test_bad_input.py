@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from reembed.transforms.stores import sqlite as sqlite_files
 from tests.conftest import Call, Program, change, files, make_store, memory, select, unpack
-from transforms.stores import sqlite as sqlite_files
 
 Done = subprocess.CompletedProcess[str]
 

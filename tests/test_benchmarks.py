@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import speed
 from benchmarks.corpus import memories
+from reembed.transforms.embedders.models import MINILM, describe_model
 from tests.conftest import ROOT
-from transforms.embedders.models import MINILM, describe_model
 
 ROWS = 50
 

@@ -14,16 +14,16 @@ from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from pipeline.build import build
-from pipeline.plan import Plan
+from reembed.pipeline.build import build
+from reembed.pipeline.plan import Plan
+from reembed.transforms.embed import EmbedRows
+from reembed.transforms.embedders.fake import POISON, FakeEmbedder
+from reembed.transforms.read import ReadRows
+from reembed.transforms.replacing import replace_vectors
+from reembed.transforms.rows import Cause, KeyRange, RangeVectors, Skipped, Summary
+from reembed.transforms.staging import RunDirectory, State
+from reembed.transforms.stores.codec import decode
 from tests.conftest import begin, change, fake_plan, make_store, memory, select
-from transforms.embed import EmbedRows
-from transforms.embedders.fake import POISON, FakeEmbedder
-from transforms.read import ReadRows
-from transforms.replacing import replace_vectors
-from transforms.rows import Cause, KeyRange, RangeVectors, Skipped, Summary
-from transforms.staging import RunDirectory, State
-from transforms.stores.codec import decode
 
 LOOPBACK = ["--job_endpoint=embed", "--environment_type=LOOPBACK"]
 RUNNERS: dict[str, tuple[Any, list[str]]] = {

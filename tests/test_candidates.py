@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reembed.transforms.stores.columns import Column, looks_like, spread_rowids
+from reembed.transforms.stores.vec0 import connect
 from tests.conftest import Call, Ran, change, files
-from transforms.stores.columns import Column, looks_like, spread_rowids
-from transforms.stores.vec0 import connect
 
 SENTENCES = [f"A glazier has sold some {at} lamps to an owl." for at in range(40)]
 TITLES = [f"The lamps of {'xyz'[at % 3]} {at}" for at in range(40)]

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reembed.transforms.errors import StoreError
+from reembed.transforms.rows import Cause, KeyRange, Row, former_skipped_digest
+from reembed.transforms.stores import Replacement, ai_memory, open_store
+from reembed.transforms.stores.codec import encode
 from tests.conftest import Call, all_columns, change, kept_files, make_store, memory, select
 from tests.store_kinds import KINDS, Kind
 from tests.test_llm import NOTES, collect
-from transforms.errors import StoreError
-from transforms.rows import Cause, KeyRange, Row, former_skipped_digest
-from transforms.stores import Replacement, ai_memory, open_store
-from transforms.stores.codec import encode
 
 OLD = encode(np.array([1.0, 2.0], dtype=np.float32))
 EVERYTHING = KeyRange(0, None, None)

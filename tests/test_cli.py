@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import COMMANDS
-from pipeline.options import RUNNERS, Options
+from reembed.pipeline.cli import COMMANDS
+from reembed.pipeline.options import RUNNERS, Options
+from reembed.transforms.stores.codec import decode
+from reembed.transforms.stores.demo import generated_memories, hashed_vector
 from tests.conftest import (
     ROOT,
     Call,
@@ -34,8 +36,6 @@ from tests.conftest import (
     unpack,
 )
 from tests.test_bad_input import IMPORTS_LISTED, Done, imported, refusal, tree
-from transforms.stores.codec import decode
-from transforms.stores.demo import generated_memories, hashed_vector
 
 FLAGS = {f"--{field.name.replace('_', '-')}" for field in fields_of(Options)} - {"--beam-options"}
 HEAVY = {"apache_beam", "torch", "sentence_transformers", "transformers"}
@@ -50,7 +50,7 @@ STOP_SECONDS = 3
 def call_entry(*arguments: str) -> Done:
     """Call what the console script calls."""
     return subprocess.run(
-        [sys.executable, "-c", "from pipeline.cli import entry; entry()", *arguments],
+        [sys.executable, "-c", "from reembed.pipeline.cli import entry; entry()", *arguments],
         env=clean_environment(Path.home()),
         capture_output=True,
         text=True,
@@ -388,7 +388,7 @@ def test_each_row_that_is_skipped_is_named_once_and_keeps_its_vector(
 # Keeps the shards of a run, which it deletes when it has replaced the vectors.
 KEEPING_SHARDS = """
 import shutil, sys
-from transforms.staging import RunDirectory
+from reembed.transforms.staging import RunDirectory
 
 remove_shards = RunDirectory.remove_shards
 
@@ -397,7 +397,7 @@ def keep(run):
     remove_shards(run)
 
 RunDirectory.remove_shards = keep
-from pipeline.cli import main
+from reembed.pipeline.cli import main
 
 sys.exit(main(sys.argv[2:]))
 """
@@ -485,7 +485,7 @@ def test_a_second_run_is_refused_with_the_process_and_the_start_of_the_first_and
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("module", ["pipeline", "tests.fake_program"])
+@pytest.mark.parametrize("module", ["reembed", "tests.fake_program"])
 def test_a_run_that_is_interrupted_stops_soon_and_the_same_command_goes_on(
     module: str, number: signal.Signals, code: int, tmp_path: Path, fake_program: Program
 ) -> None:
@@ -624,7 +624,7 @@ def test_output_that_nobody_reads_is_no_error(
     os.close(reader)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline", "--db", str(path), *arguments],
+            [sys.executable, "-m", "reembed", "--db", str(path), *arguments],
             env=clean_environment(tmp_path) | {"PYTHONUNBUFFERED": unbuffered},
             stdout=writer,
             stderr=subprocess.PIPE,
@@ -646,7 +646,7 @@ def test_output_that_can_not_be_written_is_refused_in_one_line(
     path = unpack("v57", tmp_path / "ai-memory.db")
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline", "--db", str(path), "--dry-run"],
+            [sys.executable, "-m", "reembed", "--db", str(path), "--dry-run"],
             env=clean_environment(tmp_path) | {"PYTHONUNBUFFERED": unbuffered},
             stdout=full,
             stderr=subprocess.PIPE,
@@ -679,7 +679,7 @@ def test_a_thread_of_beams_that_loses_its_connection_is_no_news(
     kind: str, told: bool, tmp_path: Path
 ) -> None:
     program = (
-        "import grpc, threading\nfrom pipeline.cli import _quieten\n_quieten()\n"
+        "import grpc, threading\nfrom reembed.pipeline.cli import _quieten\n_quieten()\n"
         f"def end():\n    raise {kind}('it ended')\n"
         "thread = threading.Thread(target=end)\nthread.start()\nthread.join()"
     )

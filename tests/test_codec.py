@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.stores.codec import decode, encode
+from reembed.transforms.stores.codec import decode, encode
 
 floats = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=50)
 

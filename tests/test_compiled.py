@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from transforms.embedders import cosines
-from transforms.embedders.compiled import CompiledModel, Tokens
-from transforms.embedders.local import LocalEmbedder
-from transforms.embedders.models import MINILM, find_model
-from transforms.embedders.packed import PackedLinear
-from transforms.rows import Vectors
+from reembed.transforms.embedders import cosines
+from reembed.transforms.embedders.compiled import CompiledModel, Tokens
+from reembed.transforms.embedders.local import LocalEmbedder
+from reembed.transforms.embedders.models import MINILM, find_model
+from reembed.transforms.embedders.packed import PackedLinear
+from reembed.transforms.rows import Vectors
 
 TEXTS = ["a short text", "", "ein Text, der länger ist als der erste", "long " * 400, "x " * 90]
 
@@ -85,7 +85,7 @@ def test_what_a_trace_may_not_hold_for_or_what_is_large_is_not_compiled(
     precision: str, most: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in most.items():
-        monkeypatch.setattr(f"transforms.embedders.compiled.{name}", value)
+        monkeypatch.setattr(f"reembed.transforms.embedders.compiled.{name}", value)
 
     assert LocalEmbedder(MINILM, 384, precision=precision)._compiled is None
 
@@ -111,7 +111,7 @@ def test_where_a_compiled_model_fails_the_modules_go_on(
 
 def test_nothing_is_told_to_openvinos_makers(tmp_path: Path) -> None:
     program = (
-        "import sys; from transforms.embedders.local import LocalEmbedder; "
+        "import sys; from reembed.transforms.embedders.local import LocalEmbedder; "
         f"print(LocalEmbedder({MINILM!r}, 384)._compiled is not None, "
         "sys.modules.get('openvino_telemetry'))"
     )

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reembed.transforms.stores import Store, copies, find_copies, open_store
+from reembed.transforms.stores.codec import encode as encode_ai_memory
+from reembed.transforms.stores.formats import encode
+from reembed.transforms.stores.vec0 import connect
 from tests.conftest import Call, change, make_store, memory, select
-from transforms.stores import Store, copies, find_copies, open_store
-from transforms.stores.codec import encode as encode_ai_memory
-from transforms.stores.formats import encode
-from transforms.stores.vec0 import connect
 
 DIM = 64
 TABLE = {"kind": "table", "table": "docs", "text": ["body"], "vector": "v"}

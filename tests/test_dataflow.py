@@ -16,7 +16,9 @@ from typing import cast
 
 import pytest
 
-from pipeline.runners import make_pipeline, parse_beam_options
+from reembed.pipeline.runners import make_pipeline, parse_beam_options
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.stores.codec import decode
 from tests.conftest import (
     ROOT,
     Program,
@@ -29,8 +31,6 @@ from tests.conftest import (
     worker_pool,
 )
 from tests.dataflow import Dataflow, Job, dataflow, install
-from transforms.embedders.fake import FakeEmbedder
-from transforms.stores.codec import decode
 
 VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"
 KEY = "sk-very-secret-0123456789"
@@ -50,8 +50,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("checkout")
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, place)
-    for name in ("pipeline", "transforms"):
-        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pipeline", "transforms", "reembed"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, place / name, symlinks=True, ignore=ignored)
     return place
 
 
@@ -91,11 +92,10 @@ def launch(
 
 def test_a_worker_needs_no_file_but_those_of_the_sdist(worker: Path, tmp_path: Path) -> None:
     program = """
-import importlib, pkgutil, pipeline, transforms
-for package in (pipeline, transforms):
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.endswith("__main__"):
-            print(importlib.import_module(module.name).__file__)
+import importlib, pkgutil, reembed
+for module in pkgutil.walk_packages(reembed.__path__, "reembed."):
+    if not module.name.endswith("__main__"):
+        print(importlib.import_module(module.name).__file__)
 """
     ran = subprocess.run(
         [worker, "-c", program],
@@ -111,7 +111,7 @@ for package in (pipeline, transforms):
     in_checkout = [
         path for name in ("pipeline", "transforms") for path in (ROOT / name).rglob("*.py")
     ]
-    assert len(found) == len(in_checkout) - 3  # The two packages themselves, and __main__.
+    assert len(found) == len(in_checkout) - 1  # But for __main__.
 
 
 def test_a_job_that_is_translated_and_done_gives_what_a_local_run_gives(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from transforms.stores.demo import (
+from reembed.transforms.stores.demo import (
     SCHEMA,
     Memory,
     create_store,

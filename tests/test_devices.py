@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from reembed.transforms.embedders import devices
+from reembed.transforms.embedders.devices import check_device, require_precision
+from reembed.transforms.embedders.loading import load_model
+from reembed.transforms.embedders.models import MINILM, find_model
+from reembed.transforms.errors import EmbedderError, UsageError
 from tests.conftest import Call, files, make_store, memory
-from transforms.embedders import devices
-from transforms.embedders.devices import check_device, require_precision
-from transforms.embedders.loading import load_model
-from transforms.embedders.models import MINILM, find_model
-from transforms.errors import EmbedderError, UsageError
 
 HERE = f"torch {torch.__version__} finds cpu on this machine; use one of these"
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import run
+from reembed.pipeline import run
+from reembed.transforms import replacing
+from reembed.transforms.stores import Replacement
+from reembed.transforms.stores.demo import hashed_vector
 from tests.conftest import Call, make_store, memory, select
-from transforms import replacing
-from transforms.stores import Replacement
-from transforms.stores.demo import hashed_vector
 
 ROWS, RANGE_ROWS = 160, 40
 DIMENSION = 256

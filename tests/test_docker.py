@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from tests.conftest import ROOT
 
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 
 
@@ -38,6 +40,6 @@ def test_its_beam_is_the_one_that_the_tests_run_with() -> None:
 
 def test_its_extras_exist() -> None:
     (extras,) = re.findall(r"^ARG EXTRAS=(.+)$", DOCKERFILE.read_text(), re.MULTILINE)
-    known = set(re.findall(r'^        "(\w+)": ', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    known = set(PROJECT["optional-dependencies"])
 
     assert set(extras.split(",")) <= known

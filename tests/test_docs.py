@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import report
-from pipeline.cli import COMMANDS, _parser
+from reembed.pipeline import report
+from reembed.pipeline.cli import COMMANDS, _parser
+from reembed.transforms.errors import ReembedError
+from reembed.transforms.rows import Summary
 from tests.conftest import ROOT, Call, fake_plan, make_store, memory
-from transforms.errors import ReembedError
-from transforms.rows import Summary
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

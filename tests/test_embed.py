@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.embed import Embedded, embed_rows, embed_texts, find_problems
-from transforms.embedders import Batch, Embedder
-from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
-from transforms.errors import EmbedderError, TextRejected
-from transforms.known import KnownTexts
-from transforms.rows import (
+from reembed.transforms.embed import Embedded, embed_rows, embed_texts, find_problems
+from reembed.transforms.embedders import Batch, Embedder
+from reembed.transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
+from reembed.transforms.errors import EmbedderError, TextRejected
+from reembed.transforms.known import KnownTexts
+from reembed.transforms.rows import (
     Cause,
     KeyRange,
     RangeRows,
@@ -277,8 +277,8 @@ def test_good_vectors_have_no_problem() -> None:
 
 
 def test_a_vector_that_verify_takes_for_zeros_is_no_vector() -> None:
-    from transforms.embed import find_problems
-    from transforms.verify import find_fault
+    from reembed.transforms.embed import find_problems
+    from reembed.transforms.verify import find_fault
 
     for size in (1e-30, 1e-22, 1e-19, 1.0, 1e30):
         vector = np.array([size, -size], np.float32)

@@ -22,10 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-import transforms.embedders
-from tests.conftest import clean_environment
-from tests.test_models import MINILM, PACKAGE, serving, write_cache
-from transforms.embedders import (
+import reembed.transforms.embedders
+from reembed.transforms.embedders import (
     PROBE_TEXTS,
     Access,
     Embedder,
@@ -35,11 +33,18 @@ from transforms.embedders import (
     probe_embedder,
     same_vectors,
 )
-from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
-from transforms.embedders.local import LocalEmbedder, _own_tokenizer, find_budget, usable_cores
-from transforms.embedders.models import describe_model
-from transforms.errors import EmbedderError, TextRejected
-from transforms.rows import Vectors
+from reembed.transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
+from reembed.transforms.embedders.local import (
+    LocalEmbedder,
+    _own_tokenizer,
+    find_budget,
+    usable_cores,
+)
+from reembed.transforms.embedders.models import describe_model
+from reembed.transforms.errors import EmbedderError, TextRejected
+from reembed.transforms.rows import Vectors
+from tests.conftest import clean_environment
+from tests.test_models import MINILM, PACKAGE, serving, write_cache
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -76,7 +81,7 @@ def test_the_fake_gives_each_text_a_unit_vector_of_its_own() -> None:
 def test_the_fake_gives_a_text_the_same_vector_in_any_batch_and_process(dimension: int) -> None:
     texts = ["a", "b", "", "ü", "a"]
     code = (
-        "from transforms.embedders.fake import FakeEmbedder; "
+        "from reembed.transforms.embedders.fake import FakeEmbedder; "
         f"print(FakeEmbedder({dimension}).embed({texts[::-1]!a}).tobytes().hex())"
     )
 
@@ -138,15 +143,15 @@ Build = Callable[[Callable[[Target], Embedder]], None]
 @pytest.fixture(autouse=True)
 def nothing_loaded() -> Iterator[None]:
     """Leave no stub behind for another test's target."""
-    transforms.embedders._load.cache_clear()
+    reembed.transforms.embedders._load.cache_clear()
     yield
-    transforms.embedders._load.cache_clear()
+    reembed.transforms.embedders._load.cache_clear()
 
 
 @pytest.fixture
 def built_by(monkeypatch: pytest.MonkeyPatch) -> Build:
     """Have embedders built by a function of the test's."""
-    return lambda build: monkeypatch.setattr(transforms.embedders, "_build", build)
+    return lambda build: monkeypatch.setattr(reembed.transforms.embedders, "_build", build)
 
 
 def test_an_embedder_is_probed_with_a_text_that_is_no_rows(built_by: Build) -> None:
@@ -860,9 +865,9 @@ def test_ai_memorys_bare_copy_named_by_its_directory_gives_the_same_vectors(
 
 ALONE = """
 import contextlib, os, sys, urllib.error, urllib.request
-from transforms.embedders import Target, load_embedder
-from transforms.embedders.hub import fetch_model
-from transforms.errors import EmbedderError
+from reembed.transforms.embedders import Target, load_embedder
+from reembed.transforms.embedders.hub import fetch_model
+from reembed.transforms.errors import EmbedderError
 
 for model in sys.argv[1:]:
     print(load_embedder(Target("local", model, 384)).embed(["a text"]).shape)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from reembed.transforms.stores.codec import decode
 from tests.conftest import FIXTURES, Program, all_columns, files, other_contents, select
-from transforms.stores.codec import decode
 
 
 def cosines(path: Path, version: str) -> list[float]:

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from transforms.embedders import Access
-from transforms.embedders.endpoint import check_endpoint, check_url, host, is_loopback, read_key
-from transforms.errors import EmbedderError
+from reembed.transforms.embedders import Access
+from reembed.transforms.embedders.endpoint import (
+    check_endpoint,
+    check_url,
+    host,
+    is_loopback,
+    read_key,
+)
+from reembed.transforms.errors import EmbedderError
 
 KEY = "sk-secret"
 

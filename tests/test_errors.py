@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from transforms import errors
-from transforms.errors import ReembedError, StoreError, unwrap
+from reembed.transforms import errors
+from reembed.transforms.errors import ReembedError, StoreError, unwrap
 
 KINDS = ReembedError.__subclasses__()
 

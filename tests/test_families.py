@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transforms.embedders.families import DIMENSIONS, document_prefix, fold_name, same_model
+from reembed.transforms.embedders.families import DIMENSIONS, document_prefix, fold_name, same_model
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import pytest
 
+from reembed.transforms import replacing
+from reembed.transforms.rows import Summary
 from tests.conftest import (
     ROOT,
     Call,
@@ -46,8 +48,6 @@ from tests.conftest import (
     plain_pass,
     select,
 )
-from transforms import replacing
-from transforms.rows import Summary
 
 SEED = 57
 EACH = int(os.environ.get("FAULTS_EACH", "0"))
@@ -193,12 +193,12 @@ def build_library(directory: Path) -> Path:
 
 def serve(library: str) -> None:
     """Run the program as each line of stdin says, in a child; answer with exit code and count."""
-    from pipeline import cli
+    from reembed.pipeline import cli
 
     cli._quieten()
     import pyarrow.dataset
 
-    from pipeline import progress, report, run, surroundings, upkeep
+    from reembed.pipeline import progress, report, run, surroundings, upkeep
     from tests import fake_program
 
     assert all((pyarrow.dataset, progress, report, run, surroundings, upkeep))
@@ -221,9 +221,9 @@ def serve(library: str) -> None:
 
 
 def _run_child(faults: ctypes.CDLL, request: Mapping[str, Any], answer: int) -> NoReturn:
-    from pipeline import run
-    from pipeline.cli import main
-    from transforms.stores import sqlite
+    from reembed.pipeline import run
+    from reembed.pipeline.cli import main
+    from reembed.transforms.stores import sqlite
 
     if request["plain"]:
         run._run_pass = plain_pass
@@ -837,7 +837,7 @@ def test_a_shard_that_is_altered_while_the_run_is_at_work_is_named_and_nothing_i
         return look(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.run.replace_vectors", altered)
+        patch.setattr("reembed.pipeline.run.replace_vectors", altered)
         failed = reembed("--db", path, range_rows=RANGE_ROWS, through_beam=True)
     shard = max(path.parent.rglob("shards/0*.parquet"))
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.report import _money
-from pipeline.words import duration, size
+from reembed.pipeline.report import _money
+from reembed.pipeline.words import duration, size
+from reembed.transforms.embedders.fake import POISON
+from reembed.transforms.stores.demo import Memory
 from tests.conftest import Call, change, jam, make_store, memory, unjam
-from transforms.embedders.fake import POISON
-from transforms.stores.demo import Memory
 
 _FIGURE = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
@@ -101,8 +101,8 @@ def _same_run(text: str, values: dict[str, Any]) -> str:
 
 def both(reembed: Call, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Have a call of the program print its result as text, and keep it as JSON, from one run."""
-    from pipeline import report
-    from pipeline.selection import Report
+    from reembed.pipeline import report
+    from reembed.pipeline.selection import Report
 
     def text_and_json(plan: Any, outcome: Any) -> str:
         return f"{report.outcome_json(plan, outcome)}\n{text(plan, outcome)}"

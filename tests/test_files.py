@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.errors import StagingError
-from transforms.staging.files import (
+from reembed.transforms.errors import StagingError
+from reembed.transforms.staging.files import (
     is_sound,
     publish,
     read_table,
@@ -26,7 +26,7 @@ from transforms.staging.files import (
     tree_bytes,
     write_table,
 )
-from transforms.staging.names import BACKUP, OF_A_RUN, SHARD
+from reembed.transforms.staging.names import BACKUP, OF_A_RUN, SHARD
 
 SUM = "0123456789abcdef"
 TABLE = pa.table({"key": ["a", "b"], "vector": [b"1234", None]})

@@ -19,6 +19,10 @@ import httpx2
 import numpy as np
 import pytest
 
+from reembed.transforms.embedders import cosines
+from reembed.transforms.errors import StagingError
+from reembed.transforms.staging import RunDirectory, find_runs
+from reembed.transforms.staging.files import read_metadata
 from tests.conftest import (
     ROOT,
     Program,
@@ -30,10 +34,6 @@ from tests.conftest import (
     unpack,
     worker_pool,
 )
-from transforms.embedders import cosines
-from transforms.errors import StagingError
-from transforms.staging import RunDirectory, find_runs
-from transforms.staging.files import read_metadata
 
 CLUSTER = os.environ.get("REEMBED_FLINK_CLUSTER")
 VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"

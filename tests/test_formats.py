@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from transforms.stores.formats import FORMATS, NUMBERS, decode, encode, fitting_formats
+from reembed.transforms.stores.formats import FORMATS, NUMBERS, decode, encode, fitting_formats
 
 numbers = st.floats(-1e4, 1e4, width=32)
 vectors = arrays(np.float32, st.integers(1, 20), elements=numbers)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from reembed.transforms.staging import find_runs
 from tests.conftest import FIXTURES, Call, select
-from transforms.staging import find_runs
 
 FORMER = {f"{i:02d}": bytes([i if i < 19 else 7]) * 8 for i in range(20)}
 

@@ -21,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from reembed.transforms.stores.demo import hashed_vector
 from tests.conftest import Call, Ran, half_replace, make_store, memory, select
-from transforms.stores.demo import hashed_vector
 
 ROWS = 10
 MOST_MEMORY = 200 * 1024 * 1024

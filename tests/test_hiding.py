@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.settings import BACKENDS
+from reembed.pipeline.settings import BACKENDS
+from reembed.transforms import embedders, hiding
+from reembed.transforms.embedders import Access, Embedder, Target, endpoint, load_embedder, pace
+from reembed.transforms.embedders import http as http_embedder
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.errors import EmbedderError, TextRejected
+from reembed.transforms.rows import Vectors
+from reembed.transforms.staging import find_runs
 from tests.conftest import Call, Ran, Serve, files, make_store, memory
-from transforms import embedders, hiding
-from transforms.embedders import Access, Embedder, Target, endpoint, load_embedder, pace
-from transforms.embedders import http as http_embedder
-from transforms.embedders.fake import FakeEmbedder
-from transforms.errors import EmbedderError, TextRejected
-from transforms.rows import Vectors
-from transforms.staging import find_runs
 
 KEY = "gsk_Zq7vR2xKw9Lm4TbN8yHc3JdF6sP1uGeAoVi5"
 PASSWORD = "S3cr3t/Pw#x?Yz"
@@ -33,7 +33,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(pace, "MOST_WAIT_SECONDS", 0.2)
     monkeypatch.setattr(http_embedder, "_START_SECONDS", 1.0)
-    monkeypatch.setattr("transforms.embedders.client._CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("reembed.transforms.embedders.client._CONNECT_SECONDS", 0.1)
     yield
     embedders._load.cache_clear()
 
@@ -404,7 +404,7 @@ def nothing_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append("key")
         return read_key(access)
 
-    monkeypatch.setattr("transforms.embedders.client.read_key", note_key)
+    monkeypatch.setattr("reembed.transforms.embedders.client.read_key", note_key)
     build = embedders._build
 
     def note_build(target: Target) -> Embedder:
@@ -528,7 +528,7 @@ def test_a_model_is_not_loaded_from_where_only_the_manifest_says(
 def test_a_model_that_its_name_leads_to_is_loaded(
     source: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transforms.embedders.models import find_model
+    from reembed.transforms.embedders.models import find_model
 
     assert reembed("--db", path).code == 0
     source = str(find_model("all-MiniLM-L6-v2")) if source == "PACKAGED" else source

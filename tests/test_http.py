@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reembed.transforms import embedders
+from reembed.transforms.embed import Embedded, Work, embed_texts
+from reembed.transforms.embedders import PROBE_TEXTS, Access, Target, load_embedder, pace
+from reembed.transforms.embedders import http as http_embedder
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.embedders.http import HttpEmbedder
+from reembed.transforms.errors import EmbedderError, RunError
+from reembed.transforms.rows import Cause
 from tests.conftest import Scenario, Serve
-from transforms import embedders
-from transforms.embed import Embedded, Work, embed_texts
-from transforms.embedders import PROBE_TEXTS, Access, Target, load_embedder, pace
-from transforms.embedders import http as http_embedder
-from transforms.embedders.fake import FakeEmbedder
-from transforms.embedders.http import HttpEmbedder
-from transforms.errors import EmbedderError, RunError
-from transforms.rows import Cause
 
 DIMENSION = 8
 KEY = "sk-a-key-that-must-not-be-seen-0123456789"

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.errors import StagingError
-from transforms.rows import Cause, KeyRange, RangeRows, Row, Skipped, text_digest
-from transforms.staging import decode_input, encode_input
+from reembed.transforms.errors import StagingError
+from reembed.transforms.rows import Cause, KeyRange, RangeRows, Row, Skipped, text_digest
+from reembed.transforms.staging import decode_input, encode_input
 
 KEYS = KeyRange(7, None, None)
 

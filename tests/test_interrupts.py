@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import interrupts
+from reembed.pipeline import interrupts
 from tests.conftest import ROOT, clean_environment, make_store, memory, select
 
 LENGTHS = "SELECT length(embedding), count(*) FROM memories GROUP BY 1"
@@ -39,7 +39,7 @@ def stop(name, *rest):
             time.sleep(30)
     return real(name, *rest)
 builtins.__import__ = stop
-from pipeline.__main__ import entry
+from reembed.__main__ import entry
 entry()
 """
 
@@ -77,7 +77,7 @@ def stopped_in(
     ("module", "number", "code"),
     [
         ("argparse", signal.SIGINT, 130),
-        ("pipeline.plan", signal.SIGTERM, 143),
+        ("reembed.pipeline.plan", signal.SIGTERM, 143),
     ],
 )
 def test_a_signal_while_modules_are_imported_ends_the_program_with_one_line(
@@ -96,7 +96,9 @@ def test_a_signal_that_a_library_swallows_ends_the_program_all_the_same(
     path: Path, tmp_path: Path
 ) -> None:
     # It is imported when handlers raise.
-    with stopped_in("transforms.stores.demo", tmp_path, "--dry-run", how="swallow") as process:
+    with stopped_in(
+        "reembed.transforms.stores.demo", tmp_path, "--dry-run", how="swallow"
+    ) as process:
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         time.sleep(1.2)
@@ -169,7 +171,7 @@ def test_a_signal_in_a_long_call_of_a_library_ends_the_program_after_a_while(
 # What libraries do with stderr, beside what reembed prints itself.
 NOISY = """
 import sys, warnings, logging, threading, traceback
-from pipeline import cli
+from reembed.pipeline import cli
 from tests import fake_program
 fake_program.install()
 real = cli._run
@@ -182,7 +184,7 @@ def noisy(*arguments):
         threading.Thread(target=lambda: 1 / 0).start()
     return real(*arguments)
 cli._run = noisy
-from pipeline.__main__ import entry
+from reembed.__main__ import entry
 entry()
 """
 
@@ -238,7 +240,7 @@ def test_what_nothing_has_foreseen_is_one_sentence_without_its_words(
 def test_a_signal_as_the_exit_code_is_noted_ends_the_program_with_its_own_number(
     at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import cli
+    from reembed.pipeline import cli
 
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     state = interrupts.Interrupts()

@@ -29,17 +29,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import cli, progress, run, surroundings, upkeep  # noqa: F401 - for those forked
+from reembed.pipeline import cli, progress, run, surroundings, upkeep  # noqa: F401 - for those forked
+from reembed.transforms import replacing, rollback
+from reembed.transforms.embedders import Target, fake
+from reembed.transforms.rows import KeyRange, Stored, Vectors
+from reembed.transforms.staging import (
+    Rules,
+    RunDirectory,
+    State,
+    find_runs,
+    lock_database,
+    new_token,
+)
+from reembed.transforms.stores import Replacement, open_store, recover_store
+from reembed.transforms.stores.codec import encode
+from reembed.transforms.stores.demo import SCHEMA, Memory, create_store, generated_memories
 from tests import fake_program
 from tests.conftest import change, clean_environment, memory, other_contents, select
 from tests.kills import FORKS, KILLED, start_fork_server
-from transforms import replacing, rollback
-from transforms.embedders import Target, fake
-from transforms.rows import KeyRange, Stored, Vectors
-from transforms.staging import Rules, RunDirectory, State, find_runs, lock_database, new_token
-from transforms.stores import Replacement, open_store, recover_store
-from transforms.stores.codec import encode
-from transforms.stores.demo import SCHEMA, Memory, create_store, generated_memories
 
 KILLS = int(os.environ.get("REEMBED_TEST_KILLS", "4"))
 """Kills on 2,000 rows in each journal mode: twice as many on 30,000, a third of a rollback."""

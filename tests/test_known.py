@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.known import KnownTexts
+from reembed.transforms.known import KnownTexts
 
 
 @given(st.lists(st.lists(st.binary(max_size=1), max_size=6), max_size=8), st.integers(0, 300))

@@ -52,7 +52,7 @@ def test_there_are_modules_to_look_at() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_transforms_never_imports_pipeline(path: Path) -> None:
-    assert not (path.parts[0] == "transforms" and uses(path, "pipeline"))
+    assert not (path.parts[0] == "transforms" and uses(path, "reembed.pipeline"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
@@ -91,11 +91,11 @@ def test_servers_are_only_spoken_to_in_one_module(path: Path) -> None:
     assert uses(path, "httpx2") == (path == Path("transforms/embedders/client.py"))
 
 
-@pytest.mark.parametrize("module", ["pipeline.upkeep", "pipeline.plan", "pipeline.report"])
+@pytest.mark.parametrize("module", ["upkeep", "plan", "report"])
 def test_what_looks_at_stores_and_runs_loads_neither_beam_nor_a_model(module: str) -> None:
     # What is imported by what is imported counts, too: so a process of its own looks.
     code = (
-        f"import sys, {module}; "
+        f"import sys, reembed.pipeline.{module}; "
         "print({'apache_beam', 'torch', 'transformers', 'huggingface_hub', 'httpx2'} "
         "& sys.modules.keys())"
     )

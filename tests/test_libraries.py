@@ -19,13 +19,13 @@ from typing import IO, Any
 
 import pytest
 
-from pipeline import surroundings
+from reembed.pipeline import surroundings
+from reembed.transforms.rows import KeyRange
+from reembed.transforms.stores import open_store, recover_store
+from reembed.transforms.stores import sqlite as sqlite_files
+from reembed.transforms.stores.vec0 import connect as connect_vec
 from tests.conftest import Call, make_store, memory, select
 from tests.store_kinds import KINDS, old_vector
-from transforms.rows import KeyRange
-from transforms.stores import open_store, recover_store
-from transforms.stores import sqlite as sqlite_files
-from transforms.stores.vec0 import connect as connect_vec
 
 pysqlite3: Any = importlib.import_module("pysqlite3")
 SAME_LIBRARY = hasattr(sqlite3.Connection, "enable_load_extension")

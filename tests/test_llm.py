@@ -12,10 +12,10 @@ from llm.embeddings import Collection
 from llm.models import EmbeddingModel
 from sqlite_utils import Database
 
+from reembed.transforms.embedders.fake import POISON
+from reembed.transforms.embedders.models import MINILM
+from reembed.transforms.stores import Replacement
 from tests.conftest import Call, Program, all_columns, change, select
-from transforms.embedders.fake import POISON
-from transforms.embedders.models import MINILM
-from transforms.stores import Replacement
 
 
 class Letters(EmbeddingModel):
@@ -38,9 +38,9 @@ class MiniLm(EmbeddingModel):
     def embed_batch(
         self, items: Iterable[str | bytes], *, key: str | None = None
     ) -> Iterator[list[float]]:
-        from transforms.embedders.hub import fetch_model
-        from transforms.embedders.loading import load_model
-        from transforms.embedders.models import find_model
+        from reembed.transforms.embedders.hub import fetch_model
+        from reembed.transforms.embedders.loading import load_model
+        from reembed.transforms.embedders.models import find_model
 
         model = load_model(find_model(MINILM) or fetch_model(MINILM))
         yield from model.encode(list(map(str, items))).tolist()

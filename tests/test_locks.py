@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reembed.transforms.errors import StoreError
+from reembed.transforms.rows import KeyRange, Stored
+from reembed.transforms.stores import base, open_store
+from reembed.transforms.stores import sqlite as sqlite_files
+from reembed.transforms.stores.codec import encode
 from tests.conftest import Call, all_columns, make_store, memory, select
 from tests.store_kinds import KINDS, Kind
-from transforms.errors import StoreError
-from transforms.rows import KeyRange, Stored
-from transforms.stores import base, open_store
-from transforms.stores import sqlite as sqlite_files
-from transforms.stores.codec import encode
 
 EVERYTHING = KeyRange(0, None, None)
 OLD = encode(np.array([1.0, 2.0], dtype=np.float32))
@@ -242,14 +242,14 @@ def held_for(path: Path, seconds: float) -> threading.Thread:
 
 
 PHASES: dict[str, tuple[str, str]] = {
-    "plan": ("pipeline.plan", "choose_store"),
-    "reading rows": ("transforms.read", "read_rows"),
-    "the trial": ("pipeline.run", "try_update"),
-    "the replacement": ("pipeline.run", "replace_vectors"),
-    "reading back": ("transforms.replacing", "reads_back"),
-    "status": ("pipeline.upkeep", "show_status"),
-    "verify": ("pipeline.upkeep", "verify"),
-    "rollback": ("pipeline.upkeep", "undo"),
+    "plan": ("reembed.pipeline.plan", "choose_store"),
+    "reading rows": ("reembed.transforms.read", "read_rows"),
+    "the trial": ("reembed.pipeline.run", "try_update"),
+    "the replacement": ("reembed.pipeline.run", "replace_vectors"),
+    "reading back": ("reembed.transforms.replacing", "reads_back"),
+    "status": ("reembed.pipeline.upkeep", "show_status"),
+    "verify": ("reembed.pipeline.upkeep", "verify"),
+    "rollback": ("reembed.pipeline.upkeep", "undo"),
 }
 """What does each phase: a lock is held as it begins."""
 
@@ -316,7 +316,7 @@ def test_an_io_error_on_a_disk_without_room_is_a_full_disk(
 ) -> None:
     """SQLite says no more where the index of a log can't be made."""
     found = SimpleNamespace(f_bavail=free, f_frsize=1)
-    monkeypatch.setattr("transforms.stores.sqlite.os.statvfs", lambda _: found)
+    monkeypatch.setattr("reembed.transforms.stores.sqlite.os.statvfs", lambda _: found)
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
 
@@ -384,7 +384,7 @@ def test_the_plan_says_how_long_one_transaction_keeps_readers_out(
     assert planned.values["readers_out_seconds"] == 6
     assert re.search(r"^readers +kept out for about 6 s by one transaction$", told.out, re.M)
     assert f"which keeps readers of {path} out for about 6 s" in told.err
-    monkeypatch.setattr("pipeline.plan.MOST_ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("reembed.pipeline.plan.MOST_ROWS_AT_ONCE", 5)
     several = reembed("--db", path, "--dry-run", "--json")
     assert several.values["readers_out_seconds"] is None
     one = reembed("--db", path, "--dry-run", "--json", "--one-transaction")

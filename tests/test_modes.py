@@ -16,6 +16,11 @@ from typing import Any
 
 import pytest
 
+from reembed.transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
+from reembed.transforms.rows import Vectors
+from reembed.transforms.stores import Replacement
+from reembed.transforms.stores.codec import encode
+from reembed.transforms.stores.demo import Memory, hashed_vector
 from tests import fake_program
 from tests.conftest import (
     Call,
@@ -30,11 +35,6 @@ from tests.conftest import (
     unjam,
     unpack,
 )
-from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
-from transforms.rows import Vectors
-from transforms.stores import Replacement
-from transforms.stores.codec import encode
-from transforms.stores.demo import Memory, hashed_vector
 
 STAMP = "sentence-transformers/all-minilm-l6-v2#none"
 ADD_STAMPS = "ALTER TABLE memories ADD COLUMN embedding_space TEXT"

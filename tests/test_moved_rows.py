@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reembed.transforms import replacing
+from reembed.transforms.replacing import ReplaceJob
+from reembed.transforms.rows import RangeVectors
+from reembed.transforms.staging import find_runs, read_shards
+from reembed.transforms.stores import Replacement
 from tests.conftest import Call, change, make_store, memory, select
-from transforms import replacing
-from transforms.replacing import ReplaceJob
-from transforms.rows import RangeVectors
-from transforms.staging import find_runs, read_shards
-from transforms.stores import Replacement
 
 FLAGS = ("--store", "table", "--table", "docs", "--text", "body", "--vector", "vec")
 ROWS = "SELECT id, body, vec FROM docs ORDER BY id"

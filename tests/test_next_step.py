@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from reembed.transforms.embedders.fake import POISON
+from reembed.transforms.errors import StagingError
+from reembed.transforms.staging import RunDirectory
+from reembed.transforms.stores.demo import hashed_vector
 from tests.conftest import Call, change, half_replace, jam, make_store, memory, select, unjam
-from transforms.embedders.fake import POISON
-from transforms.errors import StagingError
-from transforms.staging import RunDirectory
-from transforms.stores.demo import hashed_vector
 
 ROLL_BACK = "reembed rollback undoes it"
 
@@ -64,7 +64,7 @@ def test_a_run_that_was_stopped_while_it_staged_is_resumed(
 ) -> None:
     reembed("--db", path, "--max-rows", "4", range_rows=2)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.run.require_room", fail)
+        patch.setattr("reembed.pipeline.run.require_room", fail)
         assert reembed("--db", path, range_rows=2).code == 1
     run = run_of(reembed, path)
     assert (run["state"], run["stopped"], run["stopped_code"]) == ("staging", "no room", 1)

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.options import CommandOptions, Options
-from pipeline.words import json_line
+from reembed.pipeline.options import CommandOptions, Options
+from reembed.pipeline.words import json_line
+from reembed.transforms.staging import lock_database
 from tests.conftest import Call, Ran, files, make_store, memory
-from transforms.staging import lock_database
 
 COMMANDS: tuple[list[str], ...] = ([], ["status"], ["verify"], ["rollback"], ["cleanup"])
 DEEP = f"a = {'[' * 20_000}{']' * 20_000}"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.options import RUNNERS, CommandOptions, Options
-from transforms.errors import UsageError
-from transforms.modes import Mode
+from reembed.pipeline.options import RUNNERS, CommandOptions, Options
+from reembed.transforms.errors import UsageError
+from reembed.transforms.modes import Mode
 
 BATCH = "--batch must be from 0 (use the settings) to 10000: {}"
 SHARE = "--max-skipped must be a share from 0 to 1, or from 0% to 100%: {}"

@@ -12,9 +12,9 @@ from typing import TextIO
 
 import pytest
 
-from pipeline.output import open_streams
+from reembed.pipeline.output import open_streams
+from reembed.transforms.staging import staging_root
 from tests.conftest import Call, Ran, half_replace, jam, make_store, memory, select
-from transforms.staging import staging_root
 
 ROWS = 10
 LENGTHS = "SELECT length(embedding), count(*) FROM memories GROUP BY 1"
@@ -141,8 +141,8 @@ def test_a_failure_says_that_nothing_was_written(path: Path, reembed: Call) -> N
 def test_an_error_that_says_what_is_written_says_it_once(
     path: Path, reembed: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import plan as planning
-    from transforms.errors import StoreError
+    from reembed.pipeline import plan as planning
+    from reembed.transforms.errors import StoreError
 
     def refuse(*_: object) -> None:
         raise StoreError("two rows are one; nothing was written")

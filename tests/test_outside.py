@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from reembed.transforms.embedders.fake import POISON
+from reembed.transforms.stores.demo import hashed_vector
 from tests.conftest import Call, Ran, change, make_store, memory, select
-from transforms.embedders.fake import POISON
-from transforms.stores.demo import hashed_vector
 
 MIXED = "the store holds vectors of more than one model: run without "
 RESTART = "restart the ai-memory daemon with this model; it keeps its index in memory"

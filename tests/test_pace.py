@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.embedders.pace import MOST_WAIT_SECONDS, Budget, Outage, Pace, backoff
+from reembed.transforms.embedders.pace import MOST_WAIT_SECONDS, Budget, Outage, Pace, backoff
 
 
 def test_it_widens_with_each_answer_until_the_first_sign_of_too_much() -> None:

@@ -13,10 +13,10 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers.activations import GELUActivation
 
-from transforms.embedders import cosines
-from transforms.embedders.local import LocalEmbedder
-from transforms.embedders.models import MINILM, find_model
-from transforms.embedders.packed import PackedLinear, pack_linear, unpack_linear
+from reembed.transforms.embedders import cosines
+from reembed.transforms.embedders.local import LocalEmbedder
+from reembed.transforms.embedders.models import MINILM, find_model
+from reembed.transforms.embedders.packed import PackedLinear, pack_linear, unpack_linear
 
 TEXTS = ["a short text", "", "ein Text, der länger ist als der erste", "long " * 400]
 

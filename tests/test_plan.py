@@ -13,14 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.options import Options
-from pipeline.plan import Plan, holding, make_plan, whole_batches
-from pipeline.settings import read_settings
-from tests.conftest import FAKE, begin, clean_environment, fake_plan, files, make_store, memory
-from transforms.embed import embed_rows
-from transforms.embedders import Access, Target
-from transforms.embedders.fake import FakeEmbedder
-from transforms.errors import (
+from reembed.pipeline.options import Options
+from reembed.pipeline.plan import Plan, holding, make_plan, whole_batches
+from reembed.pipeline.settings import read_settings
+from reembed.transforms.embed import embed_rows
+from reembed.transforms.embedders import Access, Target
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.errors import (
     EmbedderError,
     IncompleteError,
     RunError,
@@ -29,11 +28,12 @@ from transforms.errors import (
     StoreError,
     UsageError,
 )
-from transforms.modes import Mode
-from transforms.read import read_rows
-from transforms.replacing import ReplaceJob
-from transforms.rows import Cause, KeyRange
-from transforms.staging import Manifest, Rules, Scope, State
+from reembed.transforms.modes import Mode
+from reembed.transforms.read import read_rows
+from reembed.transforms.replacing import ReplaceJob
+from reembed.transforms.rows import Cause, KeyRange
+from reembed.transforms.staging import Manifest, Rules, Scope, State
+from tests.conftest import FAKE, begin, clean_environment, fake_plan, files, make_store, memory
 
 
 def plan_for(path: Path, options: Options | None = None) -> Plan:
@@ -223,7 +223,8 @@ def test_a_missing_database_is_named(tmp_path: Path) -> None:
 def test_planning_imports_neither_beam_nor_torch(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
     code = (
-        "import sys; from pipeline.cli import main; main(['--db', sys.argv[1], '--dry-run']); "
+        "import sys; from reembed.pipeline import cli\n"
+        "cli.main(['--db', sys.argv[1], '--dry-run'])\n"
         "print(sorted({'apache_beam', 'torch', 'transformers'} & sys.modules.keys()))"
     )
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import progress
-from pipeline.plan import Plan
+from reembed.pipeline import progress
+from reembed.pipeline.plan import Plan
+from reembed.transforms.embed import embed_rows
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.read import read_rows
 from tests.conftest import begin, change, fake_plan, make_store, memory
-from transforms.embed import embed_rows
-from transforms.embedders.fake import FakeEmbedder
-from transforms.read import read_rows
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.plan import Plan
+from reembed.pipeline.plan import Plan
+from reembed.transforms.errors import StagingError
+from reembed.transforms.read import read_rows, split_rows
+from reembed.transforms.replacing import replace_vectors
+from reembed.transforms.rows import Cause, RangeVectors, Row, Skipped, StagedRow
 from tests.conftest import begin, change, fake_plan, make_store, memory
-from transforms.errors import StagingError
-from transforms.read import read_rows, split_rows
-from transforms.replacing import replace_vectors
-from transforms.rows import Cause, RangeVectors, Row, Skipped, StagedRow
 
 texts = st.lists(st.text(max_size=6), max_size=20)
 

@@ -20,6 +20,12 @@ import numpy as np
 import psutil
 import pytest
 
+from reembed.transforms import embedders
+from reembed.transforms.embedders import PROBE_TEXTS, pace
+from reembed.transforms.embedders import http as http_embedder
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.staging import find_runs, read_shards
+from reembed.transforms.stores import decode
 from tests.conftest import (
     ROOT,
     Call,
@@ -34,12 +40,6 @@ from tests.conftest import (
     select,
     unpack,
 )
-from transforms import embedders
-from transforms.embedders import PROBE_TEXTS, pace
-from transforms.embedders import http as http_embedder
-from transforms.embedders.fake import FakeEmbedder
-from transforms.staging import find_runs, read_shards
-from transforms.stores import decode
 
 KEY = "sk-a-key-that-must-not-be-seen-0123456789"
 DIMENSION = 8
@@ -182,7 +182,7 @@ def test_a_run_that_is_killed_sends_no_text_twice_but_those_in_flight(
 ) -> None:
     path = store_of(tmp_path / "m.db", 3_000)
     scenario = serve(dimension=DIMENSION, seconds=0.15)
-    command = [sys.executable, "-m", "pipeline", "--db", str(path), *fake_at(scenario)]
+    command = [sys.executable, "-m", "reembed", "--db", str(path), *fake_at(scenario)]
     command += ["--in-flight", "2"]
     environment = clean_environment(tmp_path)
     first = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -469,7 +469,7 @@ def test_the_key_is_nowhere_but_in_the_request(kept: str, serve: Serve, tmp_path
         file.chmod(0o400)
         config.write_text(f'[embeddings]\napi_key_file = "{file}"\n')
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline", "--db", str(path), *fake_at(scenario)],
+        [sys.executable, "-m", "reembed", "--db", str(path), *fake_at(scenario)],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -605,7 +605,7 @@ def test_a_key_goes_over_http_to_another_machine_only_if_it_is_said_again(
     assert reembed("--db", path, *fake_at(scenario), real=True).code == 0
     monkeypatch.setenv("AI_MEMORY_EMBED_API_KEY", KEY)
     elsewhere = ("--base-url", "http://192.0.2.1:9/v1")
-    monkeypatch.setattr("transforms.embedders.client._CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("reembed.transforms.embedders.client._CONNECT_SECONDS", 0.1)
 
     refused = reembed("verify", "--db", path, *elsewhere, "--json", real=True)
 

@@ -11,14 +11,14 @@ from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from pipeline.plan import Plan
+from reembed.pipeline.plan import Plan
+from reembed.transforms.embed import embed_rows
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.read import read_rows
+from reembed.transforms.replace import ReplaceVectors
+from reembed.transforms.rows import RangeVectors
+from reembed.transforms.staging import State
 from tests.conftest import begin, fake_plan, make_store, memory
-from transforms.embed import embed_rows
-from transforms.embedders.fake import FakeEmbedder
-from transforms.read import read_rows
-from transforms.replace import ReplaceVectors
-from transforms.rows import RangeVectors
-from transforms.staging import State
 
 
 @pytest.fixture

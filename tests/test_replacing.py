@@ -16,20 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.plan import Plan
+from reembed.pipeline.plan import Plan
+from reembed.transforms import replacing
+from reembed.transforms.embed import embed_rows
+from reembed.transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
+from reembed.transforms.errors import RunError, StagingError, StoreError, TooManySkippedError
+from reembed.transforms.match import is_ours
+from reembed.transforms.modes import Mode
+from reembed.transforms.read import read_rows
+from reembed.transforms.replacing import check_failures, replace_vectors
+from reembed.transforms.rows import Cause, KeyRange, Stored, Summary
+from reembed.transforms.staging import Ledger, Manifest, Rules, State, read_ledger, saved_ranges
+from reembed.transforms.stores import Replacement, sqlite
+from reembed.transforms.stores.codec import decode, encode
 from tests.conftest import begin, change, fake_plan, files, make_store, memory, select
-from transforms import replacing
-from transforms.embed import embed_rows
-from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
-from transforms.errors import RunError, StagingError, StoreError, TooManySkippedError
-from transforms.match import is_ours
-from transforms.modes import Mode
-from transforms.read import read_rows
-from transforms.replacing import check_failures, replace_vectors
-from transforms.rows import Cause, KeyRange, Stored, Summary
-from transforms.staging import Ledger, Manifest, Rules, State, read_ledger, saved_ranges
-from transforms.stores import Replacement, sqlite
-from transforms.stores.codec import decode, encode
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 OLD = encode(np.array([1.0, 2.0], dtype=np.float32))
@@ -747,7 +747,7 @@ def test_a_backup_of_an_attempt_that_wrote_nothing_goes_only_where_all_rows_hold
 def test_a_backup_that_is_not_read_back_as_it_was_written_stops_it_before_the_first_write(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transforms.staging import backup
+    from reembed.transforms.staging import backup
 
     monkeypatch.setattr(backup, "read_table", lambda path, columns: pa.table({"key": ["a"]}))
 
@@ -859,7 +859,7 @@ def test_the_room_is_that_of_the_new_vectors_the_backup_and_the_log(plan: Plan) 
 def test_a_writer_that_holds_the_lock_is_waited_for(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transforms.stores.sqlite.BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("reembed.transforms.stores.sqlite.BUSY_SECONDS", 0.1)
     connection = sqlite3.connect(plan.store.path, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="locked by another process"):

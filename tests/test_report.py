@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from pipeline import report
-from pipeline.options import Options
-from pipeline.plan import Plan, TokenEstimate
-from pipeline.report import Outcome
-from pipeline.settings import read_settings
+from reembed.pipeline import report
+from reembed.pipeline.options import Options
+from reembed.pipeline.plan import Plan, TokenEstimate
+from reembed.pipeline.report import Outcome
+from reembed.pipeline.settings import read_settings
+from reembed.transforms.embedders import Access, Target
+from reembed.transforms.rows import Cause, Summary
+from reembed.transforms.staging import RunDirectory, State
 from tests.conftest import FAKE, begin, change, fake_plan, make_store, memory
 from tests.test_figures import missing
-from transforms.embedders import Access, Target
-from transforms.rows import Cause, Summary
-from transforms.staging import RunDirectory, State
 
 DONE = Outcome(
     Summary(embedded=4, replaced=3, kept={Cause.ENCRYPTED: 1}, remaining=1, in_old_space=1), 1.5

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.stores.codec import encode
 from tests.conftest import (
     Call,
     begin,
@@ -27,8 +29,6 @@ from tests.conftest import (
     select,
     unjam,
 )
-from transforms.embedders.fake import FakeEmbedder
-from transforms.stores.codec import encode
 
 NEW_ROW = (
     "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at) "

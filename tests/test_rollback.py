@@ -12,22 +12,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import Plan
+from reembed.pipeline.plan import Plan
+from reembed.transforms import replacing, rollback
+from reembed.transforms.embedders.fake import POISON
+from reembed.transforms.errors import RunError, StagingError, StoreError
+from reembed.transforms.match import Change, save_rows
+from reembed.transforms.replacing import replace_vectors
+from reembed.transforms.rollback import (
+    DELETED,
+    EDITED,
+    OVERWRITTEN,
+    RolledBack,
+    restore_rows,
+    roll_back,
+)
+from reembed.transforms.rows import Row, Stored, Summary, text_digest, vector_digest
+from reembed.transforms.staging import Ledger, Manifest, State
+from reembed.transforms.staging.files import tables
+from reembed.transforms.staging.names import BACKUP
+from reembed.transforms.stores import Replacement
+from reembed.transforms.stores.codec import encode
 from tests.conftest import begin, change, fake_plan, make_store, memory, other_contents, select
 from tests.test_match import World, describe, events, play
 from tests.test_replacing import Killed, kill_after_commit, stage
-from transforms import replacing, rollback
-from transforms.embedders.fake import POISON
-from transforms.errors import RunError, StagingError, StoreError
-from transforms.match import Change, save_rows
-from transforms.replacing import replace_vectors
-from transforms.rollback import DELETED, EDITED, OVERWRITTEN, RolledBack, restore_rows, roll_back
-from transforms.rows import Row, Stored, Summary, text_digest, vector_digest
-from transforms.staging import Ledger, Manifest, State
-from transforms.staging.files import tables
-from transforms.staging.names import BACKUP
-from transforms.stores import Replacement
-from transforms.stores.codec import encode
 
 OLD = encode(np.array([1.0, 2.0], dtype=np.float32))
 OTHER = encode(np.array([5.0, 6.0, 7.0], dtype=np.float32))

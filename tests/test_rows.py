@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.rows import (
+from reembed.transforms.rows import (
     Cause,
     KeyRange,
     Row,

@@ -16,16 +16,30 @@ import pytest
 from apache_beam import Pipeline
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
 
-from pipeline.plan import Plan
-from pipeline.report import Outcome
-from pipeline.run import (
+from reembed.pipeline.plan import Plan
+from reembed.pipeline.report import Outcome
+from reembed.pipeline.run import (
     ADDED_OR_EDITED,
     MOST_STALE_PASSES,
     limit_rows,
     run_plan,
     staged_rows,
 )
-from pipeline.runners import parse_beam_options
+from reembed.pipeline.runners import parse_beam_options
+from reembed.transforms.embedders.fake import POISON, FakeEmbedder
+from reembed.transforms.errors import (
+    EmbedderError,
+    IncompleteError,
+    RunError,
+    StagingError,
+    StoreError,
+    TooManySkippedError,
+)
+from reembed.transforms.replacing import replace_vectors
+from reembed.transforms.rows import Cause, Skipped, Summary
+from reembed.transforms.staging import RunDirectory, Scope, State, lock_database
+from reembed.transforms.stores import Replacement
+from reembed.transforms.stores.codec import decode
 from tests.conftest import (
     FAKE,
     begin,
@@ -39,20 +53,6 @@ from tests.conftest import (
     select,
     unjam,
 )
-from transforms.embedders.fake import POISON, FakeEmbedder
-from transforms.errors import (
-    EmbedderError,
-    IncompleteError,
-    RunError,
-    StagingError,
-    StoreError,
-    TooManySkippedError,
-)
-from transforms.replacing import replace_vectors
-from transforms.rows import Cause, Skipped, Summary
-from transforms.staging import RunDirectory, Scope, State, lock_database
-from transforms.stores import Replacement
-from transforms.stores.codec import decode
 
 
 @contextlib.contextmanager
@@ -171,7 +171,7 @@ def editing(
             change(path, *left.pop(0))
         return look(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("pipeline.run.replace_vectors", edited)
+    monkeypatch.setattr("reembed.pipeline.run.replace_vectors", edited)
 
 
 def test_rows_edited_and_added_meanwhile_get_the_vectors_of_their_present_texts(
@@ -437,7 +437,7 @@ def test_a_job_that_was_cancelled_is_not_taken_for_one_that_is_done(
 ) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
     before = path.read_bytes()
-    monkeypatch.setattr("pipeline.runners._make_runner", lambda name: Cancelling())
+    monkeypatch.setattr("reembed.pipeline.runners._make_runner", lambda name: Cancelling())
 
     with pytest.raises(RunError, match=r"the job ended as CANCELLED, .* run again to go on"):
         run(fake_plan(path))
@@ -514,7 +514,7 @@ def test_rows_that_the_model_rejected_are_offered_again_only_where_that_is_asked
     path = make_store(tmp_path / "m.db", [memory("a", POISON), memory("b", POISON), memory("c")])
     with pytest.raises(TooManySkippedError):
         run(fake_plan(path))
-    monkeypatch.setattr("transforms.embedders.fake.POISON", "nothing is refused any more")
+    monkeypatch.setattr("reembed.transforms.embedders.fake.POISON", "nothing is refused any more")
 
     with pytest.raises(TooManySkippedError):
         run(fake_plan(path))
@@ -570,7 +570,7 @@ def test_a_run_that_another_process_has_taken_over_writes_nothing_more(
         plan.run.write_manifest(dataclasses.replace(manifest, attempt="another"))
         return look(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("pipeline.run.replace_vectors", overtaken)
+    monkeypatch.setattr("reembed.pipeline.run.replace_vectors", overtaken)
 
     with pytest.raises(RunError, match=r"^another process has taken over the run "):
         run(plan)

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import plan as planning
+from reembed.pipeline import plan as planning
+from reembed.transforms.staging import RunDirectory, Scope
 from tests.conftest import Call, make_store, memory, select
-from transforms.staging import RunDirectory, Scope
 
 VECTORS = "SELECT id, embedding, embedding_dim FROM memories ORDER BY id"
 MODELS = {"first": 0.0, "second": 0.5, "third": -0.5}

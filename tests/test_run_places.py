@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reembed.transforms.errors import StagingError
+from reembed.transforms.staging import RunDirectory, find_runs, lock_database, staging_root
+from reembed.transforms.staging.backup import read_ledger, saved_columns
+from reembed.transforms.staging.files import failing_clearly, write_table
+from reembed.transforms.stores.demo import hashed_vector
 from tests.conftest import Call, all_columns, change, files, kept_files, make_store, memory
-from transforms.errors import StagingError
-from transforms.staging import RunDirectory, find_runs, lock_database, staging_root
-from transforms.staging.backup import read_ledger, saved_columns
-from transforms.staging.files import failing_clearly, write_table
-from transforms.stores.demo import hashed_vector
 
 
 @pytest.fixture

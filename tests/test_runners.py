@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipeline.runners import check_runner, make_pipeline, parse_beam_options
-from transforms.errors import RunError, UsageError
+from reembed.pipeline.runners import check_runner, make_pipeline, parse_beam_options
+from reembed.transforms.errors import RunError, UsageError
 
 
 @pytest.mark.parametrize(

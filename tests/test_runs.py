@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import files
-from transforms.embedders import Target
-from transforms.errors import RunError, StagingError
-from transforms.rows import KeyRange, RangeVectors, StagedRow
-from transforms.staging import (
+from reembed.transforms.embedders import Target
+from reembed.transforms.errors import RunError, StagingError
+from reembed.transforms.rows import KeyRange, RangeVectors, StagedRow
+from reembed.transforms.staging import (
     Manifest,
     RunDirectory,
     Scope,
@@ -33,7 +32,8 @@ from transforms.staging import (
     staging_root,
     write_backup,
 )
-from transforms.staging.runs import MANIFEST, SUMMARY
+from reembed.transforms.staging.runs import MANIFEST, SUMMARY
+from tests.conftest import files
 
 KEYS = KeyRange(7, "a", "b")
 ROWS = (StagedRow("k1", b"d" * 16, bytes(8)), StagedRow("k2", b"e" * 16, bytes(8)))

@@ -18,11 +18,11 @@ from google.cloud.secretmanager_v1.types import (
     AccessSecretVersionResponse,
 )
 
-from pipeline.options import Options
-from transforms.embedders.endpoint import read_key
-from transforms.embedders.secrets import fetch_secret
-from transforms.embedders.target import Access
-from transforms.errors import EmbedderError, UsageError
+from reembed.pipeline.options import Options
+from reembed.transforms.embedders.endpoint import read_key
+from reembed.transforms.embedders.secrets import fetch_secret
+from reembed.transforms.embedders.target import Access
+from reembed.transforms.errors import EmbedderError, UsageError
 
 NAME = "projects/p/secrets/{}/versions/latest"
 METHOD = "/google.cloud.secretmanager.v1.SecretManagerService/AccessSecretVersion"

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pipeline.options import Options
-from pipeline.settings import Settings, check_is_store, read_settings
+from reembed.pipeline.options import Options
+from reembed.pipeline.settings import Settings, check_is_store, read_settings
+from reembed.transforms.embedders import Access
+from reembed.transforms.embedders.endpoint import check_endpoint
+from reembed.transforms.errors import EmbedderError, NoEmbedderError, ReembedError, UsageError
 from tests.conftest import Call, files, make_store, memory
-from transforms.embedders import Access
-from transforms.embedders.endpoint import check_endpoint
-from transforms.errors import EmbedderError, NoEmbedderError, ReembedError, UsageError
 
 MINILM = "all-MiniLM-L6-v2"
 NOMIC = "nomic-embed-text-v1.5"

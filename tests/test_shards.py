@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.errors import StagingError
-from transforms.rows import Cause, KeyRange, RangeVectors, Skipped, StagedRange, StagedRow
-from transforms.staging.shards import list_shards, read_shards, read_tokens, write_shard
+from reembed.transforms.errors import StagingError
+from reembed.transforms.rows import Cause, KeyRange, RangeVectors, Skipped, StagedRange, StagedRow
+from reembed.transforms.staging.shards import list_shards, read_shards, read_tokens, write_shard
 
 KEYS = KeyRange(7, "a", "b")
 VECTOR = np.array([1.5, -2.0], dtype="<f4").tobytes()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from reembed.transforms.errors import StoreError
+from reembed.transforms.stores import recover_store
+from reembed.transforms.stores.side_files import check_side_files
+from reembed.transforms.stores.sqlite import write_connection, write_transaction
 from tests.conftest import Call, files, make_store, memory, select
-from transforms.errors import StoreError
-from transforms.stores import recover_store
-from transforms.stores.side_files import check_side_files
-from transforms.stores.sqlite import write_connection, write_transaction
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="other owners can only be made by root")
 MAGIC = bytes.fromhex("d9d505f920a163d7")

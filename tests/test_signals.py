@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import interrupts
+from reembed.pipeline import interrupts
+from reembed.transforms.embedders import PROBE_TEXTS, fake
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.stores.codec import encode
 from tests import fake_program
 from tests.conftest import Program, clean_environment, make_store, memory, select
-from transforms.embedders import PROBE_TEXTS, fake
-from transforms.embedders.fake import FakeEmbedder
-from transforms.stores.codec import encode
 
 ROWS, RANGE_ROWS = 320, 64
 BOUND_SECONDS = 3.0
@@ -265,7 +265,7 @@ class Noting(fake_program.Slow):
 
 
 if __name__ == "__main__":
-    from pipeline.cli import main
+    from reembed.pipeline.cli import main
 
     fake_program.install()
     fake.FakeEmbedder = Noting  # type: ignore[misc]

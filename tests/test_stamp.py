@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reembed.transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
+from reembed.transforms.errors import StampError
+from reembed.transforms.rows import Vectors
+from reembed.transforms.stamp import WITNESSES, check_witnesses
+from reembed.transforms.stores.codec import encode
+from reembed.transforms.stores.demo import hashed_vector
 from tests.conftest import Call, change, fake_plan, jam, make_store, memory, select, unjam
-from transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
-from transforms.errors import StampError
-from transforms.rows import Vectors
-from transforms.stamp import WITNESSES, check_witnesses
-from transforms.stores.codec import encode
-from transforms.stores.demo import hashed_vector
 
 STAMP = "sentence-transformers/all-minilm-l6-v2#none"
 

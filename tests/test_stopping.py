@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli, run
+from reembed.pipeline import cli, run
+from reembed.transforms import replacing
+from reembed.transforms.staging import Manifest, RunDirectory
 from tests import fake_program, kills
 from tests.conftest import Call, clean_environment, make_store, memory, select
-from transforms import replacing
-from transforms.staging import Manifest, RunDirectory
 
 ROWS, RANGE_ROWS = 80, 16
 
@@ -37,9 +37,9 @@ IN_WORKERS = f"""
 import sys, threading, time
 
 def patch():
-    while not hasattr(sys.modules.get("transforms.replacing"), "replace_vectors"):
+    while not hasattr(sys.modules.get("reembed.transforms.replacing"), "replace_vectors"):
         time.sleep(0.01)
-    replacing = sys.modules["transforms.replacing"]
+    replacing = sys.modules["reembed.transforms.replacing"]
     write, pauses = replacing.write_backup, [{PAUSE_SECONDS}]
     def write_slowly(*arguments, **more):
         path = write(*arguments, **more)

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reembed.transforms.errors import StampError, StoreError
+from reembed.transforms.modes import Mode
+from reembed.transforms.rows import Cause, KeyRange, Row, Stored, text_digest
+from reembed.transforms.stores import Store, open_store, take_survey
+from reembed.transforms.stores import sqlite as sqlite_files
+from reembed.transforms.stores.ai_memory import TEXT_CAP_BYTES, space_stamp
+from reembed.transforms.stores.codec import decode, encode
 from tests.conftest import change, files, make_store, memory, other_contents, select, unpack
-from transforms.errors import StampError, StoreError
-from transforms.modes import Mode
-from transforms.rows import Cause, KeyRange, Row, Stored, text_digest
-from transforms.stores import Store, open_store, take_survey
-from transforms.stores import sqlite as sqlite_files
-from transforms.stores.ai_memory import TEXT_CAP_BYTES, space_stamp
-from transforms.stores.codec import decode, encode
 
 VECTOR = np.array([3.0, 4.0], dtype=np.float32)
 RAW = VECTOR.tobytes()

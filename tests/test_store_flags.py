@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.options import STORE_FLAGS, STORE_LISTS
+from reembed.pipeline.options import STORE_FLAGS, STORE_LISTS
 from tests.conftest import Call, files
 from tests.store_kinds import KINDS, Kind
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from reembed.transforms.embedders.fake import POISON
+from reembed.transforms.staging import State, find_runs
 from tests.conftest import ROOT, Call, Ran, change, clean_environment, files, losing_writes, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind
-from transforms.embedders.fake import POISON
-from transforms.staging import State, find_runs
 
 TEXTS: list[str | None] = [f"text {at}" for at in range(30)]
 

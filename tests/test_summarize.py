@@ -8,9 +8,9 @@ from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reembed.transforms.rows import Cause, KeyRange, Skipped, StagedRange, Summary
+from reembed.transforms.summarize import SummarizeRun, summarize_run
 from tests.test_rows import summaries
-from transforms.rows import Cause, KeyRange, Skipped, StagedRange, Summary
-from transforms.summarize import SummarizeRun, summarize_run
 
 KEYS = KeyRange(0, None, None)
 

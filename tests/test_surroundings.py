@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from pipeline.surroundings import file_system, holders, warnings
+from reembed.pipeline.surroundings import file_system, holders, warnings
 from tests.conftest import make_store, memory
 from tests.test_bad_input import holding
 

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.options import Options
-from pipeline.store_options import store_config
+from reembed.pipeline.options import Options
+from reembed.pipeline.store_options import store_config
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.errors import ReembedError, StoreError, UsageError
+from reembed.transforms.modes import Mode
+from reembed.transforms.rows import KeyRange
+from reembed.transforms.stores import Store, open_store
+from reembed.transforms.stores.formats import encode
+from reembed.transforms.stores.table import TableConfig
+from reembed.transforms.stores.vec0 import connect
 from tests.conftest import Call, change, files, make_store, memory, select
-from transforms.embedders.fake import FakeEmbedder
-from transforms.errors import ReembedError, StoreError, UsageError
-from transforms.modes import Mode
-from transforms.rows import KeyRange
-from transforms.stores import Store, open_store
-from transforms.stores.formats import encode
-from transforms.stores.table import TableConfig
-from transforms.stores.vec0 import connect
 
 EVERYTHING = KeyRange(0, None, None)
 VECTOR = np.linspace(-1, 1, 6).astype("<f4").tobytes()

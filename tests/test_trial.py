@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from reembed.transforms.errors import UndoneError
+from reembed.transforms.stores import Replacement, check_update, open_store, trial, try_update
+from reembed.transforms.stores.vec0 import connect
 from tests.conftest import Call, change, files, kept_files, make_store, memory, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind, Vec, old_vector
-from transforms.errors import UndoneError
-from transforms.stores import Replacement, check_update, open_store, trial, try_update
-from transforms.stores.vec0 import connect
 
 TABLE = "CREATE TABLE t (id INTEGER PRIMARY KEY, body TEXT, model TEXT, v BLOB)"
 COLUMNS = ("--table", "t", "--text", "body", "--vector", "v", "--space-column", "model")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from transforms.errors import StagingError
-from transforms.staging import trust
-from transforms.staging.files import publish
-from transforms.staging.trust import open_lock, read_file
+from reembed.transforms.errors import StagingError
+from reembed.transforms.staging import trust
+from reembed.transforms.staging.files import publish
+from reembed.transforms.staging.trust import open_lock, read_file
 
 
 def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:

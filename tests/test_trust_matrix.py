@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from reembed.transforms.staging import staging_root
 from tests.conftest import Call, Program, files, make_store, memory, select
-from transforms.staging import staging_root
 
 VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"
 STRANGER = 4321

@@ -11,9 +11,8 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.conftest import Call, begin, fake_plan, files, make_store, memory, select
-from transforms.errors import StagingError, UsageError
-from transforms.staging import (
+from reembed.transforms.errors import StagingError, UsageError
+from reembed.transforms.staging import (
     find_runs,
     lock_database,
     lock_holder,
@@ -21,7 +20,8 @@ from transforms.staging import (
     staging_root,
     trust,
 )
-from transforms.staging.files import tree_bytes
+from reembed.transforms.staging.files import tree_bytes
+from tests.conftest import Call, begin, fake_plan, files, make_store, memory, select
 
 VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="other owners can only be made by root")

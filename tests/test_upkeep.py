@@ -13,6 +13,18 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
+from reembed.transforms import embedders, rollback
+from reembed.transforms.embedders.fake import POISON, FakeEmbedder
+from reembed.transforms.embedders.models import MINILM, find_model
+from reembed.transforms.errors import EmbedderError
+from reembed.transforms.replacing import reads_back
+from reembed.transforms.rollback import DELETED, NOT_KEPT
+from reembed.transforms.rows import RangeVectors
+from reembed.transforms.staging import RunDirectory, State, lock_database, read_shards
+from reembed.transforms.stores import Store, Written
+from reembed.transforms.stores.codec import encode
+from reembed.transforms.stores.demo import hashed_vector
+from reembed.transforms.stores.vec0 import connect as vec_connect
 from tests.conftest import (
     Call,
     all_columns,
@@ -29,18 +41,6 @@ from tests.conftest import (
     unjam,
     unpack,
 )
-from transforms import embedders, rollback
-from transforms.embedders.fake import POISON, FakeEmbedder
-from transforms.embedders.models import MINILM, find_model
-from transforms.errors import EmbedderError
-from transforms.replacing import reads_back
-from transforms.rollback import DELETED, NOT_KEPT
-from transforms.rows import RangeVectors
-from transforms.staging import RunDirectory, State, lock_database, read_shards
-from transforms.stores import Store, Written
-from transforms.stores.codec import encode
-from transforms.stores.demo import hashed_vector
-from transforms.stores.vec0 import connect as vec_connect
 
 SECRET = "projects/p/secrets/s/versions/latest"
 COMMANDS = ("status", "verify", "rollback", "cleanup")

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.stores.vec import with_dimension
+from reembed.transforms.stores.vec0 import connect
 from tests.conftest import Call, Program, files, make_store, memory
-from transforms.embedders.fake import FakeEmbedder
-from transforms.stores.vec import with_dimension
-from transforms.stores.vec0 import connect
 
 TEXTS = [f"note {at}" for at in range(40)]
 FLAGS = ("--text", "body")

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.stores.formats import decode
+from reembed.transforms.stores.vec0 import connect
 from tests.conftest import Call, Ran, change, files, select
-from transforms.embedders.fake import FakeEmbedder
-from transforms.stores.formats import decode
-from transforms.stores.vec0 import connect
 
 TEXTS = [f"The archivist has painted {at} lamps of the old bridge." for at in range(10)]
 BODY = ("--text", "body", "--text-table", "chunks")

@@ -10,20 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tests.conftest import begin, change, fake_plan, make_store, memory
-from transforms.embedders.fake import FakeEmbedder
-from transforms.replacing import replace_vectors
-from transforms.rows import RangeVectors, StagedRow
-from transforms.staging import RunDirectory
-from transforms.stores import Store
-from transforms.stores.codec import decode, encode
-from transforms.verify import (
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.replacing import replace_vectors
+from reembed.transforms.rows import RangeVectors, StagedRow
+from reembed.transforms.staging import RunDirectory
+from reembed.transforms.stores import Store
+from reembed.transforms.stores.codec import decode, encode
+from reembed.transforms.verify import (
     UNIT_TOLERANCE,
     WRONG,
     Findings,
     find_fault,
     verify_rows,
 )
+from tests.conftest import begin, change, fake_plan, make_store, memory
 
 UNIT = FakeEmbedder(4).embed(["a text"])[0]
 

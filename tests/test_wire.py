@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
-from transforms.embedders.wire import (
+from reembed.transforms.embedders.wire import (
     BadAnswer,
     path_of,
     read_answer,

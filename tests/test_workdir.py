@@ -8,7 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from apache_beam.io.filesystems import FileSystems
 
+from reembed.transforms.errors import RunError, StagingError
+from reembed.transforms.rows import KeyRange, RangeRows, RangeVectors, Row, StagedRow, text_digest
+from reembed.transforms.workdir import WorkDirectory
 from tests.conftest import (
     Call,
     Program,
@@ -20,9 +24,6 @@ from tests.conftest import (
     select,
     worker_pool,
 )
-from transforms.errors import RunError, StagingError
-from transforms.rows import KeyRange, RangeRows, RangeVectors, Row, StagedRow, text_digest
-from transforms.workdir import WorkDirectory
 
 KEYS = KeyRange(3, None, None)
 VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"
@@ -249,11 +250,11 @@ def test_workers_that_find_nothing_of_what_was_left_for_them_end_the_run(
 def test_a_place_that_does_not_answer_is_told_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from transforms import workdir
+    from reembed.transforms import workdir
 
     released = threading.Event()
     monkeypatch.setattr(workdir, "MOST_SECONDS", 0.05)
-    monkeypatch.setattr("transforms.workdir.FileSystems.exists", lambda path: released.wait(30))
+    monkeypatch.setattr(FileSystems, "exists", lambda path: released.wait(30))
     try:
         with pytest.raises(StagingError, match=r"^the work directory gs://b/x gave no answer with"):
             WorkDirectory("gs://b/x", "1").make()

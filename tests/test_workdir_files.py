@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from apache_beam.io.filesystem import FileMetadata, MatchResult
 
+from reembed.transforms import workdir
+from reembed.transforms.errors import StagingError, UsageError
+from reembed.transforms.rows import KeyRange, RangeRows, RangeVectors, Row, StagedRow, text_digest
+from reembed.transforms.staging.names import SHARD
+from reembed.transforms.workdir import WorkDirectory
 from tests.conftest import Call, begin, fake_plan, files, make_store, memory
-from transforms import workdir
-from transforms.errors import StagingError, UsageError
-from transforms.rows import KeyRange, RangeRows, RangeVectors, Row, StagedRow, text_digest
-from transforms.staging.names import SHARD
-from transforms.workdir import WorkDirectory
 
 KEYS = KeyRange(3, None, None)
 PART = RangeRows(KEYS, 0, (Row("a", 0, "text", text_digest(b"text")),))

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
+from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.stores import Replacement
+from reembed.transforms.stores.codec import encode
+from reembed.transforms.stores.demo import Memory, hashed_vector
 from tests.conftest import Call, Program, clean_environment, make_store, memory, select
-from transforms.embedders.fake import FakeEmbedder
-from transforms.stores import Replacement
-from transforms.stores.codec import encode
-from transforms.stores.demo import Memory, hashed_vector
 
 ROWS = 300
 PAUSE_SECONDS = 1 / 20

@@ -16,11 +16,11 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 from numpy.typing import NDArray
 
-from transforms.embedders import Embedder, Target, have_direction, load_embedder
-from transforms.embedders.target import MOST_IN_FLIGHT
-from transforms.errors import TextRejected
-from transforms.known import KnownTexts
-from transforms.rows import Cause, RangeRows, RangeVectors, Row, Skipped, StagedRow, Vectors
+from reembed.transforms.embedders import Embedder, Target, have_direction, load_embedder
+from reembed.transforms.embedders.target import MOST_IN_FLIGHT
+from reembed.transforms.errors import TextRejected
+from reembed.transforms.known import KnownTexts
+from reembed.transforms.rows import Cause, RangeRows, RangeVectors, Row, Skipped, StagedRow, Vectors
 
 SKIPPED: Literal["skipped"] = "skipped"
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from transforms.rows import Cause, Row, Saved, StagedRow, Stored, Summary, vector_digest
-from transforms.staging import Ledger
+from reembed.transforms.rows import Cause, Row, Saved, StagedRow, Stored, Summary, vector_digest
+from reembed.transforms.staging import Ledger
 
 Describe = Callable[[bytes | None], Stored]
 """What a row holds once it has this vector (little-endian float32), or none."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
-from transforms.match import concerns
-from transforms.rows import KeyRange, RangeRows, Row
-from transforms.staging import RunDirectory, read_ledger, read_shards
-from transforms.stores import Store
-from transforms.workdir import WorkDirectory
+from reembed.transforms.match import concerns
+from reembed.transforms.rows import KeyRange, RangeRows, Row
+from reembed.transforms.staging import RunDirectory, read_ledger, read_shards
+from reembed.transforms.stores import Store
+from reembed.transforms.workdir import WorkDirectory
 
 PART_TEXT_BYTES = 262_144
 """Most text that is embedded, staged and counted as one."""

@@ -1,6 +1,6 @@
 """The sink of the pipeline: it writes the vectors, as shards.
 
-Making them live is the launcher's last step, once all are there: `transforms.replacing`.
+Making them live is the launcher's last step, once all are there: `reembed.transforms.replacing`.
 """
 
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
-from transforms.rows import RangeVectors, StagedRange
-from transforms.staging import RunDirectory
-from transforms.workdir import WorkDirectory
+from reembed.transforms.rows import RangeVectors, StagedRange
+from reembed.transforms.staging import RunDirectory
+from reembed.transforms.workdir import WorkDirectory
 
 
 @dataclass

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transforms.embedders import Target
-from transforms.errors import TooManySkippedError
-from transforms.match import Match, holds_former, is_ours, match_rows, save_rows
-from transforms.rows import KeyRange, Row, StagedRow, Stored, Summary, vector_digest
-from transforms.staging import (
+from reembed.transforms.embedders import Target
+from reembed.transforms.errors import TooManySkippedError
+from reembed.transforms.match import Match, holds_former, is_ours, match_rows, save_rows
+from reembed.transforms.rows import KeyRange, Row, StagedRow, Stored, Summary, vector_digest
+from reembed.transforms.staging import (
     Ledger,
     Rules,
     RunDirectory,
@@ -31,7 +31,7 @@ from transforms.staging import (
     saved_ranges,
     write_backup,
 )
-from transforms.stores import Replacement, Store, Written, same_columns
+from reembed.transforms.stores import Replacement, Store, Written, same_columns
 
 ROW_BYTES = 128
 """What a row takes in a shard or in the backup besides its vector: a key and digests."""

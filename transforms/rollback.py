@@ -7,13 +7,27 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from dataclasses import dataclass, field
 from functools import partial
 
-from transforms.errors import IncompleteError, StoreError
-from transforms.match import is_ours
-from transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS, reads_back
-from transforms.rows import KeyRange, Row, Saved, Stored, former_skipped_digest, vector_digest
-from transforms.staging import Ledger, RunDirectory, State, read_ledger, saved_columns, saved_ranges
-from transforms.staging.runs import SKIPPED
-from transforms.stores import Replacement, Store, Written, known_part, try_restore
+from reembed.transforms.errors import IncompleteError, StoreError
+from reembed.transforms.match import is_ours
+from reembed.transforms.replacing import MOST_ROWS_AT_ONCE, TRANSACTION_SECONDS, reads_back
+from reembed.transforms.rows import (
+    KeyRange,
+    Row,
+    Saved,
+    Stored,
+    former_skipped_digest,
+    vector_digest,
+)
+from reembed.transforms.staging import (
+    Ledger,
+    RunDirectory,
+    State,
+    read_ledger,
+    saved_columns,
+    saved_ranges,
+)
+from reembed.transforms.staging.runs import SKIPPED
+from reembed.transforms.stores import Replacement, Store, Written, known_part, try_restore
 
 EDITED = "its text was edited since"
 OVERWRITTEN = "its vector was changed by another program since"

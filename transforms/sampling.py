@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transforms.rows import Row
+from reembed.transforms.rows import Row
 
 
 class Sample:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from transforms.embed import find_problems
-from transforms.embedders import WITNESS_COSINE, Embedder, cosines, embed_each
-from transforms.errors import StampError
-from transforms.match import concerns
-from transforms.rows import Cause, KeyRange, RangeVectors, Row, Skipped, StagedRow
-from transforms.sampling import Sample
-from transforms.staging import RunDirectory, read_ledger, read_shards
-from transforms.stores import Store
+from reembed.transforms.embed import find_problems
+from reembed.transforms.embedders import WITNESS_COSINE, Embedder, cosines, embed_each
+from reembed.transforms.errors import StampError
+from reembed.transforms.match import concerns
+from reembed.transforms.rows import Cause, KeyRange, RangeVectors, Row, Skipped, StagedRow
+from reembed.transforms.sampling import Sample
+from reembed.transforms.staging import RunDirectory, read_ledger, read_shards
+from reembed.transforms.stores import Store
 
 WITNESSES = 64
 """Rows that are embedded to see whether the stored vectors are the target's."""

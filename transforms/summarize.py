@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
-from transforms.rows import Skipped, StagedRange, Summary
+from reembed.transforms.rows import Skipped, StagedRange, Summary
 
 
 def summarize_run(parts: Iterable[Summary]) -> Summary:

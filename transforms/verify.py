@@ -10,13 +10,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.embedders import have_direction
-from transforms.match import holds_written, is_ours
-from transforms.rollback import require_numbers
-from transforms.rows import KeyRange, Row
-from transforms.sampling import Sample
-from transforms.staging import Ledger, RunDirectory, read_ledger, saved_columns
-from transforms.stores import Store, contradicts
+from reembed.transforms.embedders import have_direction
+from reembed.transforms.match import holds_written, is_ours
+from reembed.transforms.rollback import require_numbers
+from reembed.transforms.rows import KeyRange, Row
+from reembed.transforms.sampling import Sample
+from reembed.transforms.staging import Ledger, RunDirectory, read_ledger, saved_columns
+from reembed.transforms.stores import Store, contradicts
 
 Decode = Callable[[bytes], NDArray[np.float32]]
 """Turns what is stored into a vector; raises ValueError for what is none."""

@@ -24,11 +24,11 @@ from typing import Any, TypeVar
 
 from apache_beam.io.filesystems import FileSystems
 
-from transforms.embedders.within import within
-from transforms.errors import ReembedError, StagingError
-from transforms.hiding import first_line, shown
-from transforms.rows import KeyRange, RangeRows, RangeVectors, StagedRange
-from transforms.staging import (
+from reembed.transforms.embedders.within import within
+from reembed.transforms.errors import ReembedError, StagingError
+from reembed.transforms.hiding import first_line, shown
+from reembed.transforms.rows import KeyRange, RangeRows, RangeVectors, StagedRange
+from reembed.transforms.staging import (
     RunDirectory,
     decode_input,
     encode_input,
@@ -38,7 +38,7 @@ from transforms.staging import (
     publish,
     trust,
 )
-from transforms.staging.names import INPUT, OF_WORK, SHARD
+from reembed.transforms.staging.names import INPUT, OF_WORK, SHARD
 
 FILES_AT_ONCE = 16
 

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 
-from transforms.embedders.base import (
+from reembed.transforms.embedders.base import (
     PROBE_TEXTS,
     TOGETHER,
     WITNESS_COSINE,
@@ -19,9 +19,9 @@ from transforms.embedders.base import (
     have_direction,
     same_vectors,
 )
-from transforms.embedders.target import SAME_COSINE, Access, Target
-from transforms.errors import EmbedderError, RunError, TextRejected
-from transforms.rows import Vectors
+from reembed.transforms.embedders.target import SAME_COSINE, Access, Target
+from reembed.transforms.errors import EmbedderError, RunError, TextRejected
+from reembed.transforms.rows import Vectors
 
 __all__ = [
     "PROBE_TEXTS",
@@ -157,7 +157,7 @@ def _load(target: Target) -> Embedder:
 
 def _build(target: Target) -> Embedder:
     if target.backend == "local":
-        from transforms.embedders.local import LocalEmbedder
+        from reembed.transforms.embedders.local import LocalEmbedder
 
         return LocalEmbedder(
             target.source or target.model,
@@ -167,11 +167,11 @@ def _build(target: Target) -> Embedder:
             precision=target.precision,
         )
     if target.backend == "fake":
-        from transforms.embedders.fake import FakeEmbedder
+        from reembed.transforms.embedders.fake import FakeEmbedder
 
         return FakeEmbedder(target.dimension)
     if target.access is not None:
-        from transforms.embedders.http import HttpEmbedder
+        from reembed.transforms.embedders.http import HttpEmbedder
 
         return HttpEmbedder(target)
     raise EmbedderError(f"there is no embedder for the backend {target.backend!r}")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.embedders.target import SAME_COSINE
-from transforms.rows import Vectors
+from reembed.transforms.embedders.target import SAME_COSINE
+from reembed.transforms.rows import Vectors
 
 PROBE_TEXTS = (
     "a probe text",

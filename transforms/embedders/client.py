@@ -15,16 +15,16 @@ from pathlib import Path
 
 import httpx2
 
-from transforms.embedders.endpoint import (
+from reembed.transforms.embedders.endpoint import (
     check_endpoint,
     check_proxies,
     host,
     is_loopback,
     read_key,
 )
-from transforms.embedders.families import same_model
-from transforms.embedders.target import Access, Target
-from transforms.embedders.wire import (
+from reembed.transforms.embedders.families import same_model
+from reembed.transforms.embedders.target import Access, Target
+from reembed.transforms.embedders.wire import (
     OLLAMA,
     Answer,
     BadAnswer,
@@ -35,9 +35,9 @@ from transforms.embedders.wire import (
     read_window,
     request_body,
 )
-from transforms.embedders.within import within
-from transforms.errors import EmbedderError, TextRejected
-from transforms.hiding import origin, shown
+from reembed.transforms.embedders.within import within
+from reembed.transforms.errors import EmbedderError, TextRejected
+from reembed.transforms.hiding import origin, shown
 
 _CONNECT_SECONDS = 10.0
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from transforms.rows import Vectors
+    from reembed.transforms.rows import Vectors
 
 Tokens = NDArray[np.int64]
 """One column of what a model is given: shape (texts, tokens)."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from transforms.errors import EmbedderError, UsageError
-from transforms.hiding import first_line, shown
+from reembed.transforms.errors import EmbedderError, UsageError
+from reembed.transforms.hiding import first_line, shown
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 """The kinds of devices that a model can be loaded on; torch has others that calculate nothing."""

@@ -9,10 +9,10 @@ import stat
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from transforms.embedders.secrets import fetch_secret
-from transforms.embedders.target import Access
-from transforms.errors import EmbedderError
-from transforms.hiding import PROXY_VARIABLES, note_secret, origin
+from reembed.transforms.embedders.secrets import fetch_secret
+from reembed.transforms.embedders.target import Access
+from reembed.transforms.errors import EmbedderError
+from reembed.transforms.hiding import PROXY_VARIABLES, note_secret, origin
 
 EGRESS = ("allow", "deny", "loopback-only", "internal-only")
 """The values of AI_MEMORY_INFERENCE_EGRESS: where a program may send texts to."""

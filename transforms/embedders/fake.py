@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from transforms.embedders.base import Embedder
-from transforms.errors import TextRejected
-from transforms.rows import Vectors, text_digest
+from reembed.transforms.embedders.base import Embedder
+from reembed.transforms.errors import TextRejected
+from reembed.transforms.rows import Vectors, text_digest
 
 POISON = "POISON"
 """A batch with a text that holds this word is rejected as a whole, as many servers do."""

@@ -11,7 +11,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.embedders.base import (
+from reembed.transforms.embedders.base import (
     PROBE_TEXTS,
     TOGETHER,
     WITNESS_COSINE,
@@ -21,14 +21,14 @@ from transforms.embedders.base import (
     have_direction,
     same_vectors,
 )
-from transforms.embedders.client import Busy, Client, Failed, Refused
-from transforms.embedders.endpoint import host
-from transforms.embedders.families import BYTES_A_TOKEN, OLLAMA_NAMES, fold_name
-from transforms.embedders.pace import Budget, Outage, Pace, backoff
-from transforms.embedders.target import Target
-from transforms.embedders.wire import OLLAMA, Answer
-from transforms.errors import EmbedderError, RunError, TextRejected
-from transforms.rows import Vectors
+from reembed.transforms.embedders.client import Busy, Client, Failed, Refused
+from reembed.transforms.embedders.endpoint import host
+from reembed.transforms.embedders.families import BYTES_A_TOKEN, OLLAMA_NAMES, fold_name
+from reembed.transforms.embedders.pace import Budget, Outage, Pace, backoff
+from reembed.transforms.embedders.target import Target
+from reembed.transforms.embedders.wire import OLLAMA, Answer
+from reembed.transforms.errors import EmbedderError, RunError, TextRejected
+from reembed.transforms.rows import Vectors
 
 _logger = logging.getLogger("reembed")
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transforms.embedders.within import within
-from transforms.errors import EmbedderError
-from transforms.hiding import origin, shown
+from reembed.transforms.embedders.within import within
+from reembed.transforms.errors import EmbedderError
+from reembed.transforms.hiding import origin, shown
 
 HUB_TIMEOUT_SECONDS = 10.0
 

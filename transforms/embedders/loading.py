@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from transforms.embedders.devices import check_device, require_precision
-from transforms.embedders.models import require_tokenizer
-from transforms.errors import EmbedderError
-from transforms.hiding import first_line, shown
+from reembed.transforms.embedders.devices import check_device, require_precision
+from reembed.transforms.embedders.models import require_tokenizer
+from reembed.transforms.errors import EmbedderError
+from reembed.transforms.hiding import first_line, shown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

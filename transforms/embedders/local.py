@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transforms.embedders.base import PROBE_TEXTS, Batch, Embedder, same_vectors
-from transforms.embedders.hub import fetch_model
-from transforms.embedders.loading import load_model
-from transforms.embedders.models import (
+from reembed.transforms.embedders.base import PROBE_TEXTS, Batch, Embedder, same_vectors
+from reembed.transforms.embedders.hub import fetch_model
+from reembed.transforms.embedders.loading import load_model
+from reembed.transforms.embedders.models import (
     MINILM_WINDOW,
     find_model,
     is_minilm,
 )
-from transforms.errors import EmbedderError, TextRejected
-from transforms.rows import Vectors
+from reembed.transforms.errors import EmbedderError, TextRejected
+from reembed.transforms.rows import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Encoding, Tokenizer
 
-    from transforms.embedders.compiled import CompiledModel, Tokens
+    from reembed.transforms.embedders.compiled import CompiledModel, Tokens
 
 
 MOST_BATCH_TOKENS = 1_024
@@ -175,8 +175,8 @@ class LocalEmbedder(Embedder):
         These are: tokens put straight through the modules, and these compiled, or else their
         weights packed beforehand.
         """
-        from transforms.embedders.compiled import MOST_WINDOW
-        from transforms.embedders.packed import pack_linear, unpack_linear
+        from reembed.transforms.embedders.compiled import MOST_WINDOW
+        from reembed.transforms.embedders.packed import pack_linear, unpack_linear
 
         window = getattr(self._model, "max_seq_length", None) or _NO_WINDOW
         tokenizer = getattr(self._model, "tokenizer", None)
@@ -213,7 +213,7 @@ class LocalEmbedder(Embedder):
         """Compile the modules; None for what this machine can't, or gains nothing from."""
         import torch
 
-        from transforms.embedders.compiled import MOST_WEIGHT_BYTES, CompiledModel
+        from reembed.transforms.embedders.compiled import MOST_WEIGHT_BYTES, CompiledModel
 
         if (self._model.device.type, self._model.dtype) != ("cpu", torch.float32):
             return None

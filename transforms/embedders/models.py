@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from transforms.embedders.hub import fetch_model
-from transforms.errors import EmbedderError
-from transforms.hiding import shown
+from reembed.transforms.embedders.hub import fetch_model
+from reembed.transforms.errors import EmbedderError
+from reembed.transforms.hiding import shown
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_WINDOW = 256

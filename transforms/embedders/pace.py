@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from transforms.embedders.target import FIRST_IN_FLIGHT
+from reembed.transforms.embedders.target import FIRST_IN_FLIGHT
 
 FIRST_WAIT_SECONDS = 0.5
 MOST_WAIT_SECONDS = 30.0

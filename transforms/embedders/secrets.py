@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transforms.errors import EmbedderError
+from reembed.transforms.errors import EmbedderError
 
 
 def fetch_secret(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from transforms.hiding import key_words, shown
+from reembed.transforms.hiding import key_words, shown
 
 SAME_COSINE = 0.9999
 """Vectors of one text are one model's from here on; a model's own noise is far smaller."""

@@ -1,16 +1,16 @@
 """Staging: the run directory, its shards, backup and manifest. All Parquet is in this package."""
 
-from transforms.staging.backup import (
+from reembed.transforms.staging.backup import (
     Ledger,
     read_ledger,
     saved_columns,
     saved_ranges,
     write_backup,
 )
-from transforms.staging.files import count_rows, is_whole, publish, require_room, tree_bytes
-from transforms.staging.inputs import decode_input, encode_input
-from transforms.staging.manifest import Manifest, Rules, Scope, State, spans
-from transforms.staging.runs import (
+from reembed.transforms.staging.files import count_rows, is_whole, publish, require_room, tree_bytes
+from reembed.transforms.staging.inputs import decode_input, encode_input
+from reembed.transforms.staging.manifest import Manifest, Rules, Scope, State, spans
+from reembed.transforms.staging.runs import (
     RunDirectory,
     discard_run_if_empty,
     find_runs,
@@ -24,7 +24,7 @@ from transforms.staging.runs import (
     run_parent,
     staging_root,
 )
-from transforms.staging.shards import (
+from reembed.transforms.staging.shards import (
     Shard,
     encode_shard,
     read_shards,

@@ -20,16 +20,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from transforms.errors import StagingError
-from transforms.rows import DIGEST_BYTES, Saved, Stored
-from transforms.staging.files import (
+from reembed.transforms.errors import StagingError
+from reembed.transforms.rows import DIGEST_BYTES, Saved, Stored
+from reembed.transforms.staging.files import (
     read_column,
     read_table,
     require_columns,
     tables,
     write_table,
 )
-from transforms.staging.names import BACKUP
+from reembed.transforms.staging.names import BACKUP
 
 _SCHEMA = pa.schema(
     {

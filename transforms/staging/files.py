@@ -22,9 +22,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.errors import StagingError
-from transforms.staging import trust
-from transforms.staging.names import Layout
+from reembed.transforms.errors import StagingError
+from reembed.transforms.staging import trust
+from reembed.transforms.staging.names import Layout
 
 PARQUET = ".parquet"
 TEMPORARY = ".tmp"

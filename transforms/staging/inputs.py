@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from transforms.rows import DIGEST_BYTES, Cause, KeyRange, RangeRows, Row, Skipped
-from transforms.staging.files import Place, decode_table, encode_table
+from reembed.transforms.rows import DIGEST_BYTES, Cause, KeyRange, RangeRows, Row, Skipped
+from reembed.transforms.staging.files import Place, decode_table, encode_table
 
 _COLUMNS = ("key", "digest", "namespace", "text", "cause", "reason")
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from transforms.rows import KeyRange
-from transforms.staging import schema
+from reembed.transforms.rows import KeyRange
+from reembed.transforms.staging import schema
 
 
 class State(StrEnum):

@@ -29,12 +29,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from transforms.errors import RunError, StagingError, UsageError
-from transforms.rows import RangeVectors, StagedRange
-from transforms.staging import files, schema, shards, trust
-from transforms.staging.manifest import Manifest, State
-from transforms.staging.names import BACKUP, DAMAGED, HALF_MADE, OF_A_RUN, RUN, SHARD, SHARDS
-from transforms.staging.shards import Shard
+from reembed.transforms.errors import RunError, StagingError, UsageError
+from reembed.transforms.rows import RangeVectors, StagedRange
+from reembed.transforms.staging import files, schema, shards, trust
+from reembed.transforms.staging.manifest import Manifest, State
+from reembed.transforms.staging.names import (
+    BACKUP,
+    DAMAGED,
+    HALF_MADE,
+    OF_A_RUN,
+    RUN,
+    SHARD,
+    SHARDS,
+)
+from reembed.transforms.staging.shards import Shard
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"

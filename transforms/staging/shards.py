@@ -28,7 +28,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from transforms.rows import (
+from reembed.transforms.rows import (
     DIGEST_BYTES,
     Cause,
     RangeVectors,
@@ -36,7 +36,7 @@ from transforms.rows import (
     StagedRange,
     StagedRow,
 )
-from transforms.staging.files import (
+from reembed.transforms.staging.files import (
     Place,
     encode_table,
     not_ours,
@@ -46,7 +46,7 @@ from transforms.staging.files import (
     tables,
     write_table,
 )
-from transforms.staging.names import SHARD
+from reembed.transforms.staging.names import SHARD
 
 _TOKENS = b"tokens"
 _WORKER = b"worker"

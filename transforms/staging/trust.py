@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from transforms.errors import StagingError, UsageError
+from reembed.transforms.errors import StagingError, UsageError
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """Of a JSON file; a manifest of ten million rows takes about 2 MB."""

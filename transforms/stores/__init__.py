@@ -1,7 +1,7 @@
 """Stores: where rows are read and vectors replaced. All SQL is in this package."""
 
-from transforms.stores.ai_memory import AiMemoryStore, space_stamp
-from transforms.stores.base import (
+from reembed.transforms.stores.ai_memory import AiMemoryStore, space_stamp
+from reembed.transforms.stores.base import (
     Lockout,
     Replacement,
     Store,
@@ -10,9 +10,9 @@ from transforms.stores.base import (
     known_part,
     same_columns,
 )
-from transforms.stores.codec import decode
-from transforms.stores.copies import Copy, find_copies, unchanged_copies
-from transforms.stores.opening import (
+from reembed.transforms.stores.codec import decode
+from reembed.transforms.stores.copies import Copy, find_copies, unchanged_copies
+from reembed.transforms.stores.opening import (
     KINDS,
     check_database,
     choose_store,
@@ -21,8 +21,8 @@ from transforms.stores.opening import (
     recover_store,
     reopen_store,
 )
-from transforms.stores.survey import Holding, Survey, take_stock, take_survey
-from transforms.stores.trial import check_update, try_restore, try_update
+from reembed.transforms.stores.survey import Holding, Survey, take_stock, take_survey
+from reembed.transforms.stores.trial import check_update, try_restore, try_update
 
 __all__ = [
     "KINDS",

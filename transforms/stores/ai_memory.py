@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.errors import StoreError
-from transforms.rows import (
+from reembed.transforms.errors import StoreError
+from reembed.transforms.rows import (
     Cause,
     KeyRange,
     Row,
@@ -29,16 +29,16 @@ from transforms.rows import (
     skipped_digest,
     text_digest,
 )
-from transforms.stores import sqlite
-from transforms.stores.base import (
+from reembed.transforms.stores import sqlite
+from reembed.transforms.stores.base import (
     Store,
     Surveyed,
     describe_value,
     stored_values,
     utf8,
 )
-from transforms.stores.codec import decode, with_header
-from transforms.stores.vec0 import needs_vec0
+from reembed.transforms.stores.codec import decode, with_header
+from reembed.transforms.stores.vec0 import needs_vec0
 
 COLUMNS = frozenset(["id", "namespace", "title", "content"])
 """What tells the table `memories`."""

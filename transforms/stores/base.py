@@ -21,10 +21,10 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.errors import StagingError, StampError, StoreError, UndoneError
-from transforms.modes import Mode
-from transforms.rows import KeyRange, Row, Stored, contents_digest
-from transforms.stores import sqlite, vec0
+from reembed.transforms.errors import StagingError, StampError, StoreError, UndoneError
+from reembed.transforms.modes import Mode
+from reembed.transforms.rows import KeyRange, Row, Stored, contents_digest
+from reembed.transforms.stores import sqlite, vec0
 
 T = TypeVar("T")
 

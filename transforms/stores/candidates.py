@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from transforms.stores.columns import Column, read_columns, spread_rowids
-from transforms.stores.formats import NUMBERS, decode, fitting_formats
-from transforms.stores.sqlite import folded, quoted
-from transforms.stores.table import TableConfig
-from transforms.stores.vec import vec_tables
+from reembed.transforms.stores.columns import Column, read_columns, spread_rowids
+from reembed.transforms.stores.formats import NUMBERS, decode, fitting_formats
+from reembed.transforms.stores.sqlite import folded, quoted
+from reembed.transforms.stores.table import TableConfig
+from reembed.transforms.stores.vec import vec_tables
 
 MAX_LISTED = 10
 

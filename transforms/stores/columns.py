@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from transforms.stores.sqlite import quoted
+from reembed.transforms.stores.sqlite import quoted
 
 SAMPLED_ROWS = 256
 

@@ -12,11 +12,11 @@ import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from transforms.rows import vector_digest
-from transforms.stores.base import Store
-from transforms.stores.formats import NUMBERS, decode, fitting_formats
-from transforms.stores.sqlite import folded, quoted
-from transforms.stores.vec import vec_tables, vector_columns
+from reembed.transforms.rows import vector_digest
+from reembed.transforms.stores.base import Store
+from reembed.transforms.stores.formats import NUMBERS, decode, fitting_formats
+from reembed.transforms.stores.sqlite import folded, quoted
+from reembed.transforms.stores.vec import vec_tables, vector_columns
 
 _POINTS = 16
 _ROWS_AT_A_POINT = 4

@@ -21,10 +21,10 @@ from uuid import UUID, uuid5
 
 import numpy as np
 
-from transforms.stores import demo_texts as texts
-from transforms.stores.codec import encode
-from transforms.stores.demo_schema import SCHEMA
-from transforms.stores.demo_texts import Language, Note
+from reembed.transforms.stores import demo_texts as texts
+from reembed.transforms.stores.codec import encode
+from reembed.transforms.stores.demo_schema import SCHEMA
+from reembed.transforms.stores.demo_texts import Language, Note
 
 __all__ = [
     "SCHEMA",

@@ -1,7 +1,7 @@
 """What the demo's memories are made of: hand-written parts, no logic.
 
-`{n}`, `{day}` and `{role}` in a sentence are filled in by `transforms.stores.demo`. Nobody in
-these texts is a real person, and no system in them exists.
+`{n}`, `{day}` and `{role}` in a sentence are filled in by `demo`. Nobody in these texts is a real
+person, and no system in them exists.
 """
 
 from __future__ import annotations

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transforms.errors import StoreError, TooManySkippedError
-from transforms.rows import Stored
-from transforms.stores import sqlite
-from transforms.stores.base import describe_value
-from transforms.stores.table import MOST_TEXT_BYTES, TableConfig, TableStore, not_utf8
-from transforms.stores.vec0 import needs_vec0
+from reembed.transforms.errors import StoreError, TooManySkippedError
+from reembed.transforms.rows import Stored
+from reembed.transforms.stores import sqlite
+from reembed.transforms.stores.base import describe_value
+from reembed.transforms.stores.table import MOST_TEXT_BYTES, TableConfig, TableStore, not_utf8
+from reembed.transforms.stores.vec0 import needs_vec0
 
 COLUMNS = {
     "collections": {"id", "name", "model"},

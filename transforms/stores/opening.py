@@ -10,17 +10,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from transforms.errors import StoreError, UsageError
-from transforms.stores import sqlite
-from transforms.stores.ai_memory import AiMemoryStore, is_ai_memory, open_ai_memory
-from transforms.stores.base import Store
-from transforms.stores.candidates import listed, table_candidates
-from transforms.stores.llm import LlmStore, is_llm, open_llm
-from transforms.stores.programs import check_programs
-from transforms.stores.table import TableConfig, TableStore
-from transforms.stores.table_checks import open_table
-from transforms.stores.vec import VecStore, vec_tables
-from transforms.stores.vec_checks import check_joined, open_vec
+from reembed.transforms.errors import StoreError, UsageError
+from reembed.transforms.stores import sqlite
+from reembed.transforms.stores.ai_memory import AiMemoryStore, is_ai_memory, open_ai_memory
+from reembed.transforms.stores.base import Store
+from reembed.transforms.stores.candidates import listed, table_candidates
+from reembed.transforms.stores.llm import LlmStore, is_llm, open_llm
+from reembed.transforms.stores.programs import check_programs
+from reembed.transforms.stores.table import TableConfig, TableStore
+from reembed.transforms.stores.table_checks import open_table
+from reembed.transforms.stores.vec import VecStore, vec_tables
+from reembed.transforms.stores.vec_checks import check_joined, open_vec
 
 KINDS = (AiMemoryStore.kind, LlmStore.kind, VecStore.kind, TableStore.kind)
 """What --store may say."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from transforms.errors import StoreError
-from transforms.stores.sqlite import folded, quoted
+from reembed.transforms.errors import StoreError
+from reembed.transforms.stores.sqlite import folded, quoted
 
 
 @dataclass(frozen=True)

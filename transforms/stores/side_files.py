@@ -18,7 +18,7 @@ import re
 import stat
 from pathlib import Path
 
-from transforms.errors import StoreError
+from reembed.transforms.errors import StoreError
 
 SUFFIXES = ("-journal", "-wal", "-shm")
 

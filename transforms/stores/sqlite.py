@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
-from transforms.errors import StoreError
-from transforms.stores.side_files import check_side_files
+from reembed.transforms.errors import StoreError
+from reembed.transforms.stores.side_files import check_side_files
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from transforms.rows import Cause
-from transforms.stores.base import Store
+from reembed.transforms.rows import Cause
+from reembed.transforms.stores.base import Store
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.errors import UsageError
-from transforms.rows import (
+from reembed.transforms.errors import UsageError
+from reembed.transforms.rows import (
     Cause,
     KeyRange,
     Row,
@@ -29,11 +29,11 @@ from transforms.rows import (
     skipped_digest,
     text_digest,
 )
-from transforms.stores import sqlite
-from transforms.stores.base import Store, Surveyed, describe_value, stored_values, utf8
-from transforms.stores.columns import read_columns
-from transforms.stores.formats import FORMATS, NUMBERS, decode, encode
-from transforms.stores.sqlite import folded, quoted
+from reembed.transforms.stores import sqlite
+from reembed.transforms.stores.base import Store, Surveyed, describe_value, stored_values, utf8
+from reembed.transforms.stores.columns import read_columns
+from reembed.transforms.stores.formats import FORMATS, NUMBERS, decode, encode
+from reembed.transforms.stores.sqlite import folded, quoted
 
 MOST_TEXT_BYTES = 1_000_000
 """The longest text that is embedded, in bytes; the rest is far beyond what a model looks at."""

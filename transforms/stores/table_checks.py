@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from transforms.errors import StoreError, UsageError
-from transforms.stores import sqlite
-from transforms.stores.candidates import shadow_tables
-from transforms.stores.formats import NUMBERS, fitting_formats
-from transforms.stores.sqlite import folded, quoted
-from transforms.stores.table import TableConfig, TableStore
-from transforms.stores.vec0 import needs_vec0
+from reembed.transforms.errors import StoreError, UsageError
+from reembed.transforms.stores import sqlite
+from reembed.transforms.stores.candidates import shadow_tables
+from reembed.transforms.stores.formats import NUMBERS, fitting_formats
+from reembed.transforms.stores.sqlite import folded, quoted
+from reembed.transforms.stores.table import TableConfig, TableStore
+from reembed.transforms.stores.vec0 import needs_vec0
 
 SAMPLED_VECTORS = 256
 

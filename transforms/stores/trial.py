@@ -14,13 +14,13 @@ from contextlib import closing, contextmanager, suppress
 
 import numpy as np
 
-from transforms.errors import StoreError
-from transforms.rows import KeyRange, Row, Stored
-from transforms.stores import sqlite
-from transforms.stores.base import Replacement, Store, same_columns
-from transforms.stores.sqlite import folded, quoted
-from transforms.stores.table import TableStore
-from transforms.stores.vec import VecStore, vec_tables, with_dimension
+from reembed.transforms.errors import StoreError
+from reembed.transforms.rows import KeyRange, Row, Stored
+from reembed.transforms.stores import sqlite
+from reembed.transforms.stores.base import Replacement, Store, same_columns
+from reembed.transforms.stores.sqlite import folded, quoted
+from reembed.transforms.stores.table import TableStore
+from reembed.transforms.stores.vec import VecStore, vec_tables, with_dimension
 
 _REFUSALS = (
     sqlite3.SQLITE_ERROR,

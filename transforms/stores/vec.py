@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transforms.errors import StoreError, UndoneError
-from transforms.rows import Stored
-from transforms.stores import sqlite
-from transforms.stores.base import describe_value
-from transforms.stores.columns import SHOWN_CHARACTERS
-from transforms.stores.sqlite import quoted
-from transforms.stores.table import TableStore
-from transforms.stores.vec0 import connect
+from reembed.transforms.errors import StoreError, UndoneError
+from reembed.transforms.rows import Stored
+from reembed.transforms.stores import sqlite
+from reembed.transforms.stores.base import describe_value
+from reembed.transforms.stores.columns import SHOWN_CHARACTERS
+from reembed.transforms.stores.sqlite import quoted
+from reembed.transforms.stores.table import TableStore
+from reembed.transforms.stores.vec0 import connect
 
 _IS_VEC0 = re.compile(r"^\s*CREATE\s+VIRTUAL\s+TABLE\b.*?\bUSING\s+vec0\s*\(", re.I | re.S)
 

@@ -6,7 +6,7 @@ import importlib
 import sqlite3
 from typing import Any
 
-from transforms.errors import StoreError
+from reembed.transforms.errors import StoreError
 
 
 def connect(*arguments: Any, **keywords: Any) -> sqlite3.Connection:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transforms.errors import StoreError, UsageError
-from transforms.stores import sqlite
-from transforms.stores.candidates import (
+from reembed.transforms.errors import StoreError, UsageError
+from reembed.transforms.stores import sqlite
+from reembed.transforms.stores.candidates import (
     Candidate,
     listed,
     ordinary_tables,
@@ -20,11 +20,11 @@ from transforms.stores.candidates import (
     text_columns,
     unique_columns,
 )
-from transforms.stores.columns import read_columns, spread_rowids
-from transforms.stores.sqlite import folded, quoted
-from transforms.stores.table import TableConfig
-from transforms.stores.vec import VECTOR, VecStore, definitions, vec_tables
-from transforms.stores.vec0 import connect
+from reembed.transforms.stores.columns import read_columns, spread_rowids
+from reembed.transforms.stores.sqlite import folded, quoted
+from reembed.transforms.stores.table import TableConfig
+from reembed.transforms.stores.vec import VECTOR, VecStore, definitions, vec_tables
+from reembed.transforms.stores.vec0 import connect
 
 _KEY = re.compile(r"^\s*(\w+)\s+(\w+)\s+primary\s+key\s*$", re.I)
 
