@@ -36,6 +36,7 @@ from reembed.transforms.stores import Replacement
 from reembed.transforms.stores.demo import Memory, create_store
 from reembed.transforms.stores.sqlite import quoted
 from tests.forks import Forks
+from tests.launches import Launches
 
 # The same examples every time; HYPOTHESIS_PROFILE=wide looks for others.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -51,6 +52,14 @@ DIMENSION = 8
 FAKE = Target("fake", "all-MiniLM-L6-v2", DIMENSION)
 NO_FILES = ModelFiles(Path("nowhere"), DIMENSION, None)
 SETTINGS = read_settings(Options(backend="local"), {}, Path("/"))
+
+LAUNCHES = Launches()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count the processes that tests start."""
+    config.pluginmanager.register(LAUNCHES)
+
 
 Program = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -268,6 +277,7 @@ def _program(tmp_path: Path, module: str, forks: Forks) -> Program:
         given = list(map(str, arguments))
         anew = anew or bool(wrapper) or any(name.startswith(READ_AT_THE_START) for name in more)
         if not anew and sys.platform == "linux":
+            LAUNCHES.count += 1
             return forks.run(
                 module,
                 given,
