@@ -69,6 +69,9 @@ Beam's own options stand after "--":
 """
 
 
+_GARBAGE_AFTER = 100_000
+"""Objects made, beyond those freed, after which garbage is looked for; Python's own is 700."""
+
 _logger = logging.getLogger("reembed")
 
 
@@ -281,7 +284,7 @@ def _run(options: Options, interrupts: Interrupts) -> int:
     if options.dry_run:
         return _deliver(
             report.plan_json(plan) if options.json else report.plan_text(plan),
-            IncompleteError.exit_code if plan.late else 0,
+            IncompleteError.exit_code if plan.begun else 0,
             otherwise=NOTHING_WRITTEN,
         )
     if plan.ranges:
@@ -294,6 +297,10 @@ def _run(options: Options, interrupts: Interrupts) -> int:
     @contextmanager
     def progress(plan: Plan) -> Iterator[None]:
         interrupts.line = GOES_ON
+        # What is here stays to the end, and rows make no cycles: less to look for, less often.
+        gc.freeze()
+        gc.set_threshold(_GARBAGE_AFTER)
+        gc.enable()
         with showing_progress(plan):
             yield
 

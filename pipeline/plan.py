@@ -91,10 +91,9 @@ class TokenEstimate:
 class Plan:
     """One run on one store: what is there, what it becomes, in which ranges, staged where.
 
+    It never changes; what differs from pass to pass is a `Pass`.
+
     `earlier` is the run that goes on, of which `staged_rows` are there; None for a new one.
-    `pending` are the ranges of which rows are still to be embedded: all of them in the first
-    pass. In the `last` pass before the replacement it goes ahead whatever has changed; `late`
-    passes are those after it was begun.
     `others` are unfinished runs that are not about the same rows, and `former` says how the
     target differs from that of the last run. `sample_pairs` are keys with the beginnings of their
     texts, where these are joined; `warnings` say which columns may be the wrong ones. For a run
@@ -110,7 +109,6 @@ class Plan:
     run: RunDirectory
     scope: Scope
     ranges: tuple[KeyRange, ...]
-    pending: tuple[KeyRange, ...]
     tokens: TokenEstimate | None
     attempt: str
     settings: Settings
@@ -130,9 +128,11 @@ class Plan:
     most_rows: int | None = None
     partial: bool = False
     retry_skipped: bool = False
-    pass_number: int = 1
-    last: bool = False
-    late: bool = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the run that goes on has begun to replace."""
+        return self.earlier is not None and self.earlier.manifest.state is State.REPLACING
 
     @property
     def job(self) -> ReplaceJob:
@@ -225,8 +225,7 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         ranges = ()  # So that no run is made that does nothing.
     elif keys is not None and store.ordered_by_key:
         ranges = holding(ranges, keys)
-    late = earlier is not None and earlier.manifest.state is State.REPLACING
-    if not late:
+    if earlier is None or earlier.manifest.state is not State.REPLACING:
         tried = ranges if survey.to_embed else ()
         notes = check_update(store, tried, model=target.model, dimension=target.dimension)
         store = replace(store, trigger_notes=notes)
@@ -247,7 +246,6 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         run=earlier.run if earlier else new_run(parent),
         scope=scope,
         ranges=ranges,
-        pending=ranges,
         tokens=TokenEstimate(*estimate, len(texts), counter.window) if estimate else None,
         attempt=new_token(),
         settings=settings,
@@ -272,8 +270,6 @@ def make_plan(database: Path, settings: Settings, options: Options) -> Plan:
         most_rows=options.max_rows,
         partial=options.partial,
         retry_skipped=options.retry_skipped,
-        pass_number=earlier.run.last_pass() + 1 if earlier else 1,
-        late=late,
     )
 
 

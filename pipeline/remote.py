@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from reembed.pipeline.build import reading, work_directory
+from reembed.pipeline.build import stored_rows, work_directory
 from reembed.pipeline.plan import Plan
 from reembed.transforms.errors import StagingError
+from reembed.transforms.passes import Pass
 from reembed.transforms.rows import RangeRows
 from reembed.transforms.workdir import WorkDirectory
 
 _FETCH_SECONDS = 2.0
 
 
-def take_over(plan: Plan) -> Plan:
-    """Fetch what the workers of an earlier try have staged; the plan goes on from there.
+def take_over(plan: Plan) -> None:
+    """Fetch what the workers of an earlier try have staged.
 
     What a run that is discarded has left is deleted.
 
@@ -26,35 +27,32 @@ def take_over(plan: Plan) -> Plan:
     """
     work = work_directory(plan)
     if work is None:
-        return plan
+        return
     work.make(like=plan.store.path)
     for run in plan.discarded:
         replace(work, path=plan.work_of(run) or "").remove()
-    if not work.fetch_shards(plan.run):
-        return plan
-    staged = min(plan.run.staged_rows(), plan.survey.meant)
-    return replace(plan, pass_number=plan.run.last_pass() + 1, staged_rows=staged)
+    work.fetch_shards(plan.run)
 
 
 @contextmanager
-def serving(plan: Plan, work: WorkDirectory) -> Iterator[Callable[[], int]]:
+def serving(plan: Plan, current: Pass, work: WorkDirectory) -> Iterator[Callable[[], int]]:
     """Leave the rows of a pass in the work directory, and fetch its shards while it goes on.
 
     Gives what says how many rows were left there.
     The rows are read range by range, so no other process waits for the whole of it; an edit
     meanwhile is found, as always, when the vectors are put into the store.
     """
-    read = reading(plan)
+    source = stored_rows(plan, current)
     rows = 0
 
     def parts() -> Iterator[RangeRows]:
         nonlocal rows
-        for keys in plan.pending:
-            for part in read.parts(keys):
+        for keys in current.ranges:
+            for part in source.read_parts(keys):
                 rows += len(part.rows)
                 yield part
 
-    work.write_inputs(parts(), pass_number=plan.pass_number)
+    work.write_inputs(parts(), pass_number=current.number)
     done = threading.Event()
     thread = threading.Thread(target=_fetch, args=(plan, work, done), daemon=True)
     thread.start()

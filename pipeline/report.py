@@ -6,11 +6,10 @@ these may not go. JSON is one line.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from reembed.pipeline.outcome import Outcome, copies_values, cost, outcome_values, outside_values
 from reembed.pipeline.outside import Outside, by_dimension
 from reembed.pipeline.plan import Plan
 from reembed.pipeline.resume import describe
@@ -30,26 +29,6 @@ from reembed.transforms.modes import Mode
 from reembed.transforms.rows import Summary
 from reembed.transforms.staging.runs import REMAINING, SUMMARY
 from reembed.transforms.stores import Copy
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run did, and for how long; `staged` rows wait where it was only to stage some.
-
-    Of the rows that are staged, earlier tries' too, `cut` have a text that is longer than the
-    model looks at, and a server has counted `tokens` for them. For a run about a part of the
-    store, `outside` says what the whole holds afterwards; `copies` are the columns that hold
-    vectors as long as the former ones. What `wrote` nothing can't be undone.
-    """
-
-    summary: Summary
-    seconds: float
-    staged: int | None = None
-    cut: int = 0
-    tokens: int = 0
-    outside: Outside | None = None
-    copies: tuple[Copy, ...] = ()
-    wrote: bool = True
 
 
 def preflight_lines(plan: Plan) -> list[str]:
@@ -99,7 +78,7 @@ def preflight_lines(plan: Plan) -> list[str]:
             f"reembed: NOTE — the last run had another target: {'; '.join(plan.former)}; rows that "
             "this run is not about keep the vectors that it made, which can't be compared"
         )
-    if plan.earlier and plan.late:
+    if plan.earlier and plan.begun:
         lines.append(f"reembed: {describe(plan.run, plan.earlier.manifest)}; finishing it")
     elif plan.earlier:
         lines.append(
@@ -200,8 +179,8 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "readers_out_seconds": plan.readers_out,
         "sample_pairs": plan.sample_pairs,
         "warnings": plan.warnings,
-        **_outside_values(plan.outside),
-        "copies": _copies_values(plan.copies),
+        **outside_values(plan.outside),
+        "copies": copies_values(plan.copies),
     }
 
 
@@ -265,40 +244,6 @@ def plan_text(plan: Plan) -> str:
 def outcome_json(plan: Plan, outcome: Outcome) -> str:
     """What was done, as one line of JSON."""
     return _line(outcome_values(plan, outcome))
-
-
-def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """The outcome as JSON has it; also kept in the run directory, and the source of the text."""
-    summary, seconds, target = outcome.summary, outcome.seconds, plan.target
-    only_staged = outcome.staged is not None
-    # What was skipped is kept in the table only once rows are replaced.
-    skipped = summary.skipped if only_staged else summary.kept
-    return {
-        "total": plan.survey.meant if only_staged else summary.total,
-        "reembedded": summary.replaced,
-        "skipped": sum(skipped.values()),
-        "model": str(target),
-        "dim": target.dimension,
-        "duration_ms": round(seconds * 1000),
-        **plan.run.stamp,
-        "skipped_by_cause": dict(skipped),
-        "embedded": summary.embedded,
-        "rows_per_second": round(summary.embedded / seconds) if seconds else None,
-        "remaining": summary.remaining,
-        "unwritten": summary.unwritten,
-        "in_old_space": summary.in_old_space,
-        **_outside_values(None if only_staged else outcome.outside),
-        "copies": _copies_values(outcome.copies),
-        "staged": outcome.staged,
-        "forecast": forecast(plan, outcome) if only_staged else None,
-        "texts_cut": outcome.cut if target.window or not target.access else None,
-        "texts_cut_counted": target.access is None,
-        "tokens": outcome.tokens if target.access else None,
-        "cost": cost(plan, outcome.tokens),
-        "previous_dims": [dim for dim in plan.survey.dimensions if dim != target.dimension],
-        "mode": str(plan.mode),
-        "run_directory": str(plan.run.path),
-    }
 
 
 def outcome_text(plan: Plan, outcome: Outcome) -> str:
@@ -376,17 +321,6 @@ def incomplete_line(summary: Summary) -> str:
     )
 
 
-def _outside_values(outside: Outside | None) -> dict[str, Any]:
-    if outside is None:
-        return {"rows_held": None, "outside_in_old_space": None}
-    groups: Counter[tuple[bool, int | None, str | None]] = Counter()
-    for held in outside.holdings:
-        groups[held.selected, held.dimension, held.stamp] += held.rows
-    names = ("selected", "dim", "stamp", "rows")
-    held_rows = [dict(zip(names, (*group, rows), strict=True)) for group, rows in groups.items()]
-    return {"rows_held": held_rows, "outside_in_old_space": outside.old}
-
-
 def _held(outside: Outside | None) -> str:
     """Count the store's vectors, in the namespace or condition of the run and outside of it."""
     if outside is None:
@@ -400,19 +334,6 @@ def _others(outside: Outside | None) -> str:
     others = () if outside is None else outside.holdings
     others = tuple(held for held in others if not held.selected)
     return counts(by_dimension(others)) if others else ""
-
-
-def _copies_values(copies: Sequence[Copy]) -> list[dict[str, Any]]:
-    return [
-        {
-            "table": copy.table,
-            "column": copy.column,
-            "dim": copy.dimension,
-            "rows": copy.rows,
-            "counted": copy.counted,
-        }
-        for copy in copies
-    ]
 
 
 def _copies(copies: Sequence[Copy]) -> str:
@@ -494,23 +415,6 @@ def kept_in(plan: Plan, outcome: Outcome) -> str:
     return f"it is kept in {kept}" if kept.exists() else "reembed status says what the store holds"
 
 
-def forecast(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """What the rows that are left will take, if they are like those that were done now.
-
-    `seconds` are None if nothing was embedded now, `tokens` and `cost` where no server counts.
-    """
-    left = max(0, plan.survey.to_embed - (outcome.staged or 0))
-    done = outcome.summary.embedded
-    tokens = round(outcome.tokens * left / outcome.staged) if outcome.staged else None
-    tokens = tokens if plan.target.access else None
-    return {
-        "rows": left,
-        "seconds": round(outcome.seconds * left / done) if done else None,
-        "tokens": tokens,
-        "cost": cost(plan, tokens),
-    }
-
-
 def _forecast(values: Mapping[str, Any]) -> str:
     parts = [f"{values['rows']:,} rows are left"]
     if values["seconds"] is not None:
@@ -520,13 +424,6 @@ def _forecast(values: Mapping[str, Any]) -> str:
     if values["cost"] is not None:
         parts.append(_money(values["cost"]))
     return ", ".join(parts)
-
-
-def cost(plan: Plan, tokens: int | None) -> float | None:
-    """What tokens cost, in the currency that the price was given in; None without a price."""
-    if plan.price is None or tokens is None or plan.target.access is None:
-        return None
-    return round(tokens * plan.price / 1e6, 6)
 
 
 def setting_values(plan: Plan) -> dict[str, tuple[str, str]]:

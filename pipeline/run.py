@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import math
 import os
@@ -21,10 +20,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 
 from reembed.pipeline.build import build, work_directory
+from reembed.pipeline.outcome import Outcome, outcome_values
 from reembed.pipeline.outside import find_moved, look_outside
 from reembed.pipeline.plan import Plan
 from reembed.pipeline.remote import serving, take_over
-from reembed.pipeline.report import Outcome, outcome_values
 from reembed.pipeline.resume import describe
 from reembed.pipeline.runners import check_runner, make_pipeline
 from reembed.pipeline.selection import job_of
@@ -41,12 +40,12 @@ from reembed.transforms.errors import (
 )
 from reembed.transforms.hiding import shown
 from reembed.transforms.modes import Mode
+from reembed.transforms.passes import Pass, PassDirectory, Phase
 from reembed.transforms.replacing import replace_vectors
 from reembed.transforms.rollback import moved_keys
 from reembed.transforms.rows import KeyRange, Skipped, StagedRow, Summary, Vectors
 from reembed.transforms.staging import (
     Manifest,
-    RunDirectory,
     State,
     discard_run_if_empty,
     find_runs,
@@ -62,7 +61,6 @@ from reembed.transforms.staging.runs import REMAINING, SKIPPED, SUMMARY
 from reembed.transforms.staging.schema import MAX_ORDER
 from reembed.transforms.stamp import check_witnesses, stage_stored
 from reembed.transforms.stores import try_update, unchanged_copies
-from reembed.transforms.workdir import WorkDirectory
 
 MOST_STALE_PASSES = 3
 """Passes in a row that leave no fewer new and edited rows than before, until it goes on without."""
@@ -75,9 +73,6 @@ _NAMED_ROWS = 20
 """Remaining rows that are named on stderr; all are in the run directory."""
 
 _UNIT_TOLERANCE = 0.01
-
-_GARBAGE_AFTER = 100_000
-"""Objects made, beyond those freed, after which garbage is looked for; Python's own is 700."""
 
 _logger = logging.getLogger("reembed")
 
@@ -109,12 +104,8 @@ def run_plan(
         probe = probe_embedder(load_embedder(plan.target), plan.target.dimension)
         _warn_of_lengths(plan, probe)
         _begin(plan, probe)
-        # What is here stays to the end, and rows make no cycles: less to look for, less often.
-        gc.freeze()
-        gc.set_threshold(_GARBAGE_AFTER)
-        gc.enable()
         try:
-            plan = take_over(plan)
+            take_over(plan)
             outcome = _run_begun(plan, runner, options, progress, warn, started)
             _finish(plan, outcome)
         except BaseException as error:
@@ -132,32 +123,31 @@ def _run_begun(
     started: float,
 ) -> Outcome:
     try:
-        if not plan.late:
+        if not plan.begun:
             plan.store.check_sound()
             rows = plan.survey.to_embed
-            require_room(plan.job.room(rows, staged=max(0, rows - plan.staged_rows)))
-        plan, complete = limit_rows(plan)
-        # Once a replacement was begun, what is staged goes into the store at once.
-        replaces = complete or plan.partial or plan.late
+            require_room(plan.job.room(rows, staged=max(0, rows - plan.run.staged_rows())))
+        first, complete = first_pass(plan)
 
-        def run_pass(plan: Plan) -> Summary:
+        def run_pass(current: Pass) -> Summary:
             if plan.mode is Mode.STAMP_ONLY:
-                staged = _stamp(plan)
+                staged = _stamp(plan, current)
             else:
-                staged = _run_pass(plan, runner, options)
-            return staged + _replace(plan) if replaces else staged
+                staged = _run_pass(plan, current, runner, options)
+            return staged if current.phase is Phase.STAGE else staged + _replace(plan, current)
 
         with progress(plan):
-            summary = _run_passes(plan, run_pass) if complete else run_pass(plan)
+            summary = _run_passes(plan, first, run_pass) if complete else run_pass(first)
     except BaseException:
         with contextlib.suppress(StagingError):
             _name_skipped(plan, warn)
         raise
     cut = _name_skipped(plan, warn)
-    staged = None if replaces else _staged_rows(plan)
+    only_staged = first.phase is Phase.STAGE
+    staged = _staged_rows(plan) if only_staged else None
     tokens = sum(read_tokens(shards) for shards in plan.run.list_shards().values())
     outcome = Outcome(summary, 0.0, staged, cut, tokens, copies=plan.copies, wrote=_wrote(plan))
-    if replaces:
+    if not only_staged:
         outcome = _look_beside(plan, outcome)
     return replace(outcome, seconds=time.monotonic() - started)
 
@@ -208,7 +198,7 @@ def _confirm(plan: Plan) -> None:
                 f"{plan.store.path} hold vectors that it wrote, so its backup is the way back; "
                 "finish it with the same command without --fresh"
             )
-    if plan.late and not plan.store.stable and moved_keys(plan.store, plan.run, plan.ranges):
+    if plan.begun and not plan.store.stable and moved_keys(plan.store, plan.run, plan.ranges):
         raise IncompleteError(
             f"rows of {plan.store.path} have other numbers now than when the run "
             f"{plan.run.run_id} began to replace (VACUUM and INSERT OR REPLACE do that), so it "
@@ -221,7 +211,7 @@ def _confirm(plan: Plan) -> None:
 
 def _try_update(plan: Plan) -> None:
     """Write one row and roll it back, before anything is embedded for what could not be stored."""
-    if plan.survey.to_embed and not plan.late:
+    if plan.survey.to_embed and not plan.begun:
         model, dimension = plan.target.model, plan.target.dimension
         try_update(plan.store, plan.ranges, model=model, dimension=dimension)
 
@@ -256,18 +246,18 @@ def _begin(plan: Plan, probe: Vectors) -> None:
             f"{plan.target} does not behave as it did when the run {plan.run.run_id} began: it "
             "gives other vectors for the same texts, and mixing the two would be wrong; bring the "
             "former model back, or "
-            + ("undo with reembed rollback" if plan.late else "start over with --fresh")
+            + ("undo with reembed rollback" if plan.begun else "start over with --fresh")
         )
     link_run(plan.run, plan.store.path)
     plan.run.set_reserve()
     manifest = plan.run.take_over(manifest, plan.attempt)
     damaged, gone = plan.run.remove_damaged(marked=manifest.marked)
-    if plan.late:
+    if plan.begun:
         manifest = _adopt(plan, manifest)
     lost = [*gone, *(name for name in plan.run.lost_backup(manifest, checked=True))]
     for name in damaged:
         _logger.warning("[%s] the shard %s was damaged; it is made again", plan.run.run_id, name)
-    for name in dict.fromkeys(lost) if plan.late else gone:
+    for name in dict.fromkeys(lost) if plan.begun else gone:
         _logger.warning(
             "[%s] the backup file %s is missing or damaged: rollback can't put its rows back",
             plan.run.run_id,
@@ -285,51 +275,59 @@ def _adopt(plan: Plan, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def limit_rows(plan: Plan) -> tuple[Plan, bool]:
-    """Limit what is staged to --max-rows; also say whether that is all there is to stage."""
+def first_pass(plan: Plan) -> tuple[Pass, bool]:
+    """Choose the first pass, and say whether it stages all that is left.
+
+    With --max-rows it stages no more. It replaces these rows only if that was asked for, or if
+    the replacement has begun.
+    """
+    number = plan.run.last_pass() + 1
+    phase = Phase.FOLLOW_UP if plan.begun else Phase.HOLD
     if plan.most_rows is None:
-        return plan, True
+        return Pass(number, plan.ranges, phase, plan.retry_skipped), True
     left = plan.most_rows
-    pending: list[KeyRange] = []
+    ranges: list[KeyRange] = []
     for keys in plan.ranges:
-        rows = len(plan.job.match(keys, with_stored=plan.late).unstaged)
+        rows = len(plan.job.match(keys, with_stored=plan.begun).unstaged)
         if rows and left > 0:
-            pending.append(replace(keys, most=left))
+            ranges.append(replace(keys, most=left))
         left -= rows
-    return replace(plan, pending=tuple(pending), last=plan.partial), left >= 0
+    complete = left >= 0
+    if plan.partial:
+        phase = Phase.PART if plan.begun else Phase.FORCE
+    elif not complete and not plan.begun:
+        phase = Phase.STAGE
+    return Pass(number, tuple(ranges), phase), complete
 
 
-def _run_passes(plan: Plan, run_pass: Callable[[Plan], Summary]) -> Summary:
+def _run_passes(plan: Plan, first: Pass, run_pass: Callable[[Pass], Summary]) -> Summary:
     """Run passes until no row is new or edited, or they no longer help.
 
     The first ones hold the replacement back, so that it comes all at once; the last of them
-    replaces, and more follow for the rows that changed even then.
+    forces it, and more follow for the rows that changed even then.
     """
     least, stale = math.inf, 0
     work = Summary()
+    current = first
     while True:
-        summary = run_pass(plan)
+        summary = run_pass(current)
         work += Summary(embedded=summary.embedded, skipped=summary.skipped)
         found = replace(summary, embedded=work.embedded, skipped=work.skipped)
         if not summary.changed:
             return found
-        late = plan.run.read_manifest().state is State.REPLACING
+        begun = plan.run.read_manifest().state is State.REPLACING
         # What is left before the replacement and after it are counted apart.
-        stale = stale + 1 if summary.remaining >= least and late == plan.late else 0
+        comparable = begun == current.phase.begun
+        stale = stale + 1 if summary.remaining >= least and comparable else 0
         least = summary.remaining if stale == 0 else least
-        if late and stale == MOST_STALE_PASSES:
+        if begun and stale == MOST_STALE_PASSES:
             return found
-        plan = replace(
-            plan,
-            pending=tuple(keys for keys in plan.ranges if keys.index in summary.changed),
-            pass_number=plan.pass_number + 1,
-            last=stale == MOST_STALE_PASSES,
-            late=late,
-            retry_skipped=False,
-        )
+        changed = tuple(keys for keys in plan.ranges if keys.index in summary.changed)
+        phase = Phase.FORCE if stale == MOST_STALE_PASSES else Phase.HOLD
+        current = Pass(current.number + 1, changed, Phase.FOLLOW_UP if begun else phase)
 
 
-def _replace(plan: Plan) -> Summary:
+def _replace(plan: Plan, after: Pass) -> Summary:
     """Put what is staged into the store, if a server still has the model that it had before.
 
     Every replacement is done here: by the launcher, in its main thread, under the lock. So a
@@ -337,8 +335,7 @@ def _replace(plan: Plan) -> Summary:
     """
     if plan.target.access is not None:
         require_same(plan.target, plan.run.read_manifest().probe)
-    job = replace(plan.job, order=_next_order(plan))
-    return replace_vectors(job, pending=plan.pending, last=plan.last)
+    return replace_vectors(replace(plan.job, order=_next_order(plan)), after)
 
 
 def _next_order(plan: Plan) -> int:
@@ -352,21 +349,21 @@ def _next_order(plan: Plan) -> int:
     return order
 
 
-def _run_pass(plan: Plan, runner: str, options: PipelineOptions) -> Summary:
+def _run_pass(plan: Plan, current: Pass, runner: str, options: PipelineOptions) -> Summary:
     pipeline = make_pipeline(
         runner,
         options,
-        job=f"reembed-{plan.run.run_id.lower()}-pass-{plan.pass_number}",
+        job=f"reembed-{plan.run.run_id.lower()}-pass-{current.number}",
         one_process=plan.target.access is None,
     )
-    name = f"pass-{plan.pass_number}.json"
+    name = f"pass-{current.number}.json"
     work = work_directory(plan)
-    place = work or plan.run
-    build(pipeline, plan) | "Record" >> beam.Map(_record, place, name)
+    place: PassDirectory = work or plan.run
+    build(pipeline, plan, current) | "Record" >> beam.Map(_record, place, name)
     if work is None:
         _wait(pipeline, runner)
         return Summary.from_json(place.read_json(name))
-    with serving(plan, work) as count_left:
+    with serving(plan, current, work) as count_left:
         _wait(pipeline, runner)
     summary = Summary.from_json(place.read_json(name))
     found = summary.embedded + sum(summary.skipped.values())
@@ -400,22 +397,22 @@ def _wait(pipeline: beam.Pipeline, runner: str) -> None:
         )
 
 
-def _record(summary: Summary, place: RunDirectory | WorkDirectory, name: str) -> None:
+def _record(summary: Summary, place: PassDirectory, name: str) -> None:
     place.write_json(name, summary.to_json())
 
 
-def _stamp(plan: Plan) -> Summary:
+def _stamp(plan: Plan, current: Pass) -> Summary:
     """Stage the vectors that there are, to get the stamp; nothing but a sample is embedded."""
-    if not plan.late:
+    if not current.phase.begun:
         check_witnesses(plan.store, plan.ranges, load_embedder(plan.target))
-    for keys in plan.pending:
+    for keys in current.ranges:
         stage_stored(
             plan.store,
             plan.run,
             keys,
-            pass_number=plan.pass_number,
+            pass_number=current.number,
             dimension=plan.target.dimension,
-            late=plan.late,
+            begun=current.phase.begun,
         )
     return Summary()
 
@@ -480,7 +477,7 @@ def _note_failure(plan: Plan, error: BaseException) -> None:
         ) from unreadable
     # Before each transaction the manifest is told of those before it; the table has the last word
     # on whether the first one has written anything.
-    first = manifest.state is State.REPLACING and not (plan.late or manifest.done)
+    first = manifest.state is State.REPLACING and not (plan.begun or manifest.done)
     if first and isinstance(error, UndoneError) and not plan.job.is_in_table():
         said = f"{error}, and the store is as it was; drop the trigger, and run again"
         again: dict[str, Any] = {"state": State.STAGING, "writing": frozenset(), "wrote": False}

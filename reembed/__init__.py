@@ -1,3 +1,3 @@
 """Move a store of texts and vectors from one embedding model to another, safely."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

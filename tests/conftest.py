@@ -30,6 +30,7 @@ from reembed.pipeline.settings import read_settings
 from reembed.transforms import embedders, hiding
 from reembed.transforms.embedders import Target
 from reembed.transforms.embedders.models import ModelFiles
+from reembed.transforms.passes import Pass, Phase
 from reembed.transforms.rows import Stored, Summary
 from reembed.transforms.staging import Manifest, make_run, staging_root
 from reembed.transforms.stores import Replacement
@@ -330,22 +331,16 @@ class Ran:
 Call = Callable[..., Ran]
 
 
-def plain_pass(plan: Plan, runner: str, options: object) -> Summary:
+def plain_pass(plan: Plan, current: Pass, runner: str, options: object) -> Summary:
     """What the graph does, as the obvious loop."""
+    from reembed.pipeline.build import stored_rows
     from reembed.transforms.embed import embed_rows
-    from reembed.transforms.read import read_rows
 
     embedder = embedders.load_embedder(plan.target)
+    source = stored_rows(plan, current)
     summary = Summary()
-    for keys in plan.pending:
-        for part in read_rows(
-            plan.store,
-            keys,
-            plan.run,
-            pass_number=plan.pass_number,
-            late=plan.late,
-            retry_skipped=plan.retry_skipped,
-        ):
+    for keys in current.ranges:
+        for part in source.read_parts(keys):
             vectors = embed_rows(
                 part,
                 embedder,
@@ -353,10 +348,15 @@ def plain_pass(plan: Plan, runner: str, options: object) -> Summary:
                 batch=plan.batch,
                 pause=plan.pause,
             )
-            staged = plan.run.write_shard(vectors, pass_number=plan.pass_number)
+            staged = plan.run.write_shard(vectors, pass_number=current.number)
             skipped = Counter(row.skipped.cause for row in vectors.rows if row.skipped)
             summary += Summary(embedded=staged.embedded, skipped=skipped)
     return summary
+
+
+def only_pass(plan: Plan, *, number: int = 1, phase: Phase = Phase.HOLD, **more: Any) -> Pass:
+    """A pass over all ranges of a plan."""
+    return Pass(number, **{"ranges": plan.ranges, "phase": phase, **more})
 
 
 @pytest.fixture

@@ -18,12 +18,12 @@ from reembed.pipeline.build import build
 from reembed.pipeline.plan import Plan
 from reembed.transforms.embed import EmbedRows
 from reembed.transforms.embedders.fake import POISON, FakeEmbedder
-from reembed.transforms.read import ReadRows
+from reembed.transforms.read import ReadRows, StoreRows
 from reembed.transforms.replacing import replace_vectors
 from reembed.transforms.rows import Cause, KeyRange, RangeVectors, Skipped, Summary
 from reembed.transforms.staging import RunDirectory, State
 from reembed.transforms.stores.codec import decode
-from tests.conftest import begin, change, fake_plan, make_store, memory, select
+from tests.conftest import begin, change, fake_plan, make_store, memory, only_pass, select
 
 LOOPBACK = ["--job_endpoint=embed", "--environment_type=LOOPBACK"]
 RUNNERS: dict[str, tuple[Any, list[str]]] = {
@@ -73,13 +73,13 @@ def stored(path: Path) -> dict[object, list[float] | None]:
 
 def replaced(plan: Plan) -> Summary:
     """What the launcher does when a pass has ended."""
-    return replace_vectors(plan.job, pending=plan.pending, last=plan.last)
+    return replace_vectors(plan.job, only_pass(plan))
 
 
 def test_every_runner_gives_what_a_plain_loop_gives(pipeline: beam.Pipeline, plan: Plan) -> None:
     skipped = {Cause.REJECTED: 1, Cause.OVER_CAP: 1, Cause.ENCRYPTED: 1}
     with pipeline:
-        summary = build(pipeline, plan)
+        summary = build(pipeline, plan, only_pass(plan))
         assert_that(summary, equal_to([Summary(embedded=57, skipped=skipped)]))
 
     assert replaced(plan) == Summary(replaced=57, kept=skipped)
@@ -88,7 +88,7 @@ def test_every_runner_gives_what_a_plain_loop_gives(pipeline: beam.Pipeline, pla
 
 def test_what_is_done_is_counted_for_the_jobs_own_page(plan: Plan) -> None:
     pipeline = beam.Pipeline(runner=FnApiRunner())
-    build(pipeline, plan)
+    build(pipeline, plan, only_pass(plan))
 
     found = pipeline.run().metrics().query()
 
@@ -100,7 +100,7 @@ def test_it_ends_at_the_shards(plan: Plan) -> None:
     before = plan.store.path.read_bytes()
     skipped = {Cause.REJECTED: 1, Cause.OVER_CAP: 1, Cause.ENCRYPTED: 1}
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        summary = build(root, plan)
+        summary = build(root, plan, only_pass(plan))
         assert_that(summary, equal_to([Summary(embedded=57, skipped=skipped)]))
 
     assert plan.store.path.read_bytes() == before
@@ -109,11 +109,11 @@ def test_it_ends_at_the_shards(plan: Plan) -> None:
 
 def test_a_pass_to_retry_offers_the_model_only_what_it_rejected(plan: Plan) -> None:
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        build(root, plan)
+        build(root, plan, only_pass(plan))
     change(plan.store.path, "UPDATE memories SET content = 'x' WHERE id = '020'")
-    second = dataclasses.replace(plan, pass_number=2, retry_skipped=True)
+    second = only_pass(plan, number=2, retry_skipped=True)
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        summary = build(root, second)
+        summary = build(root, plan, second)
         assert_that(summary, equal_to([Summary(embedded=1, skipped={Cause.REJECTED: 1})]))
 
 
@@ -121,7 +121,7 @@ def test_a_replacement_says_what_was_done_and_what_is_still_in_the_old_space(pla
     old = "x'01" + "00" * 32 + "'"
     change(plan.store.path, f"UPDATE memories SET embedding = {old} WHERE id IN ('010', '011')")
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        build(root, plan)
+        build(root, plan, only_pass(plan))
 
     assert replaced(plan).in_old_space == 1
     manifest = plan.run.read_manifest()
@@ -133,18 +133,18 @@ def test_a_replacement_says_what_was_done_and_what_is_still_in_the_old_space(pla
 def test_one_summary_comes_out_of_an_empty_table(pipeline: beam.Pipeline, tmp_path: Path) -> None:
     plan = begin(fake_plan(make_store(tmp_path / "m.db", [])))
     with pipeline:
-        assert_that(build(pipeline, plan), equal_to([Summary()]))
+        assert_that(build(pipeline, plan, only_pass(plan)), equal_to([Summary()]))
 
 
 def test_a_catch_up_pass_embeds_only_what_changed(plan: Plan) -> None:
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        build(root, plan)
+        build(root, plan, only_pass(plan))
     change(plan.store.path, "UPDATE memories SET content = 'edited' WHERE id = '001'")
-    second = dataclasses.replace(plan, pass_number=2)
+    second = only_pass(plan, number=2)
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        assert_that(build(root, second), equal_to([Summary(embedded=1)]))
+        assert_that(build(root, plan, second), equal_to([Summary(embedded=1)]))
 
-    assert replaced(second).replaced == 57
+    assert replaced(plan).replaced == 57
     assert stored(plan.store.path) == plain_loop(plan.store.path)
 
 
@@ -153,20 +153,22 @@ def test_the_original_commands_own_case(tmp_path: Path) -> None:
     plan = begin(fake_plan(make_store(tmp_path / "m.db", rows)))
     skipped = {Cause.REJECTED: 1}
     with beam.Pipeline(runner=FnApiRunner()) as root:
-        assert_that(build(root, plan), equal_to([Summary(embedded=2, skipped=skipped)]))
+        assert_that(
+            build(root, plan, only_pass(plan)), equal_to([Summary(embedded=2, skipped=skipped)])
+        )
 
     assert replaced(plan) == Summary(replaced=2, kept=skipped)
 
 
 def test_all_that_is_done_to_a_row_runs_in_one_stage(plan: Plan) -> None:
     root = beam.Pipeline(runner=FnApiRunner())
-    build(root, plan)
+    build(root, plan, only_pass(plan))
     _, stages = FnApiRunner().create_stages(root.to_runner_api())
 
     per_row = [
         stage
         for stage in stages
-        if any("ReadRows" in step.unique_name for step in stage.transforms)
+        if any("read_parts" in step.unique_name for step in stage.transforms)
     ]
 
     assert len(per_row) == 1
@@ -177,7 +179,7 @@ def test_all_that_is_done_to_a_row_runs_in_one_stage(plan: Plan) -> None:
 
 def test_both_outputs_of_embed_rows_are_typed(plan: Plan) -> None:
     root = beam.Pipeline(runner=FnApiRunner())
-    rows = root | beam.Create(plan.ranges) | ReadRows(plan.store, plan.run, 1)
+    rows = root | beam.Create(plan.ranges) | ReadRows(StoreRows(plan.store, plan.run, 1))
     outputs = rows | EmbedRows(plan.target, plan.batch, plan.attempt)
 
     assert outputs.vectors.element_type == RangeVectors
@@ -186,7 +188,7 @@ def test_both_outputs_of_embed_rows_are_typed(plan: Plan) -> None:
 
 def test_no_row_and_no_vector_is_shuffled(plan: Plan) -> None:
     root = beam.Pipeline(runner=FnApiRunner())
-    build(root, plan)
+    build(root, plan, only_pass(plan))
     shuffled: list[Any] = []
 
     class Visitor(PipelineVisitor):

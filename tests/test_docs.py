@@ -10,6 +10,7 @@ import pytest
 
 from reembed.pipeline import report
 from reembed.pipeline.cli import COMMANDS, _parser
+from reembed.pipeline.outcome import Outcome
 from reembed.transforms.errors import ReembedError
 from reembed.transforms.rows import Summary
 from tests.conftest import ROOT, Call, fake_plan, make_store, memory
@@ -29,7 +30,7 @@ def test_the_readme_names_every_json_key(tmp_path: Path) -> None:
     named = re.findall(r"`(\w+)`", tables)
 
     keys = json.loads(report.plan_json(plan)) | json.loads(
-        report.outcome_json(plan, report.Outcome(Summary(replaced=1), 1.0))
+        report.outcome_json(plan, Outcome(Summary(replaced=1), 1.0))
     )
 
     assert sorted(set(named)) == sorted(keys)

@@ -32,6 +32,7 @@ import pytest
 from reembed.pipeline import cli, progress, run, surroundings, upkeep  # noqa: F401 - for those forked
 from reembed.transforms import replacing, rollback
 from reembed.transforms.embedders import Target, fake
+from reembed.transforms.passes import Pass, Phase
 from reembed.transforms.rows import KeyRange, Stored, Vectors
 from reembed.transforms.staging import (
     Rules,
@@ -151,7 +152,7 @@ def only_replace(trial: Trial, tell: Connection) -> None:
         run.take_over(manifest, attempt)
         target, rules = Target.from_json(manifest.target), Rules()
         job = replacing.ReplaceJob(store, run, manifest.ranges, target, rules, attempt)
-        replacing.replace_vectors(job, pending=(), last=False)
+        replacing.replace_vectors(job, Pass(1, (), Phase.HOLD))
 
 
 class Hashed(fake.FakeEmbedder):
@@ -181,9 +182,9 @@ def _prepare(trial: Trial, tell: Connection) -> None:
     save, begin, put = replacing._save_all, Replacement.transaction, Replacement.put
     inside = [False]
 
-    def saving(job: replacing.ReplaceJob, table: Replacement, *, last: bool) -> Any:
+    def saving(job: replacing.ReplaceJob, table: Replacement, *, force: bool) -> Any:
         tell.send(SAVING)
-        return save(job, table, last=last)
+        return save(job, table, force=force)
 
     @contextmanager
     def locked(table: Replacement) -> Iterator[None]:

@@ -243,7 +243,7 @@ def held_for(path: Path, seconds: float) -> threading.Thread:
 
 PHASES: dict[str, tuple[str, str]] = {
     "plan": ("reembed.pipeline.plan", "choose_store"),
-    "reading rows": ("reembed.transforms.read", "read_rows"),
+    "reading rows": ("reembed.transforms.read", "read_shards"),
     "the trial": ("reembed.pipeline.run", "try_update"),
     "the replacement": ("reembed.pipeline.run", "replace_vectors"),
     "reading back": ("reembed.transforms.replacing", "reads_back"),

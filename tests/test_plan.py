@@ -29,7 +29,7 @@ from reembed.transforms.errors import (
     UsageError,
 )
 from reembed.transforms.modes import Mode
-from reembed.transforms.read import read_rows
+from reembed.transforms.read import StoreRows
 from reembed.transforms.replacing import ReplaceJob
 from reembed.transforms.rows import Cause, KeyRange
 from reembed.transforms.staging import Manifest, Rules, Scope, State
@@ -45,9 +45,9 @@ def plan_for(path: Path, options: Options | None = None) -> Plan:
 def stage(plan: Plan, ranges: int) -> Plan:
     """Stage the first ranges of a plan, as a run does that is cut off after them."""
     for keys in plan.ranges[:ranges]:
-        for part in read_rows(plan.store, keys, plan.run, pass_number=plan.pass_number):
+        for part in StoreRows(plan.store, plan.run, 1).read_parts(keys):
             vectors = embed_rows(part, FakeEmbedder(8), dimension=8, batch=9)
-            plan.run.write_shard(vectors, pass_number=plan.pass_number)
+            plan.run.write_shard(vectors, pass_number=1)
     return plan
 
 
@@ -69,7 +69,6 @@ def test_a_plan_says_what_is_there_and_what_it_becomes(tmp_path: Path) -> None:
         "local", "all-MiniLM-L6-v2", 384, "all-MiniLM-L6-v2", "", 256, normalized=True
     )
     assert (plan.backend, plan.batch, plan.survey.rows) == ("ollama", 100, 200)
-    assert plan.pending == plan.ranges
     assert plan.ranges == (KeyRange(0, None, None, 200),)
     assert plan.run.path.parent == tmp_path / "m.db.reembed"
     assert plan.tokens is not None
@@ -94,7 +93,7 @@ def test_the_batch_never_changes_the_ranges(tmp_path: Path) -> None:
 def test_no_rows_make_no_ranges_and_no_estimate(tmp_path: Path) -> None:
     plan = plan_for(make_store(tmp_path / "m.db", []))
 
-    assert (plan.ranges, plan.pending, plan.tokens) == ((), (), None)
+    assert (plan.ranges, plan.tokens) == ((), None)
 
 
 def test_another_dimension_than_the_models_is_refused(tmp_path: Path) -> None:
@@ -366,9 +365,9 @@ def test_a_plan_goes_on_with_the_run_that_was_cut_off_and_changes_no_byte(tmp_pa
     assert plan.run == first.run
     assert plan.earlier is not None
     assert plan.earlier.manifest == first.run.read_manifest()
-    assert (plan.staged_rows, plan.pass_number, plan.late) == (6, 2, False)
+    assert (plan.staged_rows, plan.begun) == (6, False)
     # The ranges are the first run's: its shards are named by them.
-    assert plan.ranges == plan.pending == first.ranges
+    assert plan.ranges == first.ranges
     assert plan.attempt != first.attempt
     assert files(tmp_path) == before
 
@@ -400,7 +399,7 @@ def test_a_fresh_start_discards_the_run_that_was_cut_off(tmp_path: Path) -> None
     plan = fake_plan(path, fresh=True)
 
     assert plan.run != first.run
-    assert (plan.earlier, plan.staged_rows, plan.pass_number) == (None, 0, 1)
+    assert (plan.earlier, plan.staged_rows) == (None, 0)
     assert (plan.discarded, plan.others) == ((first.run,), ())
     assert files(tmp_path) == before  # Only the run itself deletes anything.
 
@@ -451,7 +450,7 @@ def test_a_replacement_that_was_begun_is_finished_by_its_own_command_only(tmp_pa
     first = stage(begin(fake_plan(path, rows=2)), 5)
     note(first, state=State.REPLACING, done=frozenset({0, 1}), writing=frozenset({2}))
 
-    assert (fake_plan(path).run, fake_plan(path).late) == (first.run, True)
+    assert (fake_plan(path).run, fake_plan(path).begun) == (first.run, True)
     for flags in ({"fresh": True}, {"namespace": "global"}, {"missing_only": True}):
         with pytest.raises(IncompleteError) as error:
             fake_plan(path, **flags)

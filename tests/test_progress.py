@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pty
 import sys
@@ -16,7 +15,7 @@ from reembed.pipeline import progress
 from reembed.pipeline.plan import Plan
 from reembed.transforms.embed import embed_rows
 from reembed.transforms.embedders.fake import FakeEmbedder
-from reembed.transforms.read import read_rows
+from reembed.transforms.read import StoreRows
 from tests.conftest import begin, change, fake_plan, make_store, memory
 
 
@@ -26,11 +25,11 @@ def plan(tmp_path: Path) -> Plan:
     return fake_plan(make_store(tmp_path / "m.db", rows), rows=4)
 
 
-def stage(plan: Plan, ranges: int) -> None:
+def stage(plan: Plan, ranges: int, *, pass_number: int = 1) -> None:
     for keys in plan.ranges[:ranges]:
-        for part in read_rows(plan.store, keys, plan.run, pass_number=plan.pass_number):
+        for part in StoreRows(plan.store, plan.run, pass_number).read_parts(keys):
             vectors = embed_rows(part, FakeEmbedder(8), dimension=8, batch=9)
-            plan.run.write_shard(vectors, pass_number=plan.pass_number)
+            plan.run.write_shard(vectors, pass_number=pass_number)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -54,7 +53,7 @@ def test_rows_are_counted_by_the_ranges_that_are_staged(plan: Plan) -> None:
 def test_a_row_that_is_staged_again_does_not_make_more_rows_than_there_are(plan: Plan) -> None:
     stage(begin(plan), 3)
     change(plan.store.path, "UPDATE memories SET content = 'edited' WHERE id = '03'")
-    stage(dataclasses.replace(plan, pass_number=2), 3)
+    stage(plan, 3, pass_number=2)
 
     assert plan.run.staged_rows() == 11
     assert progress.staged_rows(plan) == 10

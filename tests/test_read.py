@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from reembed.pipeline.plan import Plan
 from reembed.transforms.errors import StagingError
-from reembed.transforms.read import read_rows, split_rows
+from reembed.transforms.passes import Phase
+from reembed.transforms.read import StoreRows, split_rows
 from reembed.transforms.replacing import replace_vectors
 from reembed.transforms.rows import Cause, RangeVectors, Row, Skipped, StagedRow
-from tests.conftest import begin, change, fake_plan, make_store, memory
+from tests.conftest import begin, change, fake_plan, make_store, memory, only_pass
 
 texts = st.lists(st.text(max_size=6), max_size=20)
 
@@ -41,18 +42,16 @@ def write(plan: Plan, *rows: StagedRow, pass_number: int = 1) -> None:
 
 
 def read(
-    plan: Plan, *, pass_number: int, late: bool = False, retry_skipped: bool = False
+    plan: Plan,
+    *,
+    pass_number: int,
+    most: int | None = None,
+    begun: bool = False,
+    retry_skipped: bool = False,
 ) -> list[Row]:
-    (keys,) = plan.pending
-    parts = read_rows(
-        plan.store,
-        keys,
-        plan.run,
-        pass_number=pass_number,
-        late=late,
-        retry_skipped=retry_skipped,
-    )
-    return [row for part in parts for row in part.rows]
+    keys = replace(plan.ranges[0], most=most)
+    source = StoreRows(plan.store, plan.run, pass_number, begun, retry_skipped)
+    return [row for part in source.read_parts(keys) for row in part.rows]
 
 
 def embedded(row: Row) -> StagedRow:
@@ -94,7 +93,7 @@ def test_a_range_of_long_texts_is_several_parts(tmp_path: Path) -> None:
     plan = begin(fake_plan(make_store(tmp_path / "m.db", rows)))
     (keys,) = plan.ranges
 
-    parts = list(read_rows(plan.store, keys, plan.run, pass_number=1))
+    parts = list(StoreRows(plan.store, plan.run, 1).read_parts(keys))
 
     assert [part.part for part in parts] == list(range(10))
     assert [row.key for part in parts for row in part.rows] == [row.id for row in rows]
@@ -122,19 +121,16 @@ def test_rows_that_the_model_would_not_take_are_tried_again_where_that_is_wanted
 
 @pytest.mark.parametrize(("most", "keys"), [(1, "a"), (3, "abc"), (9, "abcd"), (None, "abcd")])
 def test_no_more_rows_are_read_than_are_wanted(plan: Plan, most: int | None, keys: str) -> None:
-    plan = replace(plan, pending=(replace(plan.ranges[0], most=most),))
-
-    assert [row.key for row in read(plan, pass_number=1)] == list(keys)
+    assert [row.key for row in read(plan, pass_number=1, most=most)] == list(keys)
 
 
 def test_rows_that_are_staged_do_not_count_towards_what_is_wanted(plan: Plan) -> None:
     write(plan, *map(embedded, read(plan, pass_number=1)[:2]))
-    plan = replace(plan, pending=(replace(plan.ranges[0], most=1),))
 
-    assert [row.key for row in read(plan, pass_number=2)] == ["c"]
+    assert [row.key for row in read(plan, pass_number=2, most=1)] == ["c"]
 
 
-def test_a_late_pass_sees_the_runs_own_rows_though_they_are_missing_no_more(
+def test_a_pass_after_the_replacement_began_sees_the_runs_own_rows_though_they_are_missing_no_more(
     tmp_path: Path,
 ) -> None:
     rows = [memory("a", embedding=b"\x01" + bytes(8)), memory("b"), memory("c")]
@@ -143,14 +139,14 @@ def test_a_late_pass_sees_the_runs_own_rows_though_they_are_missing_no_more(
     found = read(plan, pass_number=1)
     assert [row.key for row in found] == ["b", "c"]
     write(plan, *map(embedded, found))
-    replace_vectors(plan.job, pending=plan.pending, last=True)
-    assert read(plan, pass_number=2, late=True) == []
+    replace_vectors(plan.job, only_pass(plan, phase=Phase.FORCE))
+    assert read(plan, pass_number=2, begun=True) == []
 
     change(path, "UPDATE memories SET content = 'edited' WHERE id IN ('a', 'b')")
 
     # The vector of b is the run's own, of another text; that of a was never its business.
-    assert [row.key for row in read(plan, pass_number=2, late=False)] == []
-    assert [row.key for row in read(plan, pass_number=2, late=True)] == ["b"]
+    assert [row.key for row in read(plan, pass_number=2, begun=False)] == []
+    assert [row.key for row in read(plan, pass_number=2, begun=True)] == ["b"]
 
 
 def test_a_damaged_shard_is_not_taken_for_one_that_lacks_rows(plan: Plan) -> None:
@@ -168,6 +164,6 @@ def test_texts_of_like_length_are_in_one_part_and_the_longest_come_first(tmp_pat
     plan = begin(fake_plan(make_store(tmp_path / "m.db", rows)))
     (keys,) = plan.ranges
 
-    parts = read_rows(plan.store, keys, plan.run, pass_number=1, part_rows=2, by_length=True)
+    parts = StoreRows(plan.store, plan.run, 1, part_rows=2, by_length=True).read_parts(keys)
 
     assert ["".join(row.key for row in part.rows) for part in parts] == ["db", "ea", "c"]

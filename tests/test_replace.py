@@ -14,7 +14,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from reembed.pipeline.plan import Plan
 from reembed.transforms.embed import embed_rows
 from reembed.transforms.embedders.fake import FakeEmbedder
-from reembed.transforms.read import read_rows
+from reembed.transforms.read import StoreRows
 from reembed.transforms.replace import ReplaceVectors
 from reembed.transforms.rows import RangeVectors
 from reembed.transforms.staging import State
@@ -32,7 +32,7 @@ def vectors_of(plan: Plan) -> list[RangeVectors]:
     return [
         embed_rows(part, FakeEmbedder(8), dimension=8, batch=3)
         for keys in plan.ranges
-        for part in read_rows(plan.store, keys, plan.run, pass_number=1)
+        for part in StoreRows(plan.store, plan.run, 1).read_parts(keys)
     ]
 
 

@@ -23,7 +23,8 @@ from reembed.transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
 from reembed.transforms.errors import RunError, StagingError, StoreError, TooManySkippedError
 from reembed.transforms.match import is_ours
 from reembed.transforms.modes import Mode
-from reembed.transforms.read import read_rows
+from reembed.transforms.passes import Pass, Phase
+from reembed.transforms.read import StoreRows
 from reembed.transforms.replacing import check_failures, replace_vectors
 from reembed.transforms.rows import Cause, KeyRange, Stored, Summary
 from reembed.transforms.staging import Ledger, Manifest, Rules, State, read_ledger, saved_ranges
@@ -37,18 +38,19 @@ OTHER = encode(np.array([5.0, 6.0, 7.0], dtype=np.float32))
 EVERYTHING = KeyRange(0, None, None)
 
 
-def stage(plan: Plan, pass_number: int = 1, *, late: bool = False) -> None:
+def stage(plan: Plan, pass_number: int = 1, *, begun: bool = False) -> None:
     """Stage all ranges, as the pipeline does, without Beam."""
     for keys in plan.ranges:
-        for part in read_rows(plan.store, keys, plan.run, pass_number=pass_number, late=late):
+        for part in StoreRows(plan.store, plan.run, pass_number, begun).read_parts(keys):
             vectors = embed_rows(part, FakeEmbedder(8), dimension=8, batch=3)
             plan.run.write_shard(vectors, pass_number=pass_number)
 
 
 def replace(
-    plan: Plan, *, last: bool = False, pending: Sequence[KeyRange] | None = None
+    plan: Plan, phase: Phase = Phase.HOLD, *, ranges: Sequence[KeyRange] | None = None
 ) -> Summary:
-    return replace_vectors(plan.job, pending=plan.ranges if pending is None else pending, last=last)
+    after = Pass(1, plan.ranges if ranges is None else tuple(ranges), phase)
+    return replace_vectors(plan.job, after)
 
 
 def stored(plan: Plan) -> dict[object, list[float] | None]:
@@ -196,7 +198,7 @@ def test_after_a_catch_up_pass_every_row_has_the_vector_of_its_present_text(plan
 def test_in_the_last_pass_changed_rows_are_left_and_counted(plan: Plan) -> None:
     edit(plan)
 
-    summary = replace(plan, last=True)
+    summary = replace(plan, Phase.FORCE)
 
     # The new row has no vector at all, so only the edited one is in the old space.
     assert summary == Summary(replaced=8, remaining=2, in_old_space=1, changed=frozenset({0, 2}))
@@ -205,21 +207,21 @@ def test_in_the_last_pass_changed_rows_are_left_and_counted(plan: Plan) -> None:
 
 def test_what_remained_is_written_by_a_late_pass(plan: Plan) -> None:
     edit(plan)
-    replace(plan, last=True)
-    stage(plan, pass_number=2, late=True)
+    replace(plan, Phase.FORCE)
+    stage(plan, pass_number=2, begun=True)
 
-    assert replace(plan, pending=[plan.ranges[0], plan.ranges[2]]) == Summary(replaced=10)
+    assert replace(plan, ranges=[plan.ranges[0], plan.ranges[2]]) == Summary(replaced=10)
     after = stored(plan)
     assert [after["01"], after["99"]] == expected("title 01 edited", "new row")
     assert saved(plan)["99"] == [None]
 
 
-def test_a_late_pass_writes_only_the_ranges_that_are_pending(plan: Plan) -> None:
+def test_a_pass_after_the_replacement_began_writes_only_its_ranges(plan: Plan) -> None:
     edit(plan)
-    replace(plan, last=True)
-    stage(plan, pass_number=2, late=True)
+    replace(plan, Phase.FORCE)
+    stage(plan, pass_number=2, begun=True)
 
-    summary = replace(plan, pending=[plan.ranges[2]])
+    summary = replace(plan, ranges=[plan.ranges[2]])
 
     assert summary == Summary(replaced=9, remaining=1, in_old_space=1, changed=frozenset({0}))
 
@@ -419,7 +421,7 @@ def test_a_row_sealed_since_it_was_embedded_does_not_get_its_vector(plan: Plan) 
         "UPDATE memories SET content = '', encrypted_envelope = x'00' WHERE id = '03'",
     )
 
-    assert replace(plan, last=True).remaining == 1
+    assert replace(plan, Phase.FORCE).remaining == 1
     assert held(plan, "03") == OLD
 
 
@@ -442,7 +444,7 @@ def test_only_missing_vectors_are_filled_in_where_that_is_wanted(tmp_path: Path)
     assert replace(plan) == Summary(replaced=2)
     change(plan.store.path, "UPDATE memories SET content = 'edited' WHERE id IN ('a', 'b')")
     assert replace(plan) == Summary(replaced=1, remaining=1, changed=frozenset({0}))
-    stage(plan, pass_number=2, late=True)
+    stage(plan, pass_number=2, begun=True)
     assert replace(plan) == Summary(replaced=2)
     assert [stored(plan)["b"]] == expected("title b edited")
     assert held(plan, "a") == OLD
@@ -683,7 +685,7 @@ def test_a_kill_between_the_commit_and_its_record_is_finished_forward(
     assert (manifest.state, manifest.done) == (State.REPLACING, frozenset(range(number - 1)))
     backup = files(plan.run.backup)
 
-    assert replace(plan, pending=()) == Summary(replaced=10)
+    assert replace(plan, ranges=()) == Summary(replaced=10)
 
     assert list(stored(plan).values()) == ALL_NEW
     assert files(plan.run.backup) == backup
@@ -702,7 +704,7 @@ def test_what_was_being_written_at_a_kill_and_is_found_written_is_recorded_as_do
     assert (manifest.done, manifest.writing) == (frozenset(), frozenset({0, 1, 2}))
     seen.clear()
 
-    replace(plan, pending=())
+    replace(plan, ranges=())
 
     assert seen[0].done == frozenset({0})
 
@@ -717,7 +719,7 @@ def test_once_it_says_replacing_the_backup_is_never_made_again(
     # Were it made again now, it would hold the new vectors.
     monkeypatch.setattr(replacing, "_save_all", None)
 
-    assert replace(plan, pending=()) == Summary(replaced=10)
+    assert replace(plan, ranges=()) == Summary(replaced=10)
     assert saved(plan) == {f"{i:02d}": [OLD] for i in range(10)}
 
 
@@ -782,7 +784,7 @@ def test_a_row_added_and_staged_late_is_saved_as_it_was_before_it_is_written(pla
         "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at, "
         f"embedding) VALUES ('99', 'mid', 'global', 'new', 'row', '', '', x'{OTHER.hex()}')",
     )
-    stage(plan, pass_number=2, late=True)
+    stage(plan, pass_number=2, begun=True)
 
     assert replace(plan) == Summary(replaced=11)
     assert saved(plan)["99"] == [OTHER]
@@ -792,7 +794,7 @@ def test_the_runs_own_vector_of_a_former_text_is_never_a_way_back(plan: Plan) ->
     replace(plan)
     mine = held(plan, "05")
     change(plan.store.path, "UPDATE memories SET content = 'edited' WHERE id = '05'")
-    stage(plan, pass_number=2, late=True)
+    stage(plan, pass_number=2, begun=True)
 
     assert replace(plan) == Summary(replaced=10)
 
@@ -927,7 +929,7 @@ def test_too_many_failures_replace_nothing_and_what_is_staged_stays(tmp_path: Pa
     before = files(plan.run.path)
 
     with pytest.raises(TooManySkippedError, match="2 of 3 rows could not be embedded"):
-        replace(plan, last=True)
+        replace(plan, Phase.FORCE)
 
     assert set(stored(plan).values()) == {None}
     assert files(plan.run.path) == before
@@ -948,10 +950,10 @@ def test_too_many_failures_of_a_later_part_replace_nothing_of_it(tmp_path: Path)
     plan = begin(fake_plan(make_store(tmp_path / "m.db", rows), rows=1))
     first = replaced(plan, ranges=plan.ranges[:1])
     stage(first)
-    assert replace(plan, last=True).replaced == 1
+    assert replace(plan, Phase.FORCE).replaced == 1
     before = plan.store.path.read_bytes()
-    stage(plan, pass_number=2, late=True)
+    stage(plan, pass_number=2, begun=True)
 
     with pytest.raises(TooManySkippedError, match="3 of 4 rows could not be embedded"):
-        replace(plan, last=True)
+        replace(plan, Phase.FORCE)
     assert plan.store.path.read_bytes() == before

@@ -11,8 +11,8 @@ import pytest
 
 from reembed.pipeline import report
 from reembed.pipeline.options import Options
+from reembed.pipeline.outcome import Outcome, outcome_values
 from reembed.pipeline.plan import Plan, TokenEstimate
-from reembed.pipeline.report import Outcome
 from reembed.pipeline.settings import read_settings
 from reembed.transforms.embedders import Access, Target
 from reembed.transforms.rows import Cause, Summary
@@ -421,10 +421,10 @@ def test_what_a_server_counted_is_told_with_what_it_cost(served: Plan) -> None:
     outcome = dataclasses.replace(DONE, cut=2, tokens=1_500_000)
     unknown = dataclasses.replace(served.target, window=None)
 
-    values = report.outcome_values(served, outcome)
+    values = outcome_values(served, outcome)
     assert (values["tokens"], values["cost"]) == (1_500_000, 3.0)
     assert (values["texts_cut"], values["texts_cut_counted"]) == (2, False)
-    values = report.outcome_values(
+    values = outcome_values(
         dataclasses.replace(served, target=unknown, price=None), dataclasses.replace(outcome, cut=0)
     )
     assert (values["texts_cut"], values["cost"]) == (None, None)
@@ -440,7 +440,7 @@ def test_what_a_server_counted_is_told_with_what_it_cost(served: Plan) -> None:
 def test_what_is_left_is_forecast_from_what_was_staged(served: Plan) -> None:
     outcome = dataclasses.replace(STAGED, tokens=3_000_000)
 
-    assert report.outcome_values(served, outcome)["forecast"] == {
+    assert outcome_values(served, outcome)["forecast"] == {
         "rows": 1,
         "seconds": 1,
         "tokens": 1_000_000,
@@ -451,7 +451,7 @@ def test_what_is_left_is_forecast_from_what_was_staged(served: Plan) -> None:
         in report.outcome_text(served, outcome).splitlines()
     )
     nothing = dataclasses.replace(outcome, summary=Summary(), staged=0, tokens=0)
-    assert report.outcome_values(served, nothing)["forecast"] == {
+    assert outcome_values(served, nothing)["forecast"] == {
         "rows": 4,
         "seconds": None,
         "tokens": None,
@@ -462,7 +462,7 @@ def test_what_is_left_is_forecast_from_what_was_staged(served: Plan) -> None:
 def test_texts_that_a_model_of_this_machine_cuts_are_counted(plan: Plan) -> None:
     outcome = dataclasses.replace(DONE, cut=2)
 
-    values = report.outcome_values(plan, outcome)
+    values = outcome_values(plan, outcome)
     assert (values["texts_cut"], values["texts_cut_counted"]) == (2, True)
     assert (
         "texts cut    2 texts are longer than the model looks at; their ends don't count"

@@ -17,6 +17,7 @@ from reembed.transforms import replacing, rollback
 from reembed.transforms.embedders.fake import POISON
 from reembed.transforms.errors import RunError, StagingError, StoreError
 from reembed.transforms.match import Change, save_rows
+from reembed.transforms.passes import Phase
 from reembed.transforms.replacing import replace_vectors
 from reembed.transforms.rollback import (
     DELETED,
@@ -32,7 +33,16 @@ from reembed.transforms.staging.files import tables
 from reembed.transforms.staging.names import BACKUP
 from reembed.transforms.stores import Replacement
 from reembed.transforms.stores.codec import encode
-from tests.conftest import begin, change, fake_plan, make_store, memory, other_contents, select
+from tests.conftest import (
+    begin,
+    change,
+    fake_plan,
+    make_store,
+    memory,
+    only_pass,
+    other_contents,
+    select,
+)
 from tests.test_match import World, describe, events, play
 from tests.test_replacing import Killed, kill_after_commit, stage
 
@@ -43,7 +53,7 @@ OTHER = encode(np.array([5.0, 6.0, 7.0], dtype=np.float32))
 def run(plan: Plan) -> Summary:
     """Stage and replace."""
     stage(plan)
-    return replace_vectors(plan.job, pending=plan.pending, last=True)
+    return replace_vectors(plan.job, only_pass(plan, phase=Phase.FORCE))
 
 
 def undo(plan: Plan) -> RolledBack:
@@ -279,8 +289,8 @@ def test_a_text_that_the_run_embedded_twice_is_not_given_the_vector_of_the_forme
 ) -> None:
     run(plan)
     change(plan.store.path, "UPDATE memories SET content = 'edited' WHERE id = '05'")
-    stage(plan, pass_number=2, late=True)
-    replace_vectors(plan.job, pending=plan.ranges, last=True)
+    stage(plan, pass_number=2, begun=True)
+    replace_vectors(plan.job, only_pass(plan, phase=Phase.PART))
     now = columns(plan.store.path)
 
     assert undo(plan) == RolledBack(restored=9, left={"05": EDITED})
@@ -292,8 +302,8 @@ def test_a_text_that_changed_and_changed_back_gets_its_previous_vector(plan: Pla
     run(plan)
     for number, content in ((2, "edited"), (3, "content 05")):
         change(plan.store.path, f"UPDATE memories SET content = '{content}' WHERE id = '05'")
-        stage(plan, pass_number=number, late=True)
-        replace_vectors(plan.job, pending=plan.ranges, last=True)
+        stage(plan, pass_number=number, begun=True)
+        replace_vectors(plan.job, only_pass(plan, phase=Phase.PART))
 
     assert undo(plan) == RolledBack(restored=10)
     assert columns(plan.store.path) == before

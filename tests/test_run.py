@@ -16,12 +16,12 @@ import pytest
 from apache_beam import Pipeline
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
 
+from reembed.pipeline.outcome import Outcome
 from reembed.pipeline.plan import Plan
-from reembed.pipeline.report import Outcome
 from reembed.pipeline.run import (
     ADDED_OR_EDITED,
     MOST_STALE_PASSES,
-    limit_rows,
+    first_pass,
     run_plan,
     staged_rows,
 )
@@ -35,6 +35,7 @@ from reembed.transforms.errors import (
     StoreError,
     TooManySkippedError,
 )
+from reembed.transforms.passes import Phase
 from reembed.transforms.replacing import replace_vectors
 from reembed.transforms.rows import Cause, Skipped, Summary
 from reembed.transforms.staging import RunDirectory, Scope, State, lock_database
@@ -283,7 +284,7 @@ def test_a_row_that_is_edited_in_every_pass_is_left_counted_and_named(
     # The edits have come to their end, so the next run leaves no row.
     again = fake_plan(path, rows=2)
     summary = run(again).summary
-    assert (again.run, again.late) == (plan.run, True)
+    assert (again.run, again.begun) == (plan.run, True)
     assert (summary.embedded, summary.replaced, summary.remaining) == (1, 5, 0)
     assert stored(path)["3"] == vector_of(path, "3")
     assert plan.run.read_manifest().state is State.REPLACED
@@ -651,15 +652,16 @@ def test_the_limit_is_spread_over_the_ranges_in_their_order(tmp_path: Path) -> N
     path = make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)])
     limited = begin(fake_plan(path, rows=2, max_rows=5))
 
-    plan, complete = limit_rows(limited)
+    first, complete = first_pass(limited)
 
-    assert [(keys.index, keys.most) for keys in plan.pending] == [(0, 5), (1, 3), (2, 1)]
-    assert (complete, plan.last) == (False, False)
-    assert limit_rows(dataclasses.replace(limited, most_rows=9))[1]
-    assert limit_rows(dataclasses.replace(limited, most_rows=None)) == (
-        dataclasses.replace(limited, most_rows=None),
-        True,
-    )
+    assert [(keys.index, keys.most) for keys in first.ranges] == [(0, 5), (1, 3), (2, 1)]
+    assert (complete, first.phase) == (False, Phase.STAGE)
+    partial, complete = first_pass(dataclasses.replace(limited, partial=True))
+    assert (partial, complete) == (dataclasses.replace(first, phase=Phase.FORCE), False)
+    for whole in (dataclasses.replace(limited, most_rows=most) for most in (9, None)):
+        found, complete = first_pass(whole)
+        assert (found.number, found.phase, complete) == (1, Phase.HOLD, True)
+        assert [keys.index for keys in found.ranges] == list(range(5))
 
 
 def test_a_row_that_was_skipped_twice_counts_by_the_last_time(tmp_path: Path) -> None:

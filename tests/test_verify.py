@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.passes import Phase
 from reembed.transforms.replacing import replace_vectors
 from reembed.transforms.rows import RangeVectors, StagedRow
 from reembed.transforms.staging import RunDirectory
@@ -23,7 +24,7 @@ from reembed.transforms.verify import (
     find_fault,
     verify_rows,
 )
-from tests.conftest import begin, change, fake_plan, make_store, memory
+from tests.conftest import begin, change, fake_plan, make_store, memory, only_pass
 
 UNIT = FakeEmbedder(4).embed(["a text"])[0]
 
@@ -105,7 +106,7 @@ def replaced(path: Path, rows: int, range_rows: int) -> tuple[Store, RunDirector
             for row, vector in zip(found, vectors, strict=True)
         )
         plan.run.write_shard(RangeVectors(some, 0, 8, staged), pass_number=1)
-    replace_vectors(plan.job, pending=plan.pending, last=True)
+    replace_vectors(plan.job, only_pass(plan, phase=Phase.FORCE))
     return plan.store, plan.run
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
@@ -16,42 +17,73 @@ PART_TEXT_BYTES = 262_144
 """Most text that is embedded, staged and counted as one."""
 
 
-def read_rows(
-    store: Store,
-    keys: KeyRange,
-    run: RunDirectory,
-    *,
-    pass_number: int,
-    late: bool = False,
-    retry_skipped: bool = False,
-    part_rows: int | None = None,
-    by_length: bool = False,
-) -> Iterator[RangeRows]:
-    """Read the rows of a range that earlier passes have not staged, at most 256 KiB at a time.
+@runtime_checkable  # Beam compares the types of what it is given.
+class RowSource(Protocol):
+    """Where the rows of a pass come from. A value: workers get it."""
+
+    def read_parts(self, keys: KeyRange) -> Iterator[RangeRows]:
+        """Read the rows of a range, in parts that are each embedded and staged as one."""
+
+
+@dataclass(frozen=True)
+class StoreRows:
+    """The rows of a store that earlier passes of a run have not staged.
+
+    In a first pass these are all rows; in a later one the new and the edited ones and, with
+    `retry_skipped`, those that the model would not take. A pass that `begun` says comes after the
+    replacement began also sees rows that are meant no more since they have a vector: the run's
+    own, of another text.
 
     Each part is staged by itself, so with `part_rows`, as many as go in one request of a
     server, nothing that was paid for is lost where the next request fails. With `by_length` the
     longest texts come first, and those that are together are alike.
-
-    In a first pass these are all rows; in a later one the new and the edited ones and, with
-    `retry_skipped`, those that the model would not take. No more than `keys.most` of them.
-    A `late` pass, one after the replacement was begun, also sees rows that are meant no more
-    since they have a vector: the run's own, of another text.
     """
-    known = read_shards(run.shards_of(keys.index, before_pass=pass_number), with_vectors=False)
-    latest = {(row.key, row.digest): row.skipped for row in known}
-    if retry_skipped:
-        latest = {row: skip for row, skip in latest.items() if skip is None or skip.cause.by_rule}
-    rows = store.read_range(keys, with_stored=late)
-    if late:
-        ledger = read_ledger(run.backup, keys.index, with_vectors=False)
-        rows = [row for row in rows if concerns(row, ledger)]
-    fresh = [row for row in rows if (row.key, row.digest) not in latest]
-    fresh = fresh[: keys.most]
-    if by_length:
-        fresh.sort(key=text_bytes, reverse=True)
-    for part, some in enumerate(split_rows(fresh, PART_TEXT_BYTES, part_rows)):
-        yield RangeRows(keys, part, some)
+
+    store: Store
+    run: RunDirectory
+    pass_number: int
+    begun: bool = False
+    retry_skipped: bool = False
+    part_rows: int | None = None
+    by_length: bool = False
+
+    def read_parts(self, keys: KeyRange) -> Iterator[RangeRows]:
+        """Read at most `keys.most` rows of a range over a connection of its own.
+
+        A part holds at most 256 KiB of text. The connection is closed before the first is given.
+        """
+        fresh = self._read_fresh(keys)
+        if self.by_length:
+            fresh.sort(key=text_bytes, reverse=True)
+        for part, some in enumerate(split_rows(fresh, PART_TEXT_BYTES, self.part_rows)):
+            yield RangeRows(keys, part, some)
+
+    def _read_fresh(self, keys: KeyRange) -> list[Row]:
+        shards = self.run.shards_of(keys.index, before_pass=self.pass_number)
+        known = read_shards(shards, with_vectors=False)
+        latest = {(row.key, row.digest): row.skipped for row in known}
+        if self.retry_skipped:
+            latest = {
+                row: skip for row, skip in latest.items() if skip is None or skip.cause.by_rule
+            }
+        rows = self.store.read_range(keys, with_stored=self.begun)
+        if self.begun:
+            ledger = read_ledger(self.run.backup, keys.index, with_vectors=False)
+            rows = [row for row in rows if concerns(row, ledger)]
+        fresh = [row for row in rows if (row.key, row.digest) not in latest]
+        return fresh[: keys.most]
+
+
+@dataclass(frozen=True)
+class LeftRows:
+    """The rows that the launcher has left in a work directory for a pass."""
+
+    work: WorkDirectory
+    pass_number: int
+
+    def read_parts(self, keys: KeyRange) -> Iterator[RangeRows]:
+        """Read the parts of a range that were left."""
+        return self.work.read_inputs(keys, pass_number=self.pass_number)
 
 
 def text_bytes(row: Row) -> int:
@@ -83,53 +115,10 @@ def split_rows(
 
 @dataclass
 class ReadRows(beam.PTransform[PCollection[KeyRange], PCollection[RangeRows]]):
-    """Read each key range over a connection of its own, closed before anything is embedded."""
+    """Read the rows of each key range from a source."""
 
-    store: Store
-    run: RunDirectory
-    pass_number: int
-    late: bool = False
-    retry_skipped: bool = False
-    part_rows: int | None = None
-    by_length: bool = False
+    source: RowSource
 
     def expand(self, ranges: PCollection[KeyRange]) -> PCollection[RangeRows]:
-        rows: PCollection[RangeRows] = ranges | beam.ParDo(_ReadRows(self))
+        rows: PCollection[RangeRows] = ranges | beam.FlatMap(self.source.read_parts)
         return rows
-
-    def parts(self, keys: KeyRange) -> Iterator[RangeRows]:
-        """Read one range."""
-        return read_rows(
-            self.store,
-            keys,
-            self.run,
-            pass_number=self.pass_number,
-            late=self.late,
-            retry_skipped=self.retry_skipped,
-            part_rows=self.part_rows,
-            by_length=self.by_length,
-        )
-
-
-@dataclass
-class ReadInputs(beam.PTransform[PCollection[KeyRange], PCollection[RangeRows]]):
-    """Read what was left of each range to embed, where the store is out of reach."""
-
-    work: WorkDirectory
-    pass_number: int
-
-    def expand(self, ranges: PCollection[KeyRange]) -> PCollection[RangeRows]:
-        rows: PCollection[RangeRows] = ranges | beam.ParDo(_ReadRows(self))
-        return rows
-
-    def parts(self, keys: KeyRange) -> Iterator[RangeRows]:
-        """Read one range."""
-        return self.work.read_inputs(keys, pass_number=self.pass_number)
-
-
-class _ReadRows(beam.DoFn):
-    def __init__(self, config: ReadRows | ReadInputs) -> None:
-        self._config = config
-
-    def process(self, keys: KeyRange) -> Iterator[RangeRows]:
-        return self._config.parts(keys)

@@ -8,20 +8,19 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
+from reembed.transforms.passes import PassDirectory
 from reembed.transforms.rows import RangeVectors, StagedRange
-from reembed.transforms.staging import RunDirectory
-from reembed.transforms.workdir import WorkDirectory
 
 
 @dataclass
 class ReplaceVectors(beam.PTransform[PCollection[RangeVectors], PCollection[StagedRange]]):
-    """Write each part's vectors, as a shard in the run directory.
+    """Write each part's vectors, as a shard in the directory of the pass.
 
-    For workers that don't reach that, in the work directory. The launcher puts them into the store
-    when the job has ended: only then are all of them there, and only it holds the lock.
+    The launcher puts them into the store when the job has ended: only then are all of them there,
+    and only it holds the lock.
     """
 
-    place: RunDirectory | WorkDirectory
+    place: PassDirectory
     pass_number: int
 
     def expand(self, vectors: PCollection[RangeVectors]) -> PCollection[StagedRange]:
@@ -31,7 +30,5 @@ class ReplaceVectors(beam.PTransform[PCollection[RangeVectors], PCollection[Stag
         return staged
 
 
-def _stage(
-    vectors: RangeVectors, place: RunDirectory | WorkDirectory, pass_number: int
-) -> StagedRange:
+def _stage(vectors: RangeVectors, place: PassDirectory, pass_number: int) -> StagedRange:
     return place.write_shard(vectors, pass_number=pass_number)

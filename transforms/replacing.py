@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from reembed.transforms.embedders import Target
 from reembed.transforms.errors import TooManySkippedError
 from reembed.transforms.match import Match, holds_former, is_ours, match_rows, save_rows
+from reembed.transforms.passes import Pass
 from reembed.transforms.rows import KeyRange, Row, StagedRow, Stored, Summary, vector_digest
 from reembed.transforms.staging import (
     Ledger,
@@ -157,17 +158,16 @@ class ReplaceJob:
         )
 
 
-def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool) -> Summary:
-    """Put the staged vectors into the store, and say what the table then holds.
+def replace_vectors(job: ReplaceJob, after: Pass) -> Summary:
+    """Put the vectors into the store that are staged after a pass; say what the table then holds.
 
     A row gets its vector only if its text still has, inside the transaction, the digest that the
     vector was made from: it is read there, unless no other process has committed anything since it
     was read before. Before the first write all that will be replaced is saved and read back, and
-    the manifest says `replacing`. If before that rows are new or edited, and this is not the `last`
-    pass, nothing is written, and the summary names their ranges.
-    Once a replacement was begun, the ranges not yet done and the `pending` ones are written; a
-    `last` pass is then a part of it that was asked for. Safe to run twice: a row that holds its
-    vector is not written again.
+    the manifest says `replacing`. If before that rows are new or edited, and the pass does not
+    force the replacement, nothing is written, and the summary names their ranges.
+    Once a replacement has begun, the ranges not yet done and those of the pass are written. Safe
+    to run twice: a row that holds its vector is not written again.
 
     Raises TooManySkippedError if too many of the tried rows failed, RunError if another
     attempt has taken over.
@@ -180,19 +180,19 @@ def replace_vectors(job: ReplaceJob, *, pending: Sequence[KeyRange], last: bool)
         if manifest.state is State.STAGING:
             require_room(job.room(job.run.staged_rows()))
             version = table.version
-            found, wanted, saved = _save_all(job, table, last=last)
+            found, wanted, saved = _save_all(job, table, force=after.phase.forces)
             if wanted is None:
                 return Summary(remaining=found.remaining, changed=found.changed)
             note |= {"order": job.order, "rules": job.rules, "saved": saved.files}
             # A backup that was there before, and could not be let go, is of rows that were written.
             note |= {"wrote": True} if saved.kept else {}
         else:
-            if last:  # Another part, of rows that the first look could not know.
+            if after.phase.forces:  # Another part, of rows that the first look could not know.
                 found = sum((job.match(k, with_stored=True).before for k in job.ranges), Summary())
                 check_failures(found, most=job.rules.most_skipped, whole=job.store.whole)
-            late = {keys.index for keys in pending}
-            indexes = [k for k in job.ranges if k.index not in manifest.done or k.index in late]
-            wanted = list(_changed(job, indexes))
+            changed = {keys.index for keys in after.ranges}
+            left = [k for k in job.ranges if k.index not in manifest.done or k.index in changed]
+            wanted = list(_changed(job, left))
         _write_all(job, table, wanted, version, note)
         # Whether no other process has written anything since all that was found.
         undisturbed = version == table.version and not table.fires_triggers
@@ -257,13 +257,13 @@ class _SavedFiles:
 
 
 def _save_all(
-    job: ReplaceJob, table: Replacement, *, last: bool
+    job: ReplaceJob, table: Replacement, *, force: bool
 ) -> tuple[Summary, list[Portion] | None, _SavedFiles]:
     """Save what all rows hold that get a vector; give what will be and what is to be written.
 
     Rows that hold their vector already are noted as written, to be read back with the others.
-    If rows are new or edited and this is not the `last` pass, nothing is saved, and None given
-    for the latter. Raises TooManySkippedError.
+    If rows are new or edited and nothing is to `force` it, nothing is saved, and None given for
+    the latter. Raises TooManySkippedError.
     """
     found = Summary()
     wanted: list[Portion] = []
@@ -277,9 +277,9 @@ def _save_all(
             files.files[writing.result()] = rows
 
         for keys in job.ranges:
-            matched = job.match(keys, with_stored=last or not found.changed)
+            matched = job.match(keys, with_stored=force or not found.changed)
             found += matched.before
-            if found.changed and not last:
+            if found.changed and not force:
                 continue
             ledger = Ledger()
             if kept:
@@ -296,7 +296,7 @@ def _save_all(
                 finish_one()
         while saving:
             finish_one()
-    if found.changed and not last:
+    if found.changed and not force:
         _drop_backup(job)
         return found, None, files
     try:

@@ -46,12 +46,12 @@ def stage_stored(
     *,
     pass_number: int,
     dimension: int,
-    late: bool,
+    begun: bool,
 ) -> None:
     """Stage the vectors that the rows of a range have; nothing is embedded.
 
-    A vector is never put back over a newer one. What is new in a `late` pass, one after the
-    replacement was begun, had no witness; such a row is left as it is, and named.
+    A vector is never put back over a newer one. What is new in a pass after the replacement has
+    `begun` had no witness; such a row is left as it is, and named.
     """
     shards = run.shards_of(keys.index, before_pass=pass_number)
     staged = {(row.key, row.digest): row for row in read_shards(shards, with_vectors=True)}
@@ -60,11 +60,11 @@ def stage_stored(
     for row in store.read_range(keys, with_stored=True):
         known, now = staged.get((row.key, row.digest)), _staged(store, row, dimension)
         settled = known is not None and (
-            not row.meant or known.vector == now.vector or (late and known.skipped is not None)
+            not row.meant or known.vector == now.vector or (begun and known.skipped is not None)
         )
         if settled or not concerns(row, ledger):
             continue
-        if late and now.skipped is None:
+        if begun and now.skipped is None:
             now = _left(row, "it is newer than the check of the sample; stamp it with another run")
         rows.append(now)
     if rows:
