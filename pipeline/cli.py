@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from reembed import __version__
 from reembed.pipeline.interrupts import (
     DONE,
     GOES_ON,
@@ -28,7 +29,7 @@ from reembed.pipeline.interrupts import (
 )
 from reembed.pipeline.options import RUNNERS, CommandOptions, Options
 from reembed.pipeline.output import open_streams, print_result, tell
-from reembed.pipeline.paths import check_database, expanded, working_directory
+from reembed.pipeline.paths import absolute_directory, check_database, working_directory
 from reembed.pipeline.words import NOTHING_WRITTEN, one_line
 from reembed.transforms.errors import (
     IncompleteError,
@@ -197,7 +198,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         ours, beam_options = ours[:at], ours[at + 1 :]
     given = vars(_parser().parse_args(ours))
     given |= {name: tuple(given[name]) for name in ("key", "text")}
-    given["run_dir"] = _directory(given["run_dir"])
+    given["run_dir"] = absolute_directory(given["run_dir"])
     return Options(**given, beam_options=tuple(beam_options))
 
 
@@ -205,12 +206,8 @@ def parse_command(arguments: Sequence[str]) -> CommandOptions:
     """Parse the command line of a command; raise UsageError for what is wrong with it."""
     command, *rest = arguments
     given = vars(_command_parser(command).parse_args(rest))
-    given["run_dir"] = _directory(given["run_dir"])
+    given["run_dir"] = absolute_directory(given["run_dir"])
     return CommandOptions(command, **given)
-
-
-def _directory(named: str | None) -> str | None:
-    return named and str(working_directory() / expanded(named))
 
 
 def _dispatch(arguments: list[str], interrupts: Interrupts) -> int:
@@ -220,37 +217,13 @@ def _dispatch(arguments: list[str], interrupts: Interrupts) -> int:
 
 
 def _run_command(options: CommandOptions, interrupts: Interrupts) -> int:
-    from reembed.pipeline.resume import naming_incomplete
-    from reembed.pipeline.settings import read_settings
-    from reembed.pipeline.upkeep import run_command
-    from reembed.transforms.stores import recover_store
+    from reembed.pipeline.api import perform, settings_without_model
 
     gc.enable()
     interrupts.unwind()
     if options.command in ("rollback", "cleanup"):
         interrupts.line = SEE_STATUS
-    # A model that can't be used now must not keep anyone from looking or going back.
-    asked = Options(db=options.db, backend="local")
-    settings = read_settings(asked, os.environ, working_directory())
-    database = _choose_database(settings)
-    with naming_incomplete(database, options.run_dir):
-        if options.command == "rollback":
-            recover_store(database)
-        report = run_command(
-            options,
-            database,
-            settings_of=lambda: read_settings(
-                Options(
-                    db=options.db,
-                    backend=options.backend,
-                    base_url=options.base_url,
-                    key_secret=options.key_secret,
-                    insecure_key=options.insecure_key,
-                ),
-                os.environ,
-                working_directory(),
-            ),
-        )
+    report = perform(options, _choose_database(settings_without_model(options.db)))
     code = 0 if report.trouble is None else report.trouble.exit_code
     shown = report.json if options.json else report.text
     code = _deliver(shown, code, otherwise=report.kept or NOTHING_WRITTEN)
@@ -259,26 +232,19 @@ def _run_command(options: CommandOptions, interrupts: Interrupts) -> int:
 
 def _run(options: Options, interrupts: Interrupts) -> int:
     from reembed.pipeline import report
-    from reembed.pipeline.plan import make_plan
-    from reembed.pipeline.resume import naming_incomplete
+    from reembed.pipeline.api import carry_out, prepare, warn_of_surroundings
     from reembed.pipeline.settings import read_settings
-    from reembed.transforms.stores import recover_store
 
     if options.beam_options or not options.dry_run:
-        from reembed.pipeline import surroundings
+        from reembed.pipeline import run, surroundings  # noqa: F401 - before signals unwind
         from reembed.pipeline.progress import showing_progress
-        from reembed.pipeline.run import run_plan
         from reembed.pipeline.runners import parse_beam_options
 
         beam_options = parse_beam_options(options.runner, options.beam_options)
     interrupts.unwind()
     settings = read_settings(options, os.environ, working_directory())
     database = _choose_database(settings)
-    with naming_incomplete(database, options.run_dir):
-        if not options.dry_run:
-            _require_idle(database)
-            recover_store(database)
-        plan = make_plan(database, settings, options)
+    plan = prepare(database, settings, options)
     for line in report.preflight_lines(plan) if plan.ranges else [report.empty_line(plan)]:
         tell(line)
     if options.dry_run:
@@ -288,8 +254,7 @@ def _run(options: Options, interrupts: Interrupts) -> int:
             otherwise=NOTHING_WRITTEN,
         )
     if plan.ranges:
-        for line in surroundings.warnings(database):
-            _logger.warning("%s", line)
+        warn_of_surroundings(plan, database)
         doing = "loading" if plan.target.access is None else "asking the server for"
         tell(f"reembed: {doing} {plan.target}")
     interrupts.line = NOTHING_STAGED if plan.earlier is None else GOES_ON
@@ -305,20 +270,7 @@ def _run(options: Options, interrupts: Interrupts) -> int:
             yield
 
     try:
-        with naming_incomplete(database, options.run_dir):
-            outcome = run_plan(
-                plan,
-                runner=options.runner,
-                options=beam_options,
-                progress=progress,
-                warn=lambda row: _logger.warning(
-                    "[%s] skipped row %s: %s (previous vector %s)",
-                    plan.run.run_id,
-                    row.key,
-                    row.reason,
-                    "cleared" if plan.rules.clear_skipped else "kept",
-                ),
-            )
+        outcome = carry_out(plan, options, database, beam_options, progress)
     except BaseException:
         if interrupts.received:
             interrupts.line = _stopped_at(plan)
@@ -334,17 +286,6 @@ def _run(options: Options, interrupts: Interrupts) -> int:
     if remaining:
         tell(f"reembed: error: {report.incomplete_line(outcome.summary)}")
     return code
-
-
-def _require_idle(database: Path) -> None:
-    """Raise StagingError if another process is at work: what it has staged is not to be judged."""
-    from reembed.transforms.errors import StagingError
-    from reembed.transforms.staging import lock_holder
-
-    if holder := lock_holder(database):
-        raise StagingError(
-            f"another run is at work on {database.resolve()} ({holder}); wait for it to end"
-        )
 
 
 def _stopped_at(plan: Plan) -> str:
@@ -401,8 +342,21 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{said}; see reembed --help")
 
     def print_help(self, file: SupportsWrite[str] | None = None) -> None:
-        if why := print_result(self.format_help().rstrip("\n")):
-            raise RunError(f"the help could not be written ({why}); send stdout elsewhere")
+        _print_all("help", self.format_help().rstrip("\n"))
+
+
+class _Version(argparse.Action):
+    """Prints the version and stops."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        _print_all("version", f"reembed {__version__}")
+        parser.exit()
+
+
+def _print_all(what: str, text: str) -> None:
+    """Print a text; raise RunError if it could not be written."""
+    if why := print_result(text):
+        raise RunError(f"the {what} could not be written ({why}); send stdout elsewhere")
 
 
 def _parser() -> _Parser:
@@ -426,6 +380,13 @@ def _parser() -> _Parser:
         help="most texts in a request (0: as set, or 100); a local model gets 256, or N if more",
     )
     add("--json", action="store_true", help="print the result as one line of JSON")
+    add(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the version and stop",
+    )
     add("--model", metavar="NAME", help="a model: by name or directory here, by name at a server")
     add("--backend", metavar="NAME", help="what embeds: local, or the kind of server")
     add("--dim", type=int, metavar="N", help="refuse a model of another dimension")
@@ -600,6 +561,8 @@ def _command_parser(command: str) -> _Parser:
 def _quieten() -> None:
     """Keep the libraries' own warnings off stderr, and their statistics on this machine."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Before anything forks; the tokenizer otherwise warns and stops using threads.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from reembed.pipeline.outside import Outside
 from reembed.pipeline.plan import Plan
-from reembed.transforms.rows import Summary
+from reembed.transforms.rows import Skipped, Summary
 from reembed.transforms.stores import Copy
 
 
@@ -21,6 +21,9 @@ class Outcome:
     model looks at, and a server has counted `tokens` for them. For a run about a part of the
     store, `outside` says what the whole holds afterwards; `copies` are the columns that hold
     vectors as long as the former ones. What `wrote` nothing can't be undone.
+
+    `values` is what `--json` prints. `skipped_rows` got no vector, earlier tries' too; `notes` are
+    what was noted of the store and its surroundings before the run.
     """
 
     summary: Summary
@@ -31,6 +34,9 @@ class Outcome:
     outside: Outside | None = None
     copies: tuple[Copy, ...] = ()
     wrote: bool = True
+    values: Mapping[str, Any] = field(default_factory=dict)
+    skipped_rows: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:

@@ -40,6 +40,11 @@ def working_directory() -> Path:
         ) from None
 
 
+def absolute_directory(named: str | None) -> str | None:
+    """Make a directory that may be named absolute, with the home that ~ stands for."""
+    return named and str(working_directory() / expanded(named))
+
+
 def require_utf8(path: str | Path, what: str) -> None:
     """Raise UsageError for a path that can't stand in JSON; `what` says whose it is."""
     try:

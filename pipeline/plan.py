@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from reembed.pipeline.options import LOCAL_RUNNERS, Options
 from reembed.pipeline.outside import Outside, find_moved, is_part, look_outside, other_columns
@@ -133,6 +134,13 @@ class Plan:
     def begun(self) -> bool:
         """Whether the run that goes on has begun to replace."""
         return self.earlier is not None and self.earlier.manifest.state is State.REPLACING
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What `--dry-run --json` prints."""
+        from reembed.pipeline.report import plan_values
+
+        return plan_values(self)
 
     @property
     def job(self) -> ReplaceJob:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from reembed.pipeline.results import Result
 from reembed.pipeline.resume import Runs, describe
 from reembed.pipeline.words import json_line
 from reembed.transforms.embedders import Target
@@ -23,7 +24,7 @@ Chosen = tuple[RunDirectory, Manifest]
 
 @dataclass(frozen=True)
 class Report:
-    """A result as text and as JSON; `trouble` is what the exit code comes from, if not 0.
+    """A result, as text and as JSON has it; `trouble` is what the exit code comes from, if not 0.
 
     `kept` says where the result of a command that wrote to the store is, besides.
     """
@@ -32,11 +33,21 @@ class Report:
     values: Mapping[str, Any]
     trouble: ReembedError | None = None
     kept: str = ""
+    result: Result = field(kw_only=True)
 
     @property
     def json(self) -> str:
         """The result as one line of JSON."""
-        return json_line({"schema_version": 1, **self.values})
+        return json_line(self.values)
+
+
+def report_of(
+    result: Result, text: str, trouble: ReembedError | None = None, *, kept: str = ""
+) -> Report:
+    """Report a result; its trouble carries it."""
+    if trouble is not None:
+        trouble.result = result
+    return Report(text, result.values, trouble, kept, result=result)
 
 
 def can_be_undone(manifest: Manifest) -> bool:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+from reembed.pipeline.results import RunStatus, Status
 from reembed.pipeline.resume import Runs, describe
-from reembed.pipeline.selection import Report, can_be_undone, can_be_verified, job_of, newer_run
+from reembed.pipeline.selection import (
+    Report,
+    can_be_undone,
+    can_be_verified,
+    job_of,
+    newer_run,
+    report_of,
+)
 from reembed.pipeline.words import places, size, table
 from reembed.transforms.errors import IncompleteError, StagingError, TooManySkippedError
 from reembed.transforms.modes import Mode
@@ -22,16 +29,15 @@ _WHOLE = frozenset(store.kind for store in (LlmStore, VecStore) if store.whole)
 
 def show_status(path: Path, runs: Runs) -> Report:
     """Say of each run its state, rows, skips, size on disk and next step."""
-    values = list(_values_of(path, runs))
-    texts = [_text(value) for value in values]
+    found = tuple(_runs_of(path, runs))
+    texts = [_text(run) for run in found]
     text = "\n\n".join(texts) or f"no runs on {path}; nothing is staged, nothing to undo"
     holder = lock_holder(path)
     if holder:
         text = f"at work on {path}: {holder}\n\n{text}"
     unfinished = [(run, manifest) for run, manifest in runs if manifest.state.incomplete]
     trouble = IncompleteError(f"{describe(*unfinished[0])}") if unfinished else None
-    found = {"database": str(path), "at_work": holder, "runs": values}
-    return Report(text, found, trouble)
+    return report_of(Status(str(path), holder, found), text, trouble)
 
 
 def next_step(runs: Runs, run: RunDirectory, manifest: Manifest) -> str:
@@ -92,48 +98,48 @@ def _named(runs: Runs, run: RunDirectory, fits: Callable[[Manifest], bool]) -> s
     return "" if fitting and fitting[-1] == run else f" --run {run.run_id}"
 
 
-def _values_of(path: Path, runs: Runs) -> Iterator[dict[str, Any]]:
+def _runs_of(path: Path, runs: Runs) -> Iterator[RunStatus]:
     for run, manifest in runs:
         try:
-            yield _values(path, runs, run, manifest)
+            yield _run_status(path, runs, run, manifest)
         except StagingError:
             if run.exists:  # Else another command has just deleted it.
                 raise
 
 
-def _values(path: Path, runs: Runs, run: RunDirectory, manifest: Manifest) -> dict[str, Any]:
+def _run_status(path: Path, runs: Runs, run: RunDirectory, manifest: Manifest) -> RunStatus:
     outcome = manifest.outcome
     new = _new_ranges(path, run, manifest) if manifest.state is State.REPLACING else frozenset()
     partial = bool(outcome.get("remaining"))  # Ranges then hold rows of both kinds.
     staged = run.staged_rows()  # Before it is looked whether the run has just deleted them.
-    return {
-        "run_id": run.run_id,
-        "state": str(manifest.state),
-        "started": manifest.started,
-        "stopped": manifest.stopped,
-        "stopped_code": manifest.stopped_code,
-        "model": manifest.target["model"],
-        "dim": manifest.target["dimension"],
-        "store": manifest.scope.store,
-        "namespace": manifest.scope.namespace,
-        "mode": manifest.scope.mode,
-        "rows": manifest.rows,
-        "staged": staged if run.shards.is_dir() or manifest.state is State.STAGING else None,
-        "reembedded": outcome.get("reembedded"),
-        "skipped": outcome.get("skipped"),
-        "remaining": outcome.get("remaining"),
-        "ranges": len(manifest.ranges),
-        "ranges_replaced": None if partial else spans(new),
-        "rows_in_ranges_replaced": None
+    return RunStatus(
+        run_id=run.run_id,
+        state=str(manifest.state),
+        started=manifest.started,
+        stopped=manifest.stopped,
+        stopped_code=manifest.stopped_code,
+        model=manifest.target["model"],
+        dim=manifest.target["dimension"],
+        store=manifest.scope.store,
+        namespace=manifest.scope.namespace,
+        mode=manifest.scope.mode,
+        rows=manifest.rows,
+        staged=staged if run.shards.is_dir() or manifest.state is State.STAGING else None,
+        reembedded=outcome.get("reembedded"),
+        skipped=outcome.get("skipped"),
+        remaining=outcome.get("remaining"),
+        ranges=len(manifest.ranges),
+        ranges_replaced=None if partial else spans(new),
+        rows_in_ranges_replaced=None
         if partial
         else sum(k.rows for k in manifest.ranges if k.index in new),
-        "bytes": tree_bytes(run.path),
-        "backup_bytes": tree_bytes(run.backup),
-        "backup_lost": sorted(run.lost_backup(manifest, checked=True)),
-        "backup_listed": manifest.saved is not None and not manifest.listed_late,
-        "run_directory": str(run.path),
-        "next": next_step(runs, run, manifest),
-    }
+        bytes=tree_bytes(run.path),
+        backup_bytes=tree_bytes(run.backup),
+        backup_lost=sorted(run.lost_backup(manifest, checked=True)),
+        backup_listed=manifest.saved is not None and not manifest.listed_late,
+        run_directory=str(run.path),
+        next=next_step(runs, run, manifest),
+    )
 
 
 def _new_ranges(path: Path, run: RunDirectory, manifest: Manifest) -> frozenset[int]:
@@ -144,36 +150,36 @@ def _new_ranges(path: Path, run: RunDirectory, manifest: Manifest) -> frozenset[
     return manifest.done | {match.index for match in matches if match.done and not match.changes}
 
 
-def _text(values: Mapping[str, Any]) -> str:
-    new = places(values["ranges_replaced"] or ())
+def _text(run: RunStatus) -> str:
+    new = places(run.ranges_replaced or ())
     lines = {
-        "state": values["state"] + (f" ({values['stopped']})" if values["stopped"] else ""),
-        "target": f"{values['model']} ({values['dim']}-dim)",
-        "about": f"{values['mode']}, "
-        + ("all namespaces" if values["namespace"] is None else f"namespace {values['namespace']}")
-        + (f", table {values['store']['table']}" if "table" in values["store"] else ""),
-        "rows": f"{values['rows']:,}",
-        "staged": f"{values['staged'] or 0:,}",
-        "re-embedded": f"{values['reembedded'] or 0:,}",
-        "skipped": f"{values['skipped'] or 0:,}",
-        "remaining": f"{values['remaining'] or 0:,}",
-        "new vectors": f"in ranges {new} of {values['ranges']} (counted from 0): "
-        f"{values['rows_in_ranges_replaced'] or 0:,} rows; the others hold the previous ones",
-        "on disk": f"{size(values['bytes'])}, of which the backup {size(values['backup_bytes'])}",
+        "state": run.state + (f" ({run.stopped})" if run.stopped else ""),
+        "target": f"{run.model} ({run.dim}-dim)",
+        "about": f"{run.mode}, "
+        + ("all namespaces" if run.namespace is None else f"namespace {run.namespace}")
+        + (f", table {run.store['table']}" if "table" in run.store else ""),
+        "rows": f"{run.rows:,}",
+        "staged": f"{run.staged or 0:,}",
+        "re-embedded": f"{run.reembedded or 0:,}",
+        "skipped": f"{run.skipped or 0:,}",
+        "remaining": f"{run.remaining or 0:,}",
+        "new vectors": f"in ranges {new} of {run.ranges} (counted from 0): "
+        f"{run.rows_in_ranges_replaced or 0:,} rows; the others hold the previous ones",
+        "on disk": f"{size(run.bytes)}, of which the backup {size(run.backup_bytes)}",
         "backup": "by version 0.1.0, which kept no list of its files: that all are there can't be "
         "checked",
-        "lost": ", ".join(values["backup_lost"]),
-        "directory": values["run_directory"],
-        "next": values["next"],
+        "lost": ", ".join(run.backup_lost),
+        "directory": run.run_directory,
+        "next": run.next,
     }
     unless = {
-        "staged": values["staged"] is None,
-        "re-embedded": values["reembedded"] is None,
-        "skipped": values["skipped"] is None,
-        "remaining": not values["remaining"],
-        "backup": values["backup_listed"] or not values["backup_bytes"],
-        "lost": not values["backup_lost"],
-        "new vectors": values["state"] != State.REPLACING or values["remaining"],
+        "staged": run.staged is None,
+        "re-embedded": run.reembedded is None,
+        "skipped": run.skipped is None,
+        "remaining": not run.remaining,
+        "backup": run.backup_listed or not run.backup_bytes,
+        "lost": not run.backup_lost,
+        "new vectors": run.state != State.REPLACING or run.remaining,
     }
     shown = {name: line for name, line in lines.items() if not unless.get(name)}
-    return f"run {values['run_id']}, begun {values['started']}\n" + table(shown)
+    return f"run {run.run_id}, begun {run.started}\n" + table(shown)

@@ -1,17 +1,19 @@
 """What an operator does with runs afterwards: status, verify, rollback and cleanup.
 
-Each gives a `Report`: the result as text and as JSON, and the exit code. None imports Beam.
+Each gives a `Report`: the result, as text and as JSON, and the trouble. None imports Beam.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reembed.pipeline import results
 from reembed.pipeline.options import CommandOptions
+from reembed.pipeline.results import CleanedUp
 from reembed.pipeline.resume import Runs, list_runs
 from reembed.pipeline.selection import (
     Chosen,
@@ -20,6 +22,7 @@ from reembed.pipeline.selection import (
     can_be_verified,
     choose_run,
     job_of,
+    report_of,
     require_complete,
     require_newest,
     require_unchanged,
@@ -132,9 +135,9 @@ def undo(path: Path, chosen: Chosen, runs: Runs = ()) -> Report:
         try:
             result = roll_back(store.everywhere(), run, manifest.ranges, attempt=attempt)
             ending = _end(store, run, manifest, result)
-            values = _undo_values(run, result, ending.state)
+            undone = _rolled_back(run, result, ending.state)
             run.write_lines(LEFT, _left_lines(result))
-            run.write_json(ROLLBACK, values)
+            run.write_json(ROLLBACK, undone.values)
             if ending.state is manifest.state:
                 run.advance(attempt, state=ending.state)
             else:
@@ -165,9 +168,9 @@ def undo(path: Path, chosen: Chosen, runs: Runs = ()) -> Report:
         del lines["next"]
     if not result.lost:
         del lines["lost"]
-    return Report(
+    return report_of(
+        undone,
         f"reembed: {ending.head}\n\n{table(lines)}",
-        values,
         ending.trouble,
         kept=f"it is kept in {run.path / ROLLBACK}",
     )
@@ -279,19 +282,19 @@ def _known_state(run: RunDirectory) -> State | None:
         return None
 
 
-def _undo_values(run: RunDirectory, result: RolledBack, state: State) -> dict[str, Any]:
-    return {
-        "run_id": run.run_id,
-        "state": str(state),
-        "restored": result.restored,
-        "unchanged": result.unchanged,
-        "left": _count_left(result),
-        "left_by_reason": dict(Counter(result.left.values()))
+def _rolled_back(run: RunDirectory, result: RolledBack, state: State) -> results.RolledBack:
+    return results.RolledBack(
+        run_id=run.run_id,
+        state=str(state),
+        restored=result.restored,
+        unchanged=result.unchanged,
+        left=_count_left(result),
+        left_by_reason=dict(Counter(result.left.values()))
         | ({LOST: sum(count or 0 for count in result.lost.values())} if result.lost else {}),
-        "lost_files": result.lost,
-        "in_the_way": result.in_the_way,
-        "run_directory": str(run.path),
-    }
+        lost_files=result.lost,
+        in_the_way=result.in_the_way,
+        run_directory=str(run.path),
+    )
 
 
 def _count_left(result: RolledBack) -> int:
@@ -313,7 +316,7 @@ def clean_up(path: Path, runs: Runs, *, named: str | None, yes: bool) -> Report:
     kept: dict[str, str] = {}
     freed = 0
     if not runs:
-        return Report(f"no runs on {path}; nothing to remove", _clean_up_values(removed, kept, 0))
+        return report_of(CleanedUp((), {}, 0), f"no runs on {path}; nothing to remove")
     with lock_database(path):
         for at, (run, manifest) in enumerate(runs):
             if named not in (None, run.run_id):
@@ -335,12 +338,8 @@ def clean_up(path: Path, runs: Runs, *, named: str | None, yes: bool) -> Report:
                 removed.append(run.run_id)
     lines = dict.fromkeys(removed, "removed") | {k: f"kept: {why}" for k, why in kept.items()}
     text = f"reembed: {len(removed)} runs removed, {size(freed)} freed"
-    values = _clean_up_values(removed, kept, freed)
-    return Report(text + (f"\n\n{table(lines)}" if lines else ""), values)
-
-
-def _clean_up_values(removed: list[str], kept: Mapping[str, str], freed: int) -> dict[str, Any]:
-    return {"removed": removed, "kept": kept, "freed_bytes": freed}
+    text += f"\n\n{table(lines)}" if lines else ""
+    return report_of(CleanedUp(tuple(removed), kept, freed), text)
 
 
 def _is_only_way_back(run: RunDirectory, manifest: Manifest, newer: Runs) -> bool:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from reembed.pipeline.options import CommandOptions
+from reembed.pipeline.results import Verified
 from reembed.pipeline.resume import describe
-from reembed.pipeline.selection import Chosen, Report, job_of
+from reembed.pipeline.selection import Chosen, Report, job_of, report_of
 from reembed.pipeline.settings import LOCAL, Settings
 from reembed.pipeline.words import counts, one_line, table
 from reembed.transforms.embedders import (
@@ -104,10 +104,10 @@ def verify(
             "[%s] the sample is not checked: %s", run.run_id, one_line(str(compared.trouble))
         )
     trouble = _trouble(path, chosen, findings, compared, lost)
-    return Report(
+    return report_of(
+        _verified(run.run_id, findings, compared),
         f"reembed verify: {_head(findings, compared, trouble)}\n\n"
         + table(_lines(chosen, findings, compared)),
-        _values(run.run_id, findings, compared),
         trouble,
     )
 
@@ -377,19 +377,19 @@ def _lines(chosen: Chosen, findings: Findings, compared: Compared) -> dict[str, 
     return lines
 
 
-def _values(run_id: str, findings: Findings, compared: Compared) -> dict[str, Any]:
-    return {
-        "run_id": run_id,
-        "checked": findings.checked,
-        "changed": findings.changed,
-        "deleted": findings.deleted,
-        "put_back": findings.put_back,
-        "findings": sum(findings.wrong.values()),
-        "unwritten": findings.unwritten,
-        "lost": findings.lost,
-        "sampled": compared.rows,
-        "lowest_cosine": compared.lowest,
-        "unchecked": None if compared.trouble is None else str(compared.trouble),
-        "wrong": dict(findings.wrong),
-        "wrong_ids": findings.keys,
-    }
+def _verified(run_id: str, findings: Findings, compared: Compared) -> Verified:
+    return Verified(
+        run_id=run_id,
+        checked=findings.checked,
+        changed=findings.changed,
+        deleted=findings.deleted,
+        put_back=findings.put_back,
+        findings=sum(findings.wrong.values()),
+        unwritten=findings.unwritten,
+        lost=findings.lost,
+        sampled=compared.rows,
+        lowest_cosine=compared.lowest,
+        unchecked=None if compared.trouble is None else str(compared.trouble),
+        wrong=dict(findings.wrong),
+        wrong_ids=findings.keys,
+    )

@@ -13,6 +13,7 @@ import numpy as np
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import PCollection, TaggedOutput
 from apache_beam.transforms.window import GlobalWindows
+from apache_beam.typehints.decorators import no_annotations
 from apache_beam.utils.windowed_value import WindowedValue
 from numpy.typing import NDArray
 
@@ -188,6 +189,8 @@ class EmbedRows(beam.PTransform[PCollection[RangeRows], EmbedOutputs]):
     attempt: str
     pause: float = 0.0
 
+    # Beam would warn that it makes nothing of the annotations.
+    @no_annotations  # type: ignore[untyped-decorator]
     def expand(self, rows: PCollection[RangeRows]) -> EmbedOutputs:
         outputs = rows | beam.ParDo(_EmbedRows(self)).with_outputs(SKIPPED, main="vectors")
         return EmbedOutputs(outputs.vectors, outputs.skipped)

@@ -24,15 +24,24 @@ constructor go to `Exception.__init__`, so that an error survives pickling betwe
 the launcher.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class ReembedError(Exception):
     """Something that ends the run; the message is meant for the user, `details` are lines below it.
+
+    `result` is what was found or done all the same, where there is a result: that of the function
+    of `reembed` that raises this. `exit_code` is that of the command line.
 
     >>> StoreError("it has no such table; select one", "--table docs").details
     ('--table docs',)
     """
 
     exit_code = 1
+
+    result: Any = None
 
     def __init__(self, message: str, *details: str) -> None:
         super().__init__(message, *details)
@@ -127,7 +136,7 @@ def unwrap(error: BaseException) -> ReembedError | None:
     Runners add a note in square brackets, or carry a worker's exception as the text of its
     traceback, of which the last line that names one of our classes holds the message.
 
-    >>> unwrap(RuntimeError("boom\\ntransforms.errors.StoreError: locked [while running 'X']"))
+    >>> unwrap(RuntimeError("\\nreembed.transforms.errors.StoreError: locked [while running 'X']"))
     StoreError('locked')
     """
     if isinstance(error, ReembedError):

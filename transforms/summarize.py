@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
+from apache_beam.typehints.decorators import no_annotations
 
 from reembed.transforms.rows import Skipped, StagedRange, Summary
 
@@ -36,6 +37,8 @@ Outcomes = tuple[PCollection[StagedRange], PCollection[Skipped]]
 class SummarizeRun(beam.PTransform[Outcomes, PCollection[Summary]]):
     """Combine shards and skipped rows into exactly one Summary."""
 
+    # Beam would warn that it makes nothing of the annotations.
+    @no_annotations  # type: ignore[untyped-decorator]
     def expand(self, outcomes: Outcomes) -> PCollection[Summary]:
         staged, skipped = outcomes
         # Each is combined by itself first: a Flatten of single rows would end the fused stage

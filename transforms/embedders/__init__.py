@@ -21,6 +21,7 @@ from reembed.transforms.embedders.base import (
 )
 from reembed.transforms.embedders.target import SAME_COSINE, Access, Target
 from reembed.transforms.errors import EmbedderError, RunError, TextRejected
+from reembed.transforms.interpreter import undisturbed
 from reembed.transforms.rows import Vectors
 
 __all__ = [
@@ -155,6 +156,7 @@ def _load(target: Target) -> Embedder:
     return embedder
 
 
+@undisturbed()
 def _build(target: Target) -> Embedder:
     if target.backend == "local":
         from reembed.transforms.embedders.local import LocalEmbedder

@@ -16,11 +16,13 @@ from reembed.transforms.embedders.devices import check_device, require_precision
 from reembed.transforms.embedders.models import require_tokenizer
 from reembed.transforms.errors import EmbedderError
 from reembed.transforms.hiding import first_line, shown
+from reembed.transforms.interpreter import undisturbed
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
+@undisturbed()
 def load_model(
     directory: Path, *, device: str | None = None, precision: str = "float32"
 ) -> SentenceTransformer:
@@ -109,6 +111,7 @@ def _loading_report() -> Iterator[list[str]]:
     lines: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.extend(record.getMessage().splitlines())  # type: ignore[method-assign]
+    bars = library.is_progress_bar_enabled()
     library.disable_progress_bar()
     library.disable_default_handler()
     library.set_verbosity_warning()
@@ -118,3 +121,5 @@ def _loading_report() -> Iterator[list[str]]:
     finally:
         library.remove_handler(handler)
         library.set_verbosity_error()
+        if bars:
+            library.enable_progress_bar()

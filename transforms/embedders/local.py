@@ -65,8 +65,6 @@ class LocalEmbedder(Embedder):
         device: str | None = None,
         precision: str = "float32",
     ) -> None:
-        # Set before anything forks; the tokenizer otherwise warns and stops using threads.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         directory = find_model(source) or fetch_model(source)
         self._model = load_model(directory, device=device, precision=precision)
         # ai-memory's own copy of MiniLM has no modules.json, which would set these two.
