@@ -27,7 +27,7 @@ from reembed.pipeline.resume import describe, naming_incomplete
 from reembed.pipeline.selection import Report
 from reembed.pipeline.settings import Settings, read_settings
 from reembed.pipeline.upkeep import run_command
-from reembed.transforms.errors import IncompleteError, StagingError
+from reembed.transforms.errors import IncompleteError, StagingError, UsageError
 from reembed.transforms.interpreter import unconfigured, undisturbed
 from reembed.transforms.rows import Skipped
 from reembed.transforms.staging import lock_holder
@@ -144,6 +144,11 @@ def run(
     it, and `result` is the outcome if the run came to its end with rows that remain.
     """
     options = _options(db, settings, dry_run=False)
+    if options.runner == "FlinkRunner" and not _in_main_thread():
+        raise UsageError(
+            "FlinkRunner starts a job server, which it can only do in the main thread; call it "
+            "there, or use PortableRunner with a job server of your own"
+        )
     with undisturbed():
         from reembed.pipeline.runners import parse_beam_options
 
@@ -354,6 +359,10 @@ def _texts(given: dict[str, Any]) -> dict[str, Any]:
 def _database_of(options: Options) -> tuple[Path, Settings]:
     settings = read_settings(options, os.environ, working_directory())
     return check_database(_named(settings)), settings
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _named(settings: Settings) -> Path:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
 import importlib.util
-import io
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, PipelineOptions
@@ -146,6 +144,10 @@ def _check_endpoint(endpoint: str | None) -> None:
         ) from None
 
 
+def _refuse(complaint: str) -> NoReturn:
+    raise UsageError(f"Beam refuses its options after --: {shown_complaint(complaint)}")
+
+
 def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
     """Parse Beam's own options; what Beam would drop with a warning is refused.
 
@@ -155,18 +157,14 @@ def parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
         if flag.partition("=")[0] in ("--runner", "--help", "-h"):
             raise UsageError(f"{flag.partition('=')[0]} is not for Beam; give it before the --")
     refused: list[str] = []
-    complaint = io.StringIO()
 
     def check(parser: argparse.ArgumentParser) -> None:
+        # It would print the complaint, and end the process.
+        parser.error = _refuse  # type: ignore[assignment, method-assign]
         refused.extend(parser.parse_known_args(list(flags))[1])
 
     options = PipelineOptions(list(flags), runner=runner)
-    try:
-        with contextlib.redirect_stderr(complaint):
-            PipelineOptions(list(flags)).get_all_options(add_extra_args_fn=check)
-    except SystemExit:
-        last = (complaint.getvalue().strip().splitlines() or [""])[-1].partition("error: ")[2]
-        raise UsageError(f"Beam refuses its options after --: {shown_complaint(last)}") from None
+    PipelineOptions(list(flags)).get_all_options(add_extra_args_fn=check)
     if refused:
         raise UsageError(f"Beam has no option {shown_flags(refused)}; correct what stands after --")
     return options

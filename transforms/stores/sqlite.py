@@ -12,11 +12,12 @@ import sqlite3
 import stat
 import string
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from reembed.transforms.errors import StoreError
@@ -57,15 +58,11 @@ def check_file(path: Path) -> bool:
     """Refuse what is no SQLite file, or has others' files in the place of SQLite's side files.
 
     Returns whether its journal mode is WAL. `path` is without links.
-
-    Call it before the process has a connection to the file: closing any descriptor of a
-    file drops all POSIX locks that the process holds on it, SQLite's among them.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise StoreError(f"{path} is not a file, so it can't be a database; name one with --db")
-        with path.open("rb") as file:
-            header = file.read(_HEADER_BYTES)
+        header = _read_header(path)
     except FileNotFoundError:
         raise StoreError(
             f"there is no database at {path}; name an existing one with --db"
@@ -82,6 +79,45 @@ def check_file(path: Path) -> bool:
         )
     check_side_files(path)
     return header[18] == _WAL_VERSION
+
+
+_kept: dict[tuple[int, int], IO[bytes]] = {}
+"""Open files by device and inode, of which the process had another descriptor as they were read."""
+
+_kept_lock = threading.Lock()
+
+
+def _read_header(path: Path) -> bytes:
+    """Read the first bytes of a file, whatever the process has open.
+
+    Closing any descriptor of a file drops all POSIX locks that the process holds on it, SQLite's
+    among them. So where a connection is open, of another thread or of the program that imports
+    reembed, the file stays open to the end of the process.
+    """
+    with _kept_lock:
+        found = path.stat()
+        if (file := _kept.get((found.st_dev, found.st_ino))) is None:
+            file = path.open("rb")
+        try:
+            return os.pread(file.fileno(), _HEADER_BYTES, 0)
+        finally:
+            opened = os.fstat(file.fileno())
+            if _is_open_besides(file):
+                _kept.setdefault((opened.st_dev, opened.st_ino), file)
+            elif file not in _kept.values():
+                file.close()
+
+
+def _is_open_besides(file: IO[bytes]) -> bool:
+    """Whether the process has another descriptor of a file; no where that can't be told."""
+    opened = os.fstat(file.fileno())
+    with suppress(OSError):
+        for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names alone
+            with suppress(OSError):  # That of the listing itself.
+                same = os.path.samestat(os.fstat(int(name)), opened)
+                if same and int(name) != file.fileno():
+                    return True
+    return False
 
 
 def read_only(
