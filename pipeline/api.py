@@ -111,6 +111,8 @@ def plan(db: StrPath, **settings: Unpack[RunSettings]) -> Plan:
     call would finish it, `result` is the plan.
     """
     options = _options(db, settings, dry_run=True)
+    if options.beam_options:
+        _parse_beam_options(options)
     found = prepare(*_database_of(options), options)
     _log_notes(found)
     if found.begun and found.earlier is not None:
@@ -149,10 +151,7 @@ def run(
             "FlinkRunner starts a job server, which it can only do in the main thread; call it "
             "there, or use PortableRunner with a job server of your own"
         )
-    with undisturbed():
-        from reembed.pipeline.runners import parse_beam_options
-
-        beam_options = parse_beam_options(options.runner, options.beam_options)
+    beam_options = _parse_beam_options(options)
     with unconfigured():
         database, read = _database_of(options)
         found = prepare(database, read, options)
@@ -359,6 +358,13 @@ def _texts(given: dict[str, Any]) -> dict[str, Any]:
 def _database_of(options: Options) -> tuple[Path, Settings]:
     settings = read_settings(options, os.environ, working_directory())
     return check_database(_named(settings)), settings
+
+
+def _parse_beam_options(options: Options) -> Any:
+    with undisturbed():
+        from reembed.pipeline.runners import parse_beam_options
+
+        return parse_beam_options(options.runner, options.beam_options)
 
 
 def _in_main_thread() -> bool:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -29,7 +31,17 @@ from reembed.pipeline.options import Options
 from reembed.transforms import embedders
 from reembed.transforms.embedders.fake import POISON
 from tests import fake_program
-from tests.conftest import Call, change, clean_environment, jam, make_store, memory, plain_pass
+from tests.conftest import (
+    ROOT,
+    Call,
+    change,
+    clean_environment,
+    jam,
+    make_store,
+    memory,
+    plain_pass,
+    select,
+)
 from tests.conftest import reembed as program  # noqa: F401 - a fixture
 
 OURS = {"help", "version", "json", "dry_run"}
@@ -115,6 +127,10 @@ def test_a_setting_that_can_not_be_used_is_a_usage_error(path: Path) -> None:
         settings: Any = more
         with pytest.raises(reembed.UsageError):
             reembed.run(path, **settings)
+    with pytest.raises(reembed.UsageError, match="Beam has no option --frobnicate"):
+        reembed.plan(path, beam_options=["--frobnicate=1"])
+    with pytest.raises(reembed.UsageError, match="Beam refuses its options"):
+        reembed.run(path, beam_options=["--direct_num_workers=many"])
     with pytest.raises(reembed.UsageError, match="--db is empty"):
         reembed.status("")
 
@@ -431,3 +447,64 @@ def test_the_environment_and_the_settings_of_logging_stay(path: Path) -> None:
     reembed.run(path)
     reembed.rollback(path)
     assert state() == before
+
+
+# The examples.
+
+DOCUMENT = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+EXAMPLES = {
+    section.partition("\n")[0]: re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    for section in DOCUMENT.split("\n## ")[1:]
+}
+
+
+def stand_in_for_airflow(patch: pytest.MonkeyPatch, results: list[Any]) -> None:
+    """Put modules in the place of Airflow's, whose tasks are called as they are made."""
+
+    def task(**_: Any) -> Any:
+        return lambda function: lambda *given: results.append(function(*given))
+
+    def dag(**_: Any) -> Any:
+        return lambda function: function
+
+    sdk, exceptions = ModuleType("airflow.sdk"), ModuleType("airflow.exceptions")
+    vars(sdk).update(task=task, dag=dag)
+    vars(exceptions).update(AirflowFailException=RuntimeError)
+    for module in (ModuleType("airflow"), sdk, exceptions):
+        patch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(
+    "section", ["A script", "A notebook", "An Airflow task", "A cron task"], ids=str
+)
+def test_the_examples_work(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(Path("ai-memory.db"), [memory(f"{at}") for at in range(3)])
+    results: list[Any] = []
+    stand_in_for_airflow(monkeypatch, results)
+    names: dict[str, Any] = {"__name__": "__main__"}
+
+    assert EXAMPLES[section]
+    for block in EXAMPLES[section]:
+        exec(compile(block, section, "exec"), names)
+
+    new = 0 if section == "A notebook" else 3
+    assert select(store, "SELECT count(embedding) FROM memories") == [(new,)]
+    if section == "An Airflow task":
+        assert [json.loads(json.dumps(values))["reembedded"] for values in results] == [3]
+
+
+def test_all_examples_are_in_the_sections_that_are_run() -> None:
+    assert sum(map(len, EXAMPLES.values())) == DOCUMENT.count("```python") == 8
+
+
+def test_the_document_names_all_that_is_public() -> None:
+    missing = {name for name in reembed.__all__ if f"`{name}" not in DOCUMENT}
+    assert missing == {"__version__"}
+    for name, code in re.findall(r"^\| `(\w+Error)` \| (\d) \|", DOCUMENT, re.MULTILINE):
+        assert getattr(reembed, name).exit_code == int(code), name
+
+
+@pytest.mark.parametrize("name", ["plan", "run", *cli.COMMANDS])
+def test_each_function_says_what_it_raises(name: str) -> None:
+    assert "\nRaises " in (inspect.getdoc(getattr(reembed, name)) or "")

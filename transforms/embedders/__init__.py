@@ -156,18 +156,18 @@ def _load(target: Target) -> Embedder:
     return embedder
 
 
-@undisturbed()
 def _build(target: Target) -> Embedder:
     if target.backend == "local":
-        from reembed.transforms.embedders.local import LocalEmbedder
+        with undisturbed():
+            from reembed.transforms.embedders.local import LocalEmbedder
 
-        return LocalEmbedder(
-            target.source or target.model,
-            target.dimension,
-            prompt=target.prompt,
-            device=target.device,
-            precision=target.precision,
-        )
+            return LocalEmbedder(
+                target.source or target.model,
+                target.dimension,
+                prompt=target.prompt,
+                device=target.device,
+                precision=target.precision,
+            )
     if target.backend == "fake":
         from reembed.transforms.embedders.fake import FakeEmbedder
 
