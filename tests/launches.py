@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-FIXTURES = {"program", "fake_program", "real_model"}
+REAL_MODEL = {"real_model", "minilm"}
+FIXTURES = {"program", "fake_program"} | REAL_MODEL
 """What runs the program in a process of its own, or takes long: such tests are `system`."""
 
 _EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
@@ -32,7 +33,7 @@ class Launches:
             names = set(getattr(item, "fixturenames", ()))
             if FIXTURES & names:
                 item.add_marker(pytest.mark.system)
-            if "real_model" in names and item.config.pluginmanager.hasplugin("xdist"):
+            if REAL_MODEL & names and item.config.pluginmanager.hasplugin("xdist"):
                 item.add_marker(pytest.mark.xdist_group("real model"))
 
     @pytest.hookimpl(wrapper=True)
