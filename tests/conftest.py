@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
@@ -28,8 +29,8 @@ from reembed.pipeline.options import Options
 from reembed.pipeline.plan import Plan, make_plan
 from reembed.pipeline.settings import read_settings
 from reembed.transforms import embedders, hiding
-from reembed.transforms.embedders import Target
-from reembed.transforms.embedders.models import ModelFiles
+from reembed.transforms.embedders import Embedder, Target
+from reembed.transforms.embedders.models import MINILM, ModelFiles
 from reembed.transforms.passes import Pass, Phase
 from reembed.transforms.rows import Stored, Summary
 from reembed.transforms.staging import Manifest, make_run, staging_root
@@ -38,6 +39,9 @@ from reembed.transforms.stores.demo import Memory, create_store
 from reembed.transforms.stores.sqlite import quoted
 from tests.forks import Forks
 from tests.launches import Launches
+
+if TYPE_CHECKING:
+    from reembed.transforms.embedders.local import LocalEmbedder
 
 # The same examples every time; HYPOTHESIS_PROFILE=wide looks for others.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -404,6 +408,26 @@ def reembed(
     yield call
     logger.handlers, level, logger.propagate = before
     logger.setLevel(level)
+
+
+@cache
+def real_embedder() -> LocalEmbedder:
+    """The real model, loaded once for all tests of a process: it takes 5 s each time."""
+    from reembed.transforms.embedders.local import LocalEmbedder
+
+    return LocalEmbedder(MINILM, 384, prompt="")
+
+
+@pytest.fixture
+def real_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs in this process share the real model; see also `tests/launches.py`."""
+    build = embedders._build
+
+    def build_once(target: Target) -> Embedder:
+        plain = Target("local", MINILM, 384, MINILM, window=target.window, normalized=True)
+        return real_embedder() if target == plain else build(target)
+
+    monkeypatch.setattr(embedders, "_build", build_once)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inline_snapshot import snapshot
 
 from reembed.transforms.errors import StagingError
 from reembed.transforms.rows import Saved, Stored, vector_digest
@@ -15,6 +16,7 @@ from reembed.transforms.staging import Ledger, read_ledger, saved_ranges, write_
 from reembed.transforms.staging import backup as backup_module
 from reembed.transforms.staging.files import read_table, tables
 from reembed.transforms.staging.names import BACKUP
+from tests.wording import wording
 
 digests = st.binary(min_size=16, max_size=16)
 stored = st.builds(
@@ -32,7 +34,7 @@ def one(key: str, vector: bytes | None = b"old", *, written: bytes | None = b"ne
     return Saved(key, b"t" * 16, vector_digest(written), old.digest, True, old)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(saved_rows, max_size=5), max_size=4))
 def test_all_that_was_saved_is_read_back_the_latest_first(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[Saved]]
@@ -115,8 +117,12 @@ def test_a_backup_that_is_not_read_back_as_it_was_written_is_an_error(
         return read_table(path, columns).slice(1)
 
     monkeypatch.setattr(backup_module, "read_table", lose)
-    with pytest.raises(StagingError, match="is not as it was written; check the disk"):
+    with pytest.raises(StagingError) as refused:
         write_backup(tmp_path, 0, [one("a"), one("b")])
+    (path,) = tables(tmp_path, BACKUP)
+    assert wording(refused, tmp_path).replace(path.name, "FILE") == snapshot(
+        "the backup TMP/FILE is not as it was written; check the disk"
+    )
 
 
 def test_a_damaged_backup_is_named_and_never_read_as_an_empty_one(tmp_path: Path) -> None:
@@ -124,13 +130,22 @@ def test_a_damaged_backup_is_named_and_never_read_as_an_empty_one(tmp_path: Path
     (path,) = tables(tmp_path, BACKUP)
     path.write_bytes(path.read_bytes()[:-1])
 
-    with pytest.raises(StagingError, match="is damaged"):
+    with pytest.raises(StagingError) as refused:
         read_ledger(tmp_path, 0, with_vectors=False)
+    assert wording(refused, tmp_path).replace(path.name, "FILE") == snapshot(
+        "TMP/FILE is damaged: its bytes are not those that were written; run reembed again, which "
+        "looks through all files of the run first"
+    )
 
 
 def test_a_run_that_is_gone_is_not_taken_for_one_without_a_backup(tmp_path: Path) -> None:
-    with pytest.raises(StagingError, match="No such file"):
+    with pytest.raises(StagingError) as refused:
         read_ledger(tmp_path / "gone" / "backup", 0, with_vectors=False)
+    assert wording(refused, tmp_path) == snapshot(
+        "the run directory TMP/gone/backup can't be used (No such file or directory: "
+        "TMP/gone); restore it from a copy; if another command has just removed it, run "
+        "again"
+    )
 
 
 @pytest.mark.parametrize("latest", range(8))  # Names of one number go by their checksums.

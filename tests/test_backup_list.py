@@ -8,11 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.embedders.fake import POISON
 from reembed.transforms.staging import RunDirectory, find_runs
 from tests.conftest import Call, change, make_store, memory, select
 from tests.store_kinds import KINDS, Kind
+from tests.wording import wording
 
 OLD = {f"{i}": bytes([i + 1]) * 8 for i in range(8)}
 
@@ -61,7 +63,7 @@ def test_shards_of_another_run_range_or_pass_are_not_used(
     assert (done.code, done.values["reembedded"]) == (0, 8)
     # The two of the range that is whole are taken; those of the first two, and two new ones.
     assert done.values["embedded"] == 6
-    assert done.err.count("was damaged; it is made again") == 3
+    assert done.err.count("was damaged; it is made again") == 3  # Each names its own file.
     expected = make_store(tmp_path / "expected.db", [memory(key) for key in OLD])
     assert reembed("--db", expected, range_rows=2).code == 0
     assert vectors(path) == vectors(expected)
@@ -97,7 +99,7 @@ def test_files_of_the_backup_that_were_swapped_are_not_used(
 
 
 def test_a_manifest_that_says_staging_though_all_is_replaced_costs_no_backup(
-    reembed: Call, path: Path
+    reembed: Call, path: Path, tmp_path: Path
 ) -> None:
     assert reembed("--db", path, "--max-rows", "7", range_rows=2).code == 0
     shards = {file: file.read_bytes() for file in newest(path).shards.iterdir()}
@@ -113,7 +115,11 @@ def test_a_manifest_that_says_staging_though_all_is_replaced_costs_no_backup(
 
     fresh = reembed("--db", path, "--fresh", range_rows=2)
     assert fresh.code == 1
-    assert "hold vectors that it wrote, so its backup is the way back" in fresh.error
+    assert wording(fresh.error, tmp_path) == snapshot(
+        "the manifest of the run RUN says that it is staging, but rows of TMP/m.db hold "
+        "vectors that it wrote, so its backup is the way back; finish it with the same "
+        "command without --fresh"
+    )
     cleaned = reembed("cleanup", "--db", path, "--run", run.run_id, "--json")
     assert (cleaned.code, cleaned.values["removed"]) == (0, [])
     again = reembed("--db", path, "--json", range_rows=2)
@@ -170,10 +176,20 @@ def test_how_skipped_rows_are_treated_stays_with_a_run_that_has_begun_to_replace
 
     refused = reembed(*flags, "--skipped", "keep", **several)
     assert refused.code == 6  # As from each command until the run is finished.
-    assert "began to replace with --skipped clear" in refused.error
+    assert wording(refused.error, path.parent) == snapshot(
+        "the run RUN began to replace with --skipped clear, and all of its rows must be "
+        "treated alike; leave out --skipped keep, or undo the run with reembed rollback "
+        "first; the replacement by run RUN (to all-MiniLM-L6-v2 (8-dim)) is incomplete: of "
+        "ranges 0-3, none hold new vectors, and 0 were being written"
+    )
     late = reembed(*flags, "--one-transaction", **several)
     assert late.code == 6
-    assert "--one-transaction comes too late" in late.error
+    assert wording(late.error, path.parent) == snapshot(
+        "the run RUN has begun to replace in several transactions, so --one-transaction "
+        "comes too late; leave it out, or undo the run with reembed rollback first; the "
+        "replacement by run RUN (to all-MiniLM-L6-v2 (8-dim)) is incomplete: of ranges "
+        "0-3, none hold new vectors, and 0 were being written"
+    )
     done = reembed(*flags, "--json", **several)
 
     assert (done.code, done.values["skipped"]) == (0, 2)
@@ -193,7 +209,10 @@ def test_a_lost_list_of_skipped_rows_is_missed(reembed: Call, path: Path) -> Non
     refused = reembed("--db", path, "--retry-skipped")
 
     assert refused.code == 1
-    assert "skipped.jsonl is gone, which names the 1 rows that the run skipped" in refused.error
+    assert wording(refused.error, path.parent) == snapshot(
+        "TMP/m.db.reembed/RUN/skipped.jsonl is gone, which names the 1 rows that the run "
+        "skipped; put it back from a copy, or run without --retry-skipped"
+    )
 
 
 def test_a_process_that_died_before_it_noted_its_last_file_loses_no_row(
@@ -229,7 +248,23 @@ def test_a_lost_file_of_any_store_is_named_and_can_be_put_back(
     undone = reembed("rollback", "--db", path)
 
     assert undone.code == 6
-    assert f"the file {first.name} (3 rows) of the backup" in undone.error
+    in_part = snapshot(
+        "the file FILE (3 rows) of the backup in TMP/store.db.reembed/RUN/backup is "
+        "missing or damaged, so rows of TMP/store.db keep the vectors that run RUN gave "
+        "them; put the file back from a copy of it and roll back again, or re-embed these "
+        "rows with the former model"
+    )
+    whole = snapshot(
+        "the file FILE (3 rows) of the backup in TMP/store.db.reembed/RUN/backup is "
+        "missing or damaged, and in TMP/store.db all rows of one model go back together or "
+        "not at all, so nothing was put back; put the file back from a copy of it, and "
+        "roll back again"
+    )
+    said = wording(undone.error, tmp_path).replace(first.name, "FILE")
+    if kind.whole:
+        assert said == whole
+    else:
+        assert said == in_part
     assert kind.held(path) == (new if kind.whole else new[:3] + before[3:])
     put(first, content)
     assert reembed("rollback", "--db", path).code == 0

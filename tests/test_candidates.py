@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inline_snapshot import snapshot
 
 from reembed.transforms.stores.columns import Column, looks_like, spread_rowids
 from reembed.transforms.stores.vec0 import connect
 from tests.conftest import Call, Ran, change, files
+from tests.wording import wording
 
 SENTENCES = [f"A glazier has sold some {at} lamps to an owl." for at in range(40)]
 TITLES = [f"The lamps of {'xyz'[at % 3]} {at}" for at in range(40)]
@@ -117,7 +119,11 @@ def test_a_value_that_is_shown_is_short_and_on_one_line(reembed: Call, tmp_path:
 
     ran = reembed("--db", path)
 
-    assert ran.error.startswith(str(path))
+    assert wording(ran.error, tmp_path) == snapshot(
+        "TMP/m.db is not an ai-memory database: it has no table 'memories' with id, "
+        "namespace, title and content (its tables are notes); name the right file with "
+        "--db, or select a table of it with the flags on a line below"
+    )
     shown = "A reembed: error: no\\x1b[2J" + " long" * 7
     assert ran.err.splitlines()[2].startswith(f'      "{shown}')
     assert len(ran.err.splitlines()[2]) < 75
@@ -131,38 +137,101 @@ def test_at_most_ten_are_listed(reembed: Call, tmp_path: Path) -> None:
     ran = reembed("--db", path)
 
     assert len(proposed(ran)) == 10
-    assert ran.err.splitlines()[-2] == "  and 2 more"
+    assert ran.err.splitlines()[-2] == snapshot("  and 2 more")
 
 
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        (NO_TEXTS["id TEXT PRIMARY KEY"], "look like UUIDs"),
-        (NO_TEXTS["hash TEXT"], "look like hashes"),
-        (NO_TEXTS["url TEXT"], "look like URLs"),
-        (NO_TEXTS["path TEXT"], "look like paths"),
-        (NO_TEXTS["created_at TEXT"], "look like dates"),
-        (NO_TEXTS["n INTEGER"], "look like numbers and are shorter than 12 characters"),
-        (NO_TEXTS["model TEXT"], "are equal"),
-        ([f"text {at}" for at in range(40)], "are shorter than 12 characters"),
-        (SENTENCES, None),
-        (NO_TEXTS["meta TEXT"], None),
-        (["A few."] * 3, None),
+        (
+            NO_TEXTS["id TEXT PRIMARY KEY"],
+            snapshot(
+                [
+                    "most values of the text column t look like UUIDs (of 40 sampled "
+                    "rows); correct --text if that is not what was embedded"
+                ]
+            ),
+        ),
+        (
+            NO_TEXTS["hash TEXT"],
+            snapshot(
+                [
+                    "most values of the text column t look like hashes (of 40 sampled "
+                    "rows); correct --text if that is not what was embedded"
+                ]
+            ),
+        ),
+        (
+            NO_TEXTS["url TEXT"],
+            snapshot(
+                [
+                    "most values of the text column t look like URLs (of 40 sampled rows); "
+                    "correct --text if that is not what was embedded"
+                ]
+            ),
+        ),
+        (
+            NO_TEXTS["path TEXT"],
+            snapshot(
+                [
+                    "most values of the text column t look like paths (of 40 sampled "
+                    "rows); correct --text if that is not what was embedded"
+                ]
+            ),
+        ),
+        (
+            NO_TEXTS["created_at TEXT"],
+            snapshot(
+                [
+                    "most values of the text column t look like dates (of 40 sampled "
+                    "rows); correct --text if that is not what was embedded"
+                ]
+            ),
+        ),
+        (
+            NO_TEXTS["n INTEGER"],
+            snapshot(
+                [
+                    "most values of the text column t look like numbers and are shorter "
+                    "than 12 characters (of 40 sampled rows); correct --text if that is "
+                    "not what was embedded"
+                ]
+            ),
+        ),
+        (
+            NO_TEXTS["model TEXT"],
+            snapshot(
+                [
+                    "most values of the text column t are equal (of 40 sampled rows); "
+                    "correct --text if that is not what was embedded"
+                ]
+            ),
+        ),
+        (
+            [f"text {at}" for at in range(40)],
+            snapshot(
+                [
+                    "most values of the text column t are shorter than 12 characters (of "
+                    "40 sampled rows); correct --text if that is not what was embedded"
+                ]
+            ),
+        ),
+        (SENTENCES, snapshot([])),
+        (NO_TEXTS["meta TEXT"], snapshot([])),
+        (["A few."] * 3, snapshot([])),
     ],
 )
 def test_the_plan_warns_of_a_column_that_may_not_be_the_text(
-    values: list[Any], says: str | None, reembed: Call, tmp_path: Path
+    values: list[Any], says: list[str], reembed: Call, tmp_path: Path
 ) -> None:
     path = make(tmp_path / "m.db", {"t": values, "v": BLOBS[: len(values)]})
     flags = ("--db", path, "--table", "notes", "--text", "t", "--vector", "v", "--dry-run")
-    said = f"most values of the text column t {says} (of {len(values)} sampled rows); correct"
 
     shown, values_shown = reembed(*flags), reembed(*flags, "--json").values
 
     notes = [line for line in shown.err.splitlines() if "text column" in line]
-    assert len(notes) == len(values_shown["warnings"]) == (says is not None)
-    assert all(line.startswith(f"reembed: NOTE — {said}") for line in notes)
-    assert all(line.startswith(said) for line in values_shown["warnings"])
+    assert values_shown["warnings"] == says
+    assert notes == [f"reembed: NOTE — {said}" for said in values_shown["warnings"]]
 
 
 def test_rows_are_sampled_all_over_a_table_whatever_its_rowids() -> None:
@@ -216,17 +285,73 @@ MORE_MNEMOSYNE = (
 
 
 @pytest.mark.parametrize(
-    ("statements", "name", "command"),
+    ("statements", "said"),
     [
-        (CHROMA, "Chroma", "  new.add(ids=old['ids']"),
-        (QMD, "qmd", "  qmd embed -f"),
-        (TXTAI, "txtai", "  embeddings.reindex(path='MODEL')"),
-        (MNEMOSYNE, "mnemosyne", "  mnemosyne reindex --model MODEL"),
-        (MORE_MNEMOSYNE, "mnemosyne", "  mnemosyne reindex --model MODEL"),
+        (
+            CHROMA,
+            snapshot(
+                [
+                    "reembed: error: TMP/m.db is a database of Chroma: it is searched "
+                    "through index files beside it, and the vectors in it are only a log; "
+                    "embed the documents again through its own API, as into a new "
+                    "collection",
+                    "  new.add(ids=old['ids'], documents=old['documents'], "
+                    "metadatas=old['metadatas'])",
+                    "reembed: this command wrote nothing to the store",
+                ]
+            ),
+        ),
+        (
+            QMD,
+            snapshot(
+                [
+                    "reembed: error: TMP/m.db is a database of qmd: it keeps only the "
+                    "places of the chunks that were embedded, not their texts; qmd cuts "
+                    "and embeds them again itself",
+                    "  qmd embed -f",
+                    "reembed: this command wrote nothing to the store",
+                ]
+            ),
+        ),
+        (
+            TXTAI,
+            snapshot(
+                [
+                    "reembed: error: TMP/m.db is a database of txtai: its vectors are in "
+                    "an index file beside it; txtai embeds the texts again itself",
+                    "  embeddings.reindex(path='MODEL')",
+                    "reembed: this command wrote nothing to the store",
+                ]
+            ),
+        ),
+        (
+            MNEMOSYNE,
+            snapshot(
+                [
+                    "reembed: error: TMP/m.db is a database of mnemosyne: its vectors are "
+                    "quantized and kept in several tables; mnemosyne embeds them again "
+                    "itself, and makes a backup first",
+                    "  mnemosyne reindex --model MODEL",
+                    "reembed: this command wrote nothing to the store",
+                ]
+            ),
+        ),
+        (
+            MORE_MNEMOSYNE,
+            snapshot(
+                [
+                    "reembed: error: TMP/m.db is a database of mnemosyne: its vectors are "
+                    "quantized and kept in several tables; mnemosyne embeds them again "
+                    "itself, and makes a backup first",
+                    "  mnemosyne reindex --model MODEL",
+                    "reembed: this command wrote nothing to the store",
+                ]
+            ),
+        ),
     ],
 )
 def test_a_file_that_another_program_moves_is_refused_with_its_command(
-    statements: tuple[str, ...], name: str, command: str, reembed: Call, tmp_path: Path
+    statements: tuple[str, ...], said: list[str], reembed: Call, tmp_path: Path
 ) -> None:
     path = make(tmp_path / "m.db", {"body": SENTENCES, "v": BLOBS})
     with closing(connect(path)) as db, db:
@@ -239,8 +364,7 @@ def test_a_file_that_another_program_moves_is_refused_with_its_command(
         ran = reembed("--db", path, *more)
 
         assert ran.code == 1
-        assert ran.error.startswith(f"{path} is a database of {name}: ")
-        assert ran.err.splitlines()[1].startswith(command)
+        assert wording(ran.err, tmp_path).splitlines() == said
         assert files(tmp_path) == before
 
 
@@ -271,7 +395,17 @@ def test_a_file_with_an_index_of_libsql_is_refused_with_what_drops_and_creates_i
         ran = reembed("--db", path, *more)
 
         assert ran.code == 1
-        assert "the table notes has the index by v by libsql_vector_idx" in ran.error
-        assert ran.err.splitlines()[1:-1] == ['  DROP INDEX "by v";', f"  {index};"]
+        assert wording(ran.err, tmp_path).splitlines() == snapshot(
+            [
+                "reembed: error: TMP/m.db is a database of libSQL: the table notes has the "
+                "index by v by libsql_vector_idx, without which SQLite can neither write "
+                "its vectors nor check the file; re-embed it with the program that made "
+                "it, or, if the new vectors are as long as the old ones, drop the index "
+                "before the run and create it again with libSQL after it",
+                '  DROP INDEX "by v";',
+                '  CREATE INDEX "by v" ON notes (libsql_vector_idx(v));',
+                "reembed: this command wrote nothing to the store",
+            ]
+        )
     change(path, 'DROP INDEX "by v"')
     assert reembed("--db", path, *flags, "notes").code == 0

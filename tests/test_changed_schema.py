@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.errors import StoreError
 from reembed.transforms.rows import Cause, KeyRange, Row, former_skipped_digest
@@ -18,6 +19,7 @@ from reembed.transforms.stores.codec import encode
 from tests.conftest import Call, all_columns, change, kept_files, make_store, memory, select
 from tests.store_kinds import KINDS, Kind
 from tests.test_llm import NOTES, collect
+from tests.wording import wording
 
 OLD = encode(np.array([1.0, 2.0], dtype=np.float32))
 EVERYTHING = KeyRange(0, None, None)
@@ -151,7 +153,11 @@ def test_a_replaced_column_that_is_gone_is_named_before_anything_is_noted(
     failed = reembed(command, "--db", path)
 
     assert failed.code == 1
-    assert "has no column embedding_space any more, which the run replaced" in failed.error
+    assert wording(failed.error, tmp_path) == snapshot(
+        "the table memories of TMP/m.db has no column embedding_space any more, which the "
+        "run replaced, so it can't be put back or checked; nothing was changed: give the "
+        "column its name again, or add it by the line below, and run this again"
+    )
     assert all_columns(path) == table
     assert reembed("status", "--db", path, "--json").values["runs"][-1]["state"] == "replaced"
     if how == "renamed":
@@ -172,15 +178,29 @@ def test_a_column_or_table_that_is_gone_is_named_without_flags_that_a_rollback_l
     changes = {
         "sqlite-vec with texts apart": (
             "ALTER TABLE notes RENAME COLUMN title TO headline",
-            "the table notes has no column title",
+            snapshot(
+                "the table notes has no column title (it has headline, item), and the run "
+                "found it otherwise; give the table or the column back its name (ALTER "
+                "TABLE), and run this command again"
+            ),
         ),
         "llm": (
             "ALTER TABLE collections RENAME COLUMN model TO models",
-            "it has no tables collections and embeddings with the columns",
+            snapshot(
+                "TMP/m.db is no database of llm's: it has no tables collections and "
+                "embeddings with the columns of llm 0.12 or later, and the run found it "
+                "otherwise; give the table or the column back its name (ALTER TABLE), and "
+                "run this command again"
+            ),
         ),
         "table f32le": (
             'ALTER TABLE "play list" RENAME COLUMN model TO models',
-            "the table play list has no column model",
+            snapshot(
+                'the table play list has no column model (it has artist, al"bum, title, '
+                "body text, select, größe, models), and the run found it otherwise; give "
+                "the table or the column back its name (ALTER TABLE), and run this command "
+                "again"
+            ),
         ),
     }
     statement, expected = changes[kind.name]
@@ -189,7 +209,7 @@ def test_a_column_or_table_that_is_gone_is_named_without_flags_that_a_rollback_l
 
     for command in ("rollback", "verify"):
         failed = reembed(command, "--db", path)
-        assert (failed.code, expected in failed.error) == (1, True)
+        assert (failed.code, wording(failed.error, tmp_path)) == (1, expected)
         assert not {"--space-column", "--text", "--table", "--text-table"} & set(
             failed.error.replace(",", " ").replace(";", " ").split()
         )
@@ -225,7 +245,14 @@ def test_a_skipped_row_that_is_edited_is_left_by_a_rollback(
     undone = reembed("rollback", "--db", path, "--json")
 
     assert (undone.code, undone.values["restored"], undone.values["left"]) == (0, 5, 1)
-    assert "is left as it is: its text was edited since" in undone.err
+    if why == "an id that is no text":
+        assert wording(undone.err, tmp_path) == snapshot(
+            "WARN [RUN] row rowid 2 is left as it is: its text was edited since\n"
+        )
+    else:
+        assert wording(undone.err, tmp_path) == snapshot(
+            "WARN [RUN] row 01 is left as it is: its text was edited since\n"
+        )
     assert [empty for _, empty in select(path, held)] == [0, 1, 0, 0, 0, 0]
     assert len(select(path, "SELECT rowid FROM memories WHERE length(embedding) = 9")) == 5
 
@@ -314,8 +341,11 @@ def test_an_ai_memory_table_whose_ids_name_no_row_is_refused(tmp_path: Path, ree
     failed = reembed("--db", path)
 
     assert failed.code == 1
-    assert "two rows of the table memories of" in failed.error
-    assert "have the id '03'" in failed.error
+    assert wording(failed.error, tmp_path) == snapshot(
+        "two rows of the table memories of TMP/m.db have the id '03', so it does not name "
+        "a row, and neither could get back its own vector; delete one of them, and make id "
+        "the primary key again"
+    )
     assert kept_files(tmp_path) == before
 
 
@@ -333,8 +363,11 @@ def test_a_database_of_llm_whose_keys_name_no_row_is_refused(tmp_path: Path, ree
     failed = reembed("--db", path, "--model", "m")
 
     assert failed.code == 1
-    assert "two rows of the table embeddings of" in failed.error
-    assert "(collection_id, id)" in failed.error
+    assert wording(failed.error, tmp_path) == snapshot(
+        "two rows of the table embeddings of TMP/embeddings.db have the key 1, 'i0' "
+        "(collection_id, id), so it does not name a row; delete one of them, and make it "
+        "the primary key again, as llm does"
+    )
 
 
 @pytest.mark.parametrize("hidden", [["rowid"], ["rowid", "_rowid_"], ["rowid", "_rowid_", "oid"]])
@@ -349,7 +382,10 @@ def test_columns_that_hide_the_number_of_a_row_are_no_trouble_or_named_in_the_pl
 
     if len(hidden) == 3:
         assert (ran.code, ran.texts) == (1, set())
-        assert "has columns named rowid, oid and _rowid_" in ran.error
+        assert wording(ran.error, tmp_path) == snapshot(
+            "the table memories has columns named rowid, oid and _rowid_, which hide the "
+            "number of a row; rename one of them"
+        )
         assert all_columns(path) == before
         return
     assert ran.code == 0, ran.err
@@ -381,5 +417,10 @@ def test_a_backup_that_names_a_column_the_table_lacks_is_a_store_error(tmp_path:
     store = open_store(store_of(tmp_path / "m.db"))
 
     store.check_backup({"embedding_dim=integer:32", "", "embedding_dim=null: embedding=text:"})
-    with pytest.raises(StoreError, match="has no column embedding_space any more"):
+    with pytest.raises(StoreError) as refused:
         store.check_backup({"embedding_dim=null: embedding_space=null:"})
+    assert wording(refused, tmp_path) == snapshot(
+        "the table memories of TMP/m.db has no column embedding_space any more, which the "
+        "run replaced, so it can't be put back or checked; nothing was changed: give the "
+        "column its name again, or add it by the line below, and run this again"
+    )

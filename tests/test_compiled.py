@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
 
-from reembed.transforms.embedders import cosines
+from reembed.transforms.embedders import compiled, cosines
 from reembed.transforms.embedders.compiled import CompiledModel, Tokens
 from reembed.transforms.embedders.local import LocalEmbedder
 from reembed.transforms.embedders.models import MINILM, find_model
 from reembed.transforms.embedders.packed import PackedLinear
 from reembed.transforms.rows import Vectors
+from tests.conftest import real_embedder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+pytestmark = pytest.mark.usefixtures("real_model")
 
 TEXTS = ["a short text", "", "ein Text, der länger ist als der erste", "long " * 400, "x " * 90]
 
 
 @pytest.fixture(scope="module")
 def plain() -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
     return SentenceTransformer(str(find_model(MINILM)), device="cpu")
 
 
@@ -31,7 +36,7 @@ def is_packed(embedder: LocalEmbedder) -> bool:
 
 
 def test_a_compiled_model_gives_the_librarys_vectors(plain: SentenceTransformer) -> None:
-    embedder = LocalEmbedder(MINILM, 384)
+    embedder = real_embedder()
 
     assert embedder._compiled is not None
     assert not is_packed(embedder)
@@ -42,7 +47,7 @@ def test_a_compiled_model_gives_the_librarys_vectors(plain: SentenceTransformer)
 
 
 def test_a_batchs_vectors_are_not_overwritten_by_the_next() -> None:
-    embedder = LocalEmbedder(MINILM, 384)
+    embedder = real_embedder()
 
     first = embedder.embed(["a text"])
     before = first.copy()
@@ -73,27 +78,31 @@ def test_without_openvino_the_weights_are_packed(monkeypatch: pytest.MonkeyPatch
     assert is_packed(embedder)
 
 
-@pytest.mark.parametrize(
-    ("precision", "most"),
-    [
-        ("bfloat16", {}),
-        ("float32", {"MOST_WINDOW": 255}),
-        ("float32", {"MOST_WEIGHT_BYTES": 10**6}),
-    ],
-)
-def test_what_a_trace_may_not_hold_for_or_what_is_large_is_not_compiled(
-    precision: str, most: dict[str, int], monkeypatch: pytest.MonkeyPatch
+def test_a_model_whose_window_is_longer_than_what_a_trace_holds_for_is_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in most.items():
-        monkeypatch.setattr(f"reembed.transforms.embedders.compiled.{name}", value)
+    monkeypatch.setattr(compiled, "MOST_WINDOW", 255)
 
-    assert LocalEmbedder(MINILM, 384, precision=precision)._compiled is None
+    assert LocalEmbedder(MINILM, 384)._compiled is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "most_bytes"), [("bfloat16", compiled.MOST_WEIGHT_BYTES), ("float32", 10**6)]
+)
+def test_a_model_of_half_precision_or_a_large_one_is_not_compiled(
+    precision: str, most_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "MOST_WEIGHT_BYTES", most_bytes)
+    monkeypatch.setattr(LocalEmbedder, "_find_shortcuts", lambda embedder: None)
+
+    assert LocalEmbedder(MINILM, 384, precision=precision)._compile() is None
 
 
 def test_where_a_compiled_model_fails_the_modules_go_on(
     plain: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embedder = LocalEmbedder(MINILM, 384)
+    embedder = real_embedder()
+    monkeypatch.setattr(embedder, "_compiled", embedder._compiled)  # It is put back.
     call = CompiledModel.__call__
 
     def fail(model: CompiledModel, columns: dict[str, Tokens]) -> Vectors:
@@ -107,22 +116,3 @@ def test_where_a_compiled_model_fails_the_modules_go_on(
 
     assert embedder._compiled is None
     assert cosines(found, plain.encode_document(TEXTS)).min() > 0.999999
-
-
-def test_nothing_is_told_to_openvinos_makers(tmp_path: Path) -> None:
-    program = (
-        "import sys; from reembed.transforms.embedders.local import LocalEmbedder; "
-        f"print(LocalEmbedder({MINILM!r}, 384)._compiled is not None, "
-        "sys.modules.get('openvino_telemetry'))"
-    )
-
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        env=os.environ | {"HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    assert done.stdout.split() == ["True", "None"]
-    assert not (tmp_path / "intel").exists()

@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
@@ -15,6 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 
 
+@pytest.mark.system
 def test_the_dockerfile_has_no_fault_that_its_linter_finds() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
 

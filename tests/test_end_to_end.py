@@ -7,9 +7,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from reembed.transforms.stores.codec import decode
-from tests.conftest import FIXTURES, Program, all_columns, files, other_contents, select
+from tests.conftest import (
+    FIXTURES,
+    Call,
+    Program,
+    all_columns,
+    files,
+    other_contents,
+    select,
+)
 
 
 def cosines(path: Path, version: str) -> list[float]:
@@ -27,17 +36,24 @@ def cosines(path: Path, version: str) -> list[float]:
     return result
 
 
+@pytest.mark.usefixtures("real_model")
 def test_every_vector_equals_the_original_programs_and_all_is_as_before_when_undone(
-    original: tuple[str, Path], program: Program
+    original: tuple[str, Path], reembed: Call, program: Program
 ) -> None:
+    """One of them in a process as a user starts it, the other in this one."""
     version, path = original
     before, everything = other_contents(path), all_columns(path)
     mode = path.read_bytes()[18:20]
 
-    done = program("--db", path, "--json", anew=True)
+    if version == "v57":
+        ran = program("--db", path, "--json", anew=True)
+        code, out = ran.returncode, ran.stdout
+    else:
+        done = reembed("--db", path, "--json", real=True)
+        code, out = done.code, done.out
 
-    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
-    result = json.loads(done.stdout)
+    assert (code, out.count("\n")) == (0, 1)
+    result = json.loads(out)
     assert {name: result[name] for name in ("total", "reembedded", "skipped", "model", "dim")} == {
         "total": 202,
         "reembedded": 202,
@@ -62,28 +78,28 @@ def test_every_vector_equals_the_original_programs_and_all_is_as_before_when_und
         f"{run}/summary.json",
     }
 
-    checked = program("verify", "--db", path, "--json", anew=True)
-    undone = program("rollback", "--db", path, "--json", anew=True)
+    checked = reembed("verify", "--db", path, "--json", real=True)
+    undone = reembed("rollback", "--db", path, "--json", real=True)
 
-    found = json.loads(checked.stdout)
-    assert (checked.returncode, found["checked"], found["wrong"]) == (0, 202, {})
+    found = checked.values
+    assert (checked.code, found["checked"], found["wrong"]) == (0, 202, {})
     assert 0 < found["sampled"] <= 64
     assert found["lowest_cosine"] > 0.9999
-    assert (undone.returncode, json.loads(undone.stdout)["restored"]) == (0, 202)
+    assert (undone.code, undone.values["restored"]) == (0, 202)
     assert all_columns(path) == everything
     assert path.read_bytes()[18:20] == mode
 
 
-def test_a_namespace_is_re_embedded_alone(original: tuple[str, Path], program: Program) -> None:
+def test_a_namespace_is_re_embedded_alone(original: tuple[str, Path], reembed: Call) -> None:
     _, path = original
     query = "SELECT id, embedding FROM memories WHERE namespace {} 'notes' ORDER BY id"
     others = select(path, query.format("<>"))
     notes = dict(select(path, query.format("=")))
 
-    done = program("--db", path, "--namespace", "notes", "--json")
+    done = reembed("--db", path, "--namespace", "notes", "--json")
 
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["reembedded"] == len(notes)
+    assert done.code == 0
+    assert done.values["reembedded"] == len(notes)
     assert select(path, query.format("<>")) == others
     after = dict(select(path, query.format("=")))
     assert sorted(map(str, after)) == sorted(map(str, notes))
@@ -91,18 +107,18 @@ def test_a_namespace_is_re_embedded_alone(original: tuple[str, Path], program: P
 
 
 def test_a_dry_run_prints_the_originals_figures_and_changes_no_byte(
-    original: tuple[str, Path], program: Program
+    original: tuple[str, Path], reembed: Call
 ) -> None:
     version, path = original
     before = hashlib.sha256(path.read_bytes()).hexdigest()
     modified = path.stat().st_mtime_ns
     stored = {"v57": 72, "v80": 86}[version]
 
-    done = program("--db", path, "--dry-run", "--json")
-    text = program("--db", path, "--dry-run")
+    done = reembed("--db", path, "--dry-run", "--json", real=True)
+    text = reembed("--db", path, "--dry-run", real=True)
 
-    assert (done.returncode, text.returncode) == (0, 0)
-    result = json.loads(done.stdout)
+    assert (done.code, text.code) == (0, 0)
+    result = done.values
     figures = {
         "total_rows": 202,
         "rows_with_embeddings": stored,
@@ -114,7 +130,8 @@ def test_a_dry_run_prints_the_originals_figures_and_changes_no_byte(
     assert {name: result[name] for name in figures} == figures
     assert sum(result["rows_by_namespace"].values()) == 202
     assert result["rows_by_stored_dim"] == {"384": stored}
-    assert text.stdout.splitlines()[0] == (
+    # Of the original program, to the letter.
+    assert text.out.splitlines()[0] == (
         f"reembed plan: total_rows=202 rows_with_embeddings={stored} "
         f"rows_missing_embeddings={202 - stored} "
         "target_model='all-MiniLM-L6-v2 (384-dim, local)' target_dim=384 backend=ollama "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.embedders import Access
 from reembed.transforms.embedders.endpoint import (
@@ -15,6 +16,7 @@ from reembed.transforms.embedders.endpoint import (
     read_key,
 )
 from reembed.transforms.errors import EmbedderError
+from tests.wording import wording
 
 KEY = "sk-secret"
 
@@ -34,8 +36,12 @@ KEY = "sk-secret"
     ],
 )
 def test_what_is_no_url_of_a_server_is_refused(url: str) -> None:
-    with pytest.raises(EmbedderError, match="is not like https://host:port/path"):
+    with pytest.raises(EmbedderError) as refused:
         check_url(url)
+    assert str(refused.value) == snapshot(
+        "the server's URL is not like https://host:port/path; correct --base-url or the "
+        "configured base_url"
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,9 +54,13 @@ def test_what_is_no_url_of_a_server_is_refused(url: str) -> None:
     ],
 )
 def test_a_url_that_holds_a_secret_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(EmbedderError, match="holds a user, a password or a query") as error:
+    with pytest.raises(EmbedderError) as refused:
         check_url(url)
-    assert KEY not in str(error.value)
+    assert str(refused.value) == snapshot(
+        "the server's URL holds a user, a password or a query, which would end up in logs; "
+        "give the key by a variable or a file instead"
+    )
+    assert KEY not in str(refused.value)
 
 
 LOOPBACK = [
@@ -86,10 +96,12 @@ def test_texts_go_only_where_they_may(url: str, egress: str, allowed: list[str])
     if url in allowed:
         check_endpoint(access)
     else:
-        with pytest.raises(EmbedderError) as error:
+        with pytest.raises(EmbedderError) as refused:
             check_endpoint(access)
-        assert f"AI_MEMORY_INFERENCE_EGRESS is {egress}, so no text may be sent to" in str(
-            error.value
+        said = str(refused.value).replace(f" is {egress},", " is EGRESS,")
+        assert said.replace(host(url), "HOST") == snapshot(
+            "AI_MEMORY_INFERENCE_EGRESS is EGRESS, so no text may be sent to HOST; nothing "
+            "was sent: use --backend local, or change the setting"
         )
 
 
@@ -101,8 +113,12 @@ def test_a_key_goes_over_http_to_this_machine_only(url: str, insecure: bool) -> 
     if url in LOOPBACK or url.startswith("https:") or insecure:
         check_endpoint(access)
     else:
-        with pytest.raises(EmbedderError, match="over http, where others can read it"):
+        with pytest.raises(EmbedderError) as refused:
             check_endpoint(access)
+        assert str(refused.value).replace(host(url), "HOST") == snapshot(
+            "the key would be sent to HOST over http, where others can read it; use https, "
+            "unset the key, or say --insecure-key if the network is trusted"
+        )
 
 
 def test_a_host_is_told_without_what_a_url_may_hide() -> None:
@@ -127,13 +143,24 @@ def test_a_key_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("A_KEY", " ")
 
     # A name that is not set may be the key itself; those that are looked at anyhow are none.
-    with pytest.raises(EmbedderError, match="from the variable that api_key_env names, which is"):
+    with pytest.raises(EmbedderError) as refused:
         read_key(Access("http://x", key_variable="A_KEY"))
+    assert str(refused.value) == snapshot(
+        "the key is to be read from the variable that api_key_env names, which is not set "
+        "here; set it"
+    )
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(EmbedderError, match="to be read from OPENAI_API_KEY, which is not set he"):
+    with pytest.raises(EmbedderError) as refused:
         read_key(Access("http://x", key_variable="OPENAI_API_KEY"))
-    with pytest.raises(EmbedderError, match=r"the file that api_key_file names \(No such file"):
+    assert str(refused.value) == snapshot(
+        "the key is to be read from OPENAI_API_KEY, which is not set here; set it"
+    )
+    with pytest.raises(EmbedderError) as refused:
         read_key(Access("http://x", key_file="/no/file"))
+    assert str(refused.value) == snapshot(
+        "the key can't be read from the file that api_key_file names (No such file or "
+        "directory); correct the setting"
+    )
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o440, 0o404])
@@ -144,9 +171,13 @@ def test_a_key_file_that_others_can_read_or_anyone_write_is_refused(
     file.write_text(KEY)
     file.chmod(mode)
 
-    with pytest.raises(EmbedderError, match="chmod 0400 it") as error:
+    with pytest.raises(EmbedderError) as refused:
         read_key(Access("http://x", key_file=str(file)))
-    assert KEY not in str(error.value)
+    assert wording(refused, tmp_path) == snapshot(
+        "the file that api_key_file names holds a key and must be readable by you alone: "
+        "chmod 0400 it"
+    )
+    assert KEY not in str(refused.value)
 
 
 @pytest.mark.parametrize("key", ["two words", "schlüssel", "a\x01b", "a\nb"])
@@ -155,6 +186,9 @@ def test_a_key_that_no_header_takes_is_refused_and_not_repeated(
 ) -> None:
     monkeypatch.setenv("A_KEY", key)
 
-    with pytest.raises(EmbedderError, match="signs that no HTTP header takes") as error:
+    with pytest.raises(EmbedderError) as refused:
         read_key(Access("http://x", key_variable="A_KEY"))
-    assert key not in str(error.value)
+    assert str(refused.value) == snapshot(
+        "the key holds blanks or signs that no HTTP header takes; check it"
+    )
+    assert key not in str(refused.value)

@@ -32,6 +32,7 @@ from queue import Queue
 from typing import Any, NamedTuple, NoReturn
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms import replacing
 from reembed.transforms.rows import Summary
@@ -48,10 +49,11 @@ from tests.conftest import (
     plain_pass,
     select,
 )
+from tests.wording import wording
 
 SEED = 57
 EACH = int(os.environ.get("FAULTS_EACH", "0"))
-CASES = 5
+CASES = 3
 SERVERS = 2
 ALWAYS = 2**62
 
@@ -121,13 +123,14 @@ class Laboratory:
         self.directory = directory
         self._numbers = count()
         self._idle: Queue[subprocess.Popen[str]] = Queue()
-        library = build_library(directory)
+        self.library = build_library(directory)
+        self._settings: dict[tuple[str, str], Setting] = {}
         environment = clean_environment(directory)
-        command = [sys.executable, "-m", "tests.test_faults", str(library)]
+        command = [sys.executable, "-m", "tests.test_faults", str(self.library)]
         self._servers = [
             subprocess.Popen(
                 command,
-                env=environment | {"LD_PRELOAD": str(library)},
+                env=environment | {"LD_PRELOAD": str(self.library)},
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -170,6 +173,13 @@ class Laboratory:
         out.unlink()
         err.unlink()
         return Done(code, texts[0], texts[1], seen)
+
+    def observe(self, mode: str, portions: str) -> Setting:
+        """A store of this kind, observed once; nobody changes it."""
+        if (mode, portions) not in self._settings:
+            place = self.directory / f"{mode}-{portions}"
+            self._settings[mode, portions] = observe(self, place, mode, portions)
+        return self._settings[mode, portions]
 
     def close(self) -> None:
         for server in self._servers:
@@ -557,12 +567,13 @@ def check_words(run: Done) -> None:
     assert [line for line in run.err.splitlines() if not re.match(allowed, line)] == []
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("portions", PORTIONS)
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 def test_a_fault_anywhere_leaves_whole_ranges_that_status_names_and_a_rerun_completes(
     mode: str, portions: str, laboratory: Laboratory, tmp_path: Path
 ) -> None:
-    setting = observe(laboratory, tmp_path / "observed", mode, portions)
+    setting = laboratory.observe(mode, portions)
     chance = random.Random(f"{SEED} {mode} {portions}")
     phases = list(phases_of_run(setting.calls))
     cases = choose_cases(setting.calls, phases, chance, most=CASES)
@@ -582,12 +593,13 @@ def copy_with_runs(source: Path, target: Path) -> None:
         manifest.write_text(text)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 def test_a_fault_anywhere_in_a_rollback_leaves_all_or_nothing_and_the_next_one_completes(
     mode: str, laboratory: Laboratory, tmp_path: Path
 ) -> None:
-    setting = observe(laboratory, tmp_path / "observed", mode, "at once")
-    replaced = tmp_path / "observed" / "clean" / "store"
+    setting = laboratory.observe(mode, "at once")
+    replaced = setting.source.parents[1] / "clean" / "store"
     copy_with_runs(replaced, tmp_path / "traced" / "store")
     calls = traced(laboratory, "rollback", "--db", tmp_path / "traced" / "store" / "m.db")
     cases = choose_cases(
@@ -601,10 +613,11 @@ def test_a_fault_anywhere_in_a_rollback_leaves_all_or_nothing_and_the_next_one_c
     check_all(f"rollback, {mode}", cases, check)
 
 
+@pytest.mark.system
 def test_a_fault_anywhere_in_the_rollback_of_a_half_replaced_store_leaves_the_way_back(
     laboratory: Laboratory, tmp_path: Path
 ) -> None:
-    setting = observe(laboratory, tmp_path / "observed", "wal", "in portions")
+    setting = laboratory.observe("wal", "in portions")
     source = copy_store(setting.source, tmp_path / "half")
     broken = Fault("*/m.db-wal", "sync", errno.EIO, 3, ALWAYS)
     half = laboratory.run("--db", source, fault=broken, environment=setting.environment, plain=True)
@@ -622,6 +635,7 @@ def test_a_fault_anywhere_in_the_rollback_of_a_half_replaced_store_leaves_the_wa
     check_all("rollback of a half replaced store", cases, check)
 
 
+@pytest.mark.system
 def test_a_fault_anywhere_in_a_cleanup_leaves_what_was_to_be_kept_and_the_next_one_completes(
     laboratory: Laboratory, tmp_path: Path
 ) -> None:
@@ -646,10 +660,11 @@ def test_a_fault_anywhere_in_a_cleanup_leaves_what_was_to_be_kept_and_the_next_o
     check_all("cleanup", cases, check)
 
 
+@pytest.mark.system
 def test_a_fault_at_any_call_on_the_manifest_leaves_a_state_that_is_true(
     laboratory: Laboratory, tmp_path: Path
 ) -> None:
-    setting = observe(laboratory, tmp_path / "observed", "delete", "in portions")
+    setting = laboratory.observe("delete", "in portions")
     phases = list(phases_of_run(setting.calls))
     chance = random.Random(f"{SEED} manifest")
     everywhere = len(PLACES) * len(set(phases))
@@ -692,13 +707,13 @@ def error_of(done: Done) -> str:
 
 
 def test_a_disk_that_fails_for_good_in_a_later_transaction_leaves_a_part_that_a_rerun_finishes(
-    fake_program: Program, tmp_path: Path
+    laboratory: Laboratory, fake_program: Program, reembed: Call, tmp_path: Path
 ) -> None:
     """The program as a user starts it, not forked: the fault comes from the environment."""
     path = new_store(tmp_path / "store" / "m.db", "wal")
     old, portions = table(path), PORTIONS["in portions"] | {"FAKE_RANGE_ROWS": str(RANGE_ROWS)}
     fault = {
-        "LD_PRELOAD": str(build_library(tmp_path)),
+        "LD_PRELOAD": str(laboratory.library),
         "FAULT_PATTERN": "*/m.db-wal",
         "FAULT_CALLS": "sync",
         "FAULT_ERRNO": str(errno.EIO),
@@ -710,14 +725,22 @@ def test_a_disk_that_fails_for_good_in_a_later_transaction_leaves_a_part_that_a_
 
     [line] = [line for line in failed.stderr.splitlines() if line.startswith(SENTENCE)]
     assert failed.returncode == 6
-    assert line.startswith(f"{SENTENCE}reading or writing {path} failed (disk I/O error)")
-    assert "of ranges 0-3, 0 hold new vectors, and 1-2 were being written: run again" in line
+    assert wording(line.removeprefix(SENTENCE), tmp_path) == snapshot(
+        "reading or writing TMP/store/m.db failed (disk I/O error); check the disk and run "
+        "again; the replacement by run RUN (to all-MiniLM-L6-v2 (8-dim)) is incomplete: of "
+        "ranges 0-3, 0 hold new vectors, and 1-2 were being written: run again to finish "
+        "it, or undo it with reembed rollback"
+    )
     assert "Traceback" not in failed.stderr
     # A commit that could not be flushed is in the file all the same, until the power fails.
     assert [at for at in RANGES if rows_of(table(path), at) == rows_of(old, at)] == [3]
-    done = fake_program("--db", path, environment=portions)
-    assert done.returncode == 0
-    assert "the replacement by run" in done.stderr
+    done = reembed("--db", path, range_rows=RANGE_ROWS, rows_at_once=8, first_rows=8)
+    assert done.code == 0
+    [line] = [line for line in done.err.splitlines() if "the replacement by run" in line]
+    assert wording(line, tmp_path) == snapshot(
+        "reembed: the replacement by run RUN (to all-MiniLM-L6-v2 (8-dim)) is incomplete: "
+        "of ranges 0-3, 0 hold new vectors, and 1-2 were being written; finishing it"
+    )
     assert [at for at in RANGES if rows_of(table(path), at) == rows_of(old, at)] == []
 
 
@@ -741,6 +764,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> bool:
     return True
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 def test_a_lock_that_another_program_holds_while_rows_are_read_or_written_is_waited_for(
     mode: str, laboratory: Laboratory, tmp_path: Path
@@ -751,7 +775,7 @@ def test_a_lock_that_another_program_holds_while_rows_are_read_or_written_is_wai
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_slowly, laboratory, path, busy_seconds=60)
         assert wait_for(lambda: staged_in(path))
-        held(path, lambda: wait_for(running.done, 1.5) or True)
+        held(path, lambda: wait_for(running.done, 0.7) or True)
         assert not running.done()
         done = running.result()
     assert done.code == 0, done.err
@@ -759,6 +783,7 @@ def test_a_lock_that_another_program_holds_while_rows_are_read_or_written_is_wai
     assert len(changed) == ROWS - 1
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 def test_a_lock_that_is_held_too_long_ends_the_run_and_the_next_one_goes_on(
     mode: str, laboratory: Laboratory, tmp_path: Path
@@ -770,18 +795,30 @@ def test_a_lock_that_is_held_too_long_ends_the_run_and_the_next_one_goes_on(
         assert wait_for(lambda: staged_in(path))
         assert held(path, running.done)
         failed = running.result()
-    assert f"{path} is locked by another process; wait for it to finish" in error_of(failed)
     # In WAL mode all was staged and saved, and the manifest says that the replacement was begun.
+    said = {
+        "delete": snapshot(
+            "TMP/store/m.db is locked by another process; wait for it to finish, or stop "
+            "it, and run again"
+        ),
+        "wal": snapshot(
+            "TMP/store/m.db is locked by another process; wait for it to finish, or stop "
+            "it, and run again; the replacement by run RUN (to all-MiniLM-L6-v2 (8-dim)) "
+            "is incomplete: of ranges 0-3, none hold new vectors, and 0-3 were being "
+            "written: run again to finish it, or undo it with reembed rollback"
+        ),
+    }
+    assert wording(error_of(failed), tmp_path) == said[mode]
     assert failed.code == {"delete": 1, "wal": 6}[mode]
     assert table(path) == old
 
-    done = laboratory.run("--db", path, "--json")
+    done = laboratory.run("--db", path, "--json", plain=True)
     assert json.loads(done.out)["reembedded"] == ROWS - 1
 
 
 def run_slowly(laboratory: Laboratory, path: Path, *, busy_seconds: float) -> Done:
     """Run with a slow model, waiting for no lock longer than so many seconds."""
-    environment = {"FAKE_SECONDS": "0.3", "FAULTS_BUSY_SECONDS": str(busy_seconds)}
+    environment = {"FAKE_SECONDS": "0.2", "FAULTS_BUSY_SECONDS": str(busy_seconds)}
     return laboratory.run("--db", path, environment=environment)
 
 
@@ -800,6 +837,7 @@ PAGES = {
 }
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 @pytest.mark.parametrize("where", [*PAGES, "a leaf of memories"])
 def test_a_damaged_page_is_reported_before_anything_is_replaced(
@@ -820,7 +858,10 @@ def test_a_damaged_page_is_reported_before_anything_is_replaced(
     done = laboratory.run("--db", path)
 
     assert done.code == 1
-    assert error_of(done).startswith(f"{path} is damaged")
+    assert wording(error_of(done), tmp_path) == snapshot(
+        "TMP/store/m.db is damaged (PRAGMA integrity_check says how); restore or repair it "
+        "before its vectors are replaced"
+    )
     assert files(path.parent) == {"m.db": bytes(content)}
 
 
@@ -842,7 +883,10 @@ def test_a_shard_that_is_altered_while_the_run_is_at_work_is_named_and_nothing_i
     shard = max(path.parent.rglob("shards/0*.parquet"))
 
     assert failed.code == 1
-    assert failed.error.startswith(f"{shard} is damaged: its bytes are not those that were written")
+    assert wording(failed.error, tmp_path).replace(shard.name, "SHARD") == snapshot(
+        "TMP/store/m.db.reembed/RUN/shards/SHARD is damaged: its bytes are not those that "
+        "were written; run reembed again, which looks through all files of the run first"
+    )
     assert table(path) == old
     done = reembed("--db", path, range_rows=RANGE_ROWS)
     assert done.code == 0
@@ -851,11 +895,12 @@ def test_a_shard_that_is_altered_while_the_run_is_at_work_is_named_and_nothing_i
     assert [key for key, values in table(path).items() if values == old[key]] == [f"{SEALED:03d}"]
 
 
+@pytest.mark.system
 def test_backup_files_that_are_altered_are_named_and_the_run_still_finishes(
     laboratory: Laboratory, tmp_path: Path
 ) -> None:
     """One of a range that is replaced, and one of a range that is not: this is saved again."""
-    setting = observe(laboratory, tmp_path / "observed", "wal", "in portions")
+    setting = laboratory.observe("wal", "in portions")
     path = copy_store(setting.source, tmp_path / "altered")
     broken = Fault("*/m.db-wal", "sync", errno.EIO, 3, ALWAYS)
     assert laboratory.run("--db", path, fault=broken, environment=setting.environment).code == 6
@@ -899,11 +944,11 @@ def test_without_room_for_the_run_it_is_not_begun(
 
     assert done.code == 1
     assert not done.texts
-    assert re.fullmatch(
-        r"about \d+,\d+ bytes are needed for the new vectors, the backup and SQLite's log, and "
-        rf"1,000 bytes are free at {path.parent}\S*; make room, or name another place for the run "
-        "directory with --run-dir",
-        done.error,
+    said = re.sub(r"about \d+,\d+ bytes", "about SIZE", wording(done.error, tmp_path))
+    assert said == snapshot(
+        "about SIZE are needed for the new vectors, the backup and SQLite's log, and 1,000 "
+        "bytes are free at TMP/store/m.db.reembed/RUN; make room, or name another place "
+        "for the run directory with --run-dir"
     )
     assert files(path.parent) == before
 
@@ -918,12 +963,20 @@ def test_without_room_for_the_replacement_what_is_staged_waits_for_the_next_run(
         failed = reembed("--db", path, range_rows=RANGE_ROWS)
 
     assert failed.code == 1
-    assert "are needed for the new vectors, the backup and SQLite's log" in failed.error
+    said = re.sub(r"about \d+,\d+ bytes", "about SIZE", wording(failed.error, tmp_path))
+    assert said == snapshot(
+        "about SIZE are needed for the new vectors, the backup and SQLite's log, and 1,000 "
+        "bytes are free at TMP/store/m.db.reembed/RUN; make room, or name another place "
+        "for the run directory with --run-dir"
+    )
     assert path.read_bytes() == before
     done = reembed("--db", path, range_rows=RANGE_ROWS)
     assert done.code == 0
     assert not done.texts
-    assert "32 of 32 rows are staged; going on" in done.err
+    [line] = [line for line in done.err.splitlines() if "going on" in line]
+    assert wording(line, tmp_path) == snapshot(
+        "reembed: 32 of 32 rows are staged; going on (run RUN)"
+    )
 
 
 if __name__ == "__main__":

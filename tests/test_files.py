@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inline_snapshot import snapshot
 
 from reembed.transforms.errors import StagingError
 from reembed.transforms.staging.files import (
@@ -27,6 +28,7 @@ from reembed.transforms.staging.files import (
     write_table,
 )
 from reembed.transforms.staging.names import BACKUP, OF_A_RUN, SHARD
+from tests.wording import wording
 
 SUM = "0123456789abcdef"
 TABLE = pa.table({"key": ["a", "b"], "vector": [b"1234", None]})
@@ -64,10 +66,49 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_before_it_ret
     assert events == ["flush file", "rename", "flush directory"]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            errno.ENOSPC,
+            snapshot(
+                "the run directory TMP can't be used (No space left on device); make room, "
+                "and run again"
+            ),
+        ),
+        (
+            errno.EIO,
+            snapshot(
+                "the run directory TMP can't be used (Input/output error); check the disk, "
+                "and run again"
+            ),
+        ),
+        (
+            errno.EACCES,
+            snapshot(
+                "the run directory TMP can't be used (Permission denied); make it "
+                "writable, and run again"
+            ),
+        ),
+        (
+            errno.EDQUOT,
+            snapshot(
+                "the run directory TMP can't be used (Disk quota exceeded); make room, and "
+                "run again"
+            ),
+        ),
+        (
+            errno.EROFS,
+            snapshot(
+                "the run directory TMP can't be used (Read-only file system); make it "
+                "writable, and run again"
+            ),
+        ),
+    ],
+)
 @pytest.mark.parametrize("moment", ["open", "fsync", "rename"])
 def test_trouble_with_the_disk_leaves_the_former_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, code: int, said: str
 ) -> None:
     publish(tmp_path / "f", b"former")
 
@@ -77,8 +118,9 @@ def test_trouble_with_the_disk_leaves_the_former_file_and_no_other(
     places = {"open": (os, "open"), "fsync": (os, "fsync"), "rename": (Path, "replace")}
     with monkeypatch.context() as patch:
         patch.setattr(*places[moment], fail)
-        with pytest.raises(StagingError, match=os.strerror(code)):
+        with pytest.raises(StagingError) as refused:
             publish(tmp_path / "f", b"new")
+    assert wording(refused, tmp_path) == said
 
     assert [path.name for path in tmp_path.iterdir()] == ["f"]
     assert (tmp_path / "f").read_bytes() == b"former"
@@ -122,7 +164,7 @@ def test_the_same_table_has_the_same_name_and_another_has_another(tmp_path: Path
     assert other not in names
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_a_file_that_was_cut_short_or_altered_anywhere_is_noticed(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -138,8 +180,12 @@ def test_a_file_that_was_cut_short_or_altered_anywhere_is_noticed(
         path.write_bytes(damaged)
 
         assert not is_sound(path)
-        with pytest.raises(StagingError, match="is damaged: its bytes are not those"):
+        with pytest.raises(StagingError) as refused:
             read_table(path, ["key"])
+        assert str(refused.value).replace(str(path), "FILE") == snapshot(
+            "FILE is damaged: its bytes are not those that were written; run reembed "
+            "again, which looks through all files of the run first"
+        )
 
 
 def _directory(factory: pytest.TempPathFactory) -> Path:
@@ -188,8 +234,13 @@ def test_only_the_tables_of_a_kind_or_range_are_listed_by_name(tmp_path: Path) -
 
 def test_a_run_that_is_gone_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
     assert tables(tmp_path / "backup", BACKUP) == []
-    with pytest.raises(StagingError, match="No such file"):
+    with pytest.raises(StagingError) as refused:
         tables(tmp_path / "gone" / "backup", BACKUP)
+    assert wording(refused, tmp_path) == snapshot(
+        "the run directory TMP/gone/backup can't be used (No such file or directory: "
+        "TMP/gone); restore it from a copy; if another command has just removed it, run "
+        "again"
+    )
 
 
 def test_a_tree_is_removed_and_one_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:
@@ -222,8 +273,13 @@ def test_what_is_needed_on_one_file_system_is_added_up(
     needed = {tmp_path / "not" / "there": 100, tmp_path: 200}
 
     if refused:
-        with pytest.raises(StagingError, match="--run-dir"):
+        with pytest.raises(StagingError) as error:
             require_room(needed)
+        assert wording(error, tmp_path) == snapshot(
+            "about 300 bytes are needed for the new vectors, the backup and SQLite's log, "
+            "and 299 bytes are free at TMP; make room, or name another place for the run "
+            "directory with --run-dir"
+        )
     else:
         require_room(needed)
 

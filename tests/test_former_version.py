@@ -12,9 +12,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.staging import find_runs
 from tests.conftest import FIXTURES, Call, select
+from tests.wording import wording
 
 FORMER = {f"{i:02d}": bytes([i if i < 19 else 7]) * 8 for i in range(20)}
 
@@ -75,9 +77,21 @@ def test_status_says_that_nothing_tells_whether_the_backup_is_complete(
     reembed: Call, tmp_path: Path
 ) -> None:
     path = unpack_run("replaced", tmp_path)
-    said = "which kept no list of its files: that all are there can't be checked"
 
-    assert said in reembed("status", "--db", path).out
+    shown = wording(reembed("status", "--db", path).out, tmp_path)
+    assert shown == snapshot("""\
+run RUN, begun 2026-12-01T00:04:08Z
+state        replaced
+target       all-MiniLM-L6-v2 (8-dim)
+about        all, all namespaces
+rows         20
+re-embedded  19
+skipped      1
+on disk      0.0 MB, of which the backup 0.0 MB
+backup       by version 0.1.0, which kept no list of its files: that all are there can't be checked
+directory    TMP/m.db.reembed/RUN
+next         reembed verify checks it; reembed rollback undoes it
+""")
     [run] = reembed("status", "--db", path, "--json").values["runs"]
     assert (run["backup_listed"], run["backup_lost"]) == (False, [])
     # What is there when it is first worked on is known from then on.
@@ -124,7 +138,12 @@ def test_a_backup_file_that_must_have_been_there_is_missed_without_a_list(
     undone = reembed("rollback", "--db", path, "--json")
 
     assert undone.code == 6
-    assert f"the file {first.name[:13]}*.parquet (how many rows is not known)" in undone.error
+    assert wording(undone.error, tmp_path) == snapshot(
+        "the file 0000000.0000.*.parquet (how many rows is not known) of the backup in "
+        "TMP/m.db.reembed/RUN/backup is missing or damaged, so rows of TMP/m.db keep the "
+        "vectors that run RUN gave them; put the file back from a copy of it and roll back "
+        "again, or re-embed these rows with the former model"
+    )
     assert new_rows(path) == {"00", "01", "02", "03"}
     first.write_bytes(content)
     first.chmod(0o600)
