@@ -173,9 +173,18 @@ def _resident(name: str) -> int:
     raise LookupError(name)
 
 
+@pytest.fixture(scope="module")
+def benches() -> list[Bench]:
+    """The one that all tests use in turn, once it is made."""
+    return []
+
+
 @pytest.fixture
-def bench(reembed: Call, tmp_path: Path) -> Bench:
-    return Bench(reembed, tmp_path)
+def bench(reembed: Call, benches: list[Bench], tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    if not benches:
+        benches.append(Bench(reembed, tmp_path_factory.mktemp("bench")))
+    benches[0].reembed = reembed
+    return benches[0]
 
 
 # ---- Manifests ----
@@ -246,6 +255,7 @@ def broken(draw: Callable[..., Any], content: bytes) -> Any:
     return choices[draw(st.integers(0, 2))]
 
 
+@pytest.mark.system
 def test_a_manifest_of_any_content_is_used_or_refused_in_a_sentence(bench: Bench) -> None:
     @fuzzed(60)
     @given(st.data())
@@ -285,6 +295,7 @@ VALUES: Sequence[tuple[str, object]] = (
 )
 
 
+@pytest.mark.system
 def test_values_that_end_other_programs_are_refused_in_a_sentence(bench: Bench) -> None:
     found = []
     for (name, value), command in product(VALUES, (LOOKS[0], *WRITES)):
@@ -350,6 +361,7 @@ def put_there(bench: Bench, directory: Path, name: str, kind: str, *, moved: boo
             place.symlink_to(bench.bystander.with_name("nowhere"))
 
 
+@pytest.mark.system
 def test_files_of_any_name_and_kind_among_shards_and_backup_are_told_in_a_sentence(
     bench: Bench,
 ) -> None:
@@ -410,6 +422,7 @@ def toml(draw: Callable[..., Any], names: Sequence[str], tables: Sequence[str]) 
     return choices[draw(st.integers(0, len(choices) - 1))]
 
 
+@pytest.mark.system
 def test_a_configuration_of_any_content_is_used_or_refused_in_a_sentence(
     bench: Bench, tmp_path: Path
 ) -> None:
@@ -426,6 +439,7 @@ def test_a_configuration_of_any_content_is_used_or_refused_in_a_sentence(
     check()
 
 
+@pytest.mark.system
 def test_a_description_of_a_store_of_any_content_is_used_or_refused_in_a_sentence(
     bench: Bench, tmp_path: Path
 ) -> None:
