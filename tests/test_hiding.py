@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.pipeline.settings import BACKENDS
 from reembed.transforms import embedders, hiding
@@ -20,7 +22,8 @@ from reembed.transforms.embedders.fake import FakeEmbedder
 from reembed.transforms.errors import EmbedderError, TextRejected
 from reembed.transforms.rows import Vectors
 from reembed.transforms.staging import find_runs
-from tests.conftest import Call, Ran, Serve, files, make_store, memory
+from tests.conftest import Call, Ran, Serve, files, make_store, memory, plain_pass
+from tests.wording import wording
 
 KEY = "gsk_Zq7vR2xKw9Lm4TbN8yHc3JdF6sP1uGeAoVi5"
 PASSWORD = "S3cr3t/Pw#x?Yz"
@@ -30,9 +33,11 @@ DIMENSION = 8
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Wait little."""
-    monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(pace, "MOST_WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(http_embedder, "_START_SECONDS", 1.0)
+    monkeypatch.setattr(pace, "FIRST_WAIT_SECONDS", 0.004)
+    monkeypatch.setattr(pace, "MOST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(http_embedder, "_START_SECONDS", 0.2)
+    # Tests of the graph show that it does what the loop does.
+    monkeypatch.setattr("reembed.pipeline.run._run_pass", plain_pass)
     monkeypatch.setattr("reembed.transforms.embedders.client._CONNECT_SECONDS", 0.1)
     yield
     embedders._load.cache_clear()
@@ -187,11 +192,31 @@ SAID: list[tuple[int, str]] = [
     (429, f"too large {KEY[:8]}"),
     (404, f"no {KEY[9:16]}"),
 ]
+WITHOUT_IT = {
+    400: snapshot(
+        "the server at 127.0.0.1:PORT will not embed even a short probe text with m: HTTP 400"
+    ),
+    401: snapshot("127.0.0.1:PORT refuses the key (HTTP 401); correct the one in A_KEY"),
+    404: snapshot(
+        "127.0.0.1:PORT has no m at /embeddings (HTTP 404), and no other model is put in its "
+        "place: correct --model or --base-url"
+    ),
+    422: snapshot(
+        "the server at 127.0.0.1:PORT will not embed even a short probe text with m: HTTP 422"
+    ),
+    429: snapshot(
+        "the server at 127.0.0.1:PORT will not embed even a short probe text with m: HTTP 429"
+    ),
+    500: snapshot(
+        "the server at 127.0.0.1:PORT gives no right answer (HTTP 500), tried for N s of 0.2 s"
+    ),
+}
+"""What is told of such an answer."""
 
 
 @pytest.mark.parametrize(("status", "said"), SAID)
 def test_a_server_that_repeats_a_part_of_the_key_is_not_quoted(
-    status: int, said: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    status: int, said: str, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("A_KEY", KEY)
     body = json.dumps({"error": {"message": said}})
@@ -205,22 +230,53 @@ def test_a_server_that_repeats_a_part_of_the_key_is_not_quoted(
     with pytest.raises(EmbedderError) as error:
         load_embedder(served(scenario.url, key_variable="A_KEY"))
 
-    assert f"HTTP {status}" in str(error.value)
     assert not holds_a_part(str(error.value).casefold(), KEY.casefold())
-    assert said not in str(error.value)
+    found = re.sub(r"tried for \d+ s of", "tried for N s of", wording(error, tmp_path))
+    assert found == WITHOUT_IT[status]
 
 
 @pytest.mark.parametrize(
-    "to", [f"http://{KEY}.example/", f"http://a:{KEY}@b/", f"/x?{KEY}", f"http://b/{KEY}"]
+    ("to", "said"),
+    [
+        (
+            f"http://{KEY}.example/",
+            snapshot(
+                "127.0.0.1:PORT sends on to http://***.example (HTTP 307), where neither a key "
+                "nor texts are sent; give that URL with --base-url if it is the right one"
+            ),
+        ),
+        (
+            f"http://a:{KEY}@b/",
+            snapshot(
+                "127.0.0.1:PORT sends on to another place (HTTP 307), where neither a key nor "
+                "texts are sent; give that URL with --base-url if it is the right one"
+            ),
+        ),
+        (
+            f"/x?{KEY}",
+            snapshot(
+                "127.0.0.1:PORT sends on to another place (HTTP 307), where neither a key nor "
+                "texts are sent; give that URL with --base-url if it is the right one"
+            ),
+        ),
+        (
+            f"http://b/{KEY}",
+            snapshot(
+                "127.0.0.1:PORT sends on to http://b (HTTP 307), where neither a key nor texts "
+                "are sent; give that URL with --base-url if it is the right one"
+            ),
+        ),
+    ],
 )
 def test_where_a_server_sends_on_to_is_shown_without_the_key(
-    to: str, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    to: str, said: str, serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("A_KEY", KEY)
     fault = {"kind": "status", "status": 307, "headers": {"Location": to}}
 
-    with pytest.raises(EmbedderError, match="sends on to") as error:
+    with pytest.raises(EmbedderError) as error:
         load_embedder(served(serve(faults=[fault]).url, key_variable="A_KEY"))
+    assert wording(error, tmp_path) == said
 
     assert not holds_a_part(str(error.value).casefold(), KEY.casefold())
 
@@ -241,34 +297,63 @@ def test_the_names_of_variables_that_are_shown_are_those_that_are_looked_at() ->
     assert {"AI_MEMORY_EMBED_API_KEY", *vendors} == hiding.KEY_VARIABLES
 
 
-@pytest.mark.parametrize("flag", ["--model", "--base-url"])
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--model", snapshot("the setting model holds a key or a password; correct it")),
+        ("--base-url", snapshot("the setting base_url holds a key or a password; correct it")),
+    ],
+)
 def test_a_key_that_would_be_kept_with_the_run_is_refused(
-    flag: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+    flag: str, said: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     flags = [*at("http://127.0.0.1:9/v1"), flag, f"http://127.0.0.1:9/{KEY}/v1"]
 
     done = reembed("--db", path, *flags, real=True)
 
-    assert (done.code, "holds a key or a password" in done.error) == (2, True)
+    assert done.code == 2
+    assert done.error == said
     assert_hidden(done, path, KEY)
 
 
-STORES = {
-    "AI_MEMORY_STORE_URL": f"sqlite:///x?password={KEY}",
-    "AI_MEMORY_STORE_URL_FILE": f"postgresql://me:{KEY}@127.0.0.1/x",
-}
-
-
-@pytest.mark.parametrize("variable", STORES)
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        (
+            "AI_MEMORY_STORE_URL",
+            f"sqlite:///x?password={KEY}",
+            snapshot(
+                "AI_MEMORY_STORE_URL says that another file is ai-memory's store, and not "
+                "TMP/m.db; name that file with --db, or unset AI_MEMORY_STORE_URL for this command"
+            ),
+        ),
+        (
+            "AI_MEMORY_STORE_URL_FILE",
+            f"postgresql://me:{KEY}@127.0.0.1/x",
+            snapshot(
+                "AI_MEMORY_STORE_URL_FILE names a file that can't be read (No such file or "
+                "directory), so it can't be told where ai-memory's store is; correct it, or unset "
+                "it for this command"
+            ),
+        ),
+    ],
+)
 def test_where_ai_memorys_store_is_said_to_be_is_shown_without_a_password(
-    variable: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+    variable: str,
+    value: str,
+    said: str,
+    reembed: Call,
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(variable, STORES[variable])
+    monkeypatch.setenv(variable, value)
 
     done = reembed("--db", path)
 
-    assert (done.code, variable in done.error) == (2, True)
+    assert done.code == 2
+    assert wording(done.error, tmp_path) == said
     assert_hidden(done, path, KEY)
 
 
@@ -284,7 +369,11 @@ def test_a_host_that_can_be_none_is_refused(
 
     done = reembed("--db", path, *at(url), real=True)
 
-    assert (done.code, "1 to 63 signs" in done.error) == (3, True)
+    assert done.code == 3
+    assert done.error == snapshot(
+        "the host in the server's URL is no name of one: between its dots there may be 1 to 63 "
+        "signs; correct --base-url or the configured base_url"
+    )
 
 
 @pytest.mark.parametrize("what", ["missing", "directory", "empty", "/dev/zero"])
@@ -300,7 +389,11 @@ def test_certificates_that_can_not_be_read_are_named(
 
     done = reembed("--db", path, *at("https://127.0.0.1:9/v1"), real=True)
 
-    assert (done.code, "SSL_CERT_FILE names no file" in done.error) == (3, True)
+    assert done.code == 3
+    assert done.error == snapshot(
+        "SSL_CERT_FILE names no file or directory of certificates that can be read, so no server "
+        "can be trusted; correct it, or unset it"
+    )
 
 
 # Two texts have two vectors.
@@ -314,13 +407,33 @@ def served(url: str, backend: str = "openai", **access: Any) -> Target:
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
-        ("reversed", "or in another order"),
-        ("shifted", "or in another order"),
-        ("constant", "the same vector for different texts"),
+        (
+            "reversed",
+            snapshot(
+                "the embedder gives other vectors for texts that are asked for together than for "
+                "each alone, or in another order, so rows would get each other's vectors; see to "
+                "the server, or choose another"
+            ),
+        ),
+        (
+            "shifted",
+            snapshot(
+                "the embedder gives other vectors for texts that are asked for together than for "
+                "each alone, or in another order, so rows would get each other's vectors; see to "
+                "the server, or choose another"
+            ),
+        ),
+        (
+            "constant",
+            snapshot(
+                "the embedder gives the same vector for different texts, so its vectors say "
+                "nothing; see that the model is loaded as it should be, or choose another"
+            ),
+        ),
     ],
 )
 def test_a_server_that_mixes_texts_up_is_no_embedder(
-    backend: str, kind: str, says: str, reembed: Call, serve: Serve, path: Path
+    backend: str, kind: str, says: str, reembed: Call, serve: Serve, path: Path, tmp_path: Path
 ) -> None:
     scenario = serve(dimension=DIMENSION, faults=[{"kind": kind}])
     before = path.read_bytes()
@@ -329,25 +442,36 @@ def test_a_server_that_mixes_texts_up_is_no_embedder(
 
     done = reembed("--db", path, *flags, real=True)
 
-    assert (done.code, says in done.error) == (3, True)
+    assert done.code == 3
+    assert wording(done.error, tmp_path) == says
     assert path.read_bytes() == before
     assert not any(text.startswith("title") for text in scenario.log()["texts"])
 
 
 def test_a_server_that_mixes_texts_up_from_now_on_is_found_before_the_replacement(
-    serve: Serve,
+    serve: Serve, tmp_path: Path
 ) -> None:
     target = served(serve(dimension=DIMENSION, faults=[{"kind": "reversed", "after": 7}]).url)
     probe = embedders.probe_embedder(load_embedder(target), DIMENSION)
 
-    with pytest.raises(EmbedderError, match="or in another order"):
+    with pytest.raises(EmbedderError) as refused:
         embedders.require_same(target, probe.tolist())
+    assert wording(refused, tmp_path) == snapshot(
+        "the embedder gives other vectors for texts that are asked for together than for each "
+        "alone, or in another order, so rows would get each other's vectors; see to the server, "
+        "or choose another"
+    )
+
+
+ALONE = snapshot(
+    "the server at 127.0.0.1:PORT takes no two texts in one request, so each text is sent alone"
+)
 
 
 @pytest.mark.parametrize("most", [1, 2, 4])
 @pytest.mark.parametrize("named", [True, False])
 def test_a_server_that_takes_few_texts_at_a_time_never_gets_more_of_the_rows(
-    most: int, named: bool, serve: Serve, caplog: pytest.LogCaptureFixture
+    most: int, named: bool, serve: Serve, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     refuse = {"kind": "status", "status": 400, "least": most + 1}
     scenario = serve(
@@ -362,8 +486,8 @@ def test_a_server_that_takes_few_texts_at_a_time_never_gets_more_of_the_rows(
     found = embedders.embed_each(embedder, texts, DIMENSION)
 
     assert found.tobytes() == FakeEmbedder(DIMENSION).embed(texts).tobytes()
-    said = [one for one in caplog.messages if "each text is sent alone" in one]
-    assert len(said) == (most == 1)
+    said = [wording(one, tmp_path) for one in caplog.messages]
+    assert said == ([ALONE] if most == 1 else [])
     if most == 1:
         assert set(scenario.log()["sizes"][asked:]) == {1}
 
@@ -424,16 +548,62 @@ def alter(path: Path, target: Mapping[str, Any], **access: Any) -> None:
 
 
 ALTERED: list[tuple[dict[str, Any], str]] = [
-    ({"url": "SINK"}, "with another path, so nothing was sent; say with --base-url"),
-    ({"url": "http://me:pw@127.0.0.1:9/v1"}, "at a URL that can't be shown, and the settings name"),
-    ({"key_variable": "UNRELATED"}, "the run sent the key in UNRELATED, and the settings say the"),
-    ({"key_variable": None, "key_file": "FILE"}, "the key in the file that api_key_file names, an"),
-    ({"key_variable": None}, "the run sent no key, and the settings say the key in AI_MEMORY_EMB"),
+    (
+        {"url": "SINK"},
+        snapshot(
+            "the run embedded with the backend openai at http://127.0.0.1:PORT, and the settings "
+            "name http://127.0.0.1:PORT with another path, so nothing was sent; say with "
+            "--base-url which of them is asked"
+        ),
+    ),
+    (
+        {"url": "http://me:pw@127.0.0.1:9/v1"},
+        snapshot(
+            "the run embedded with the backend openai at a URL that can't be shown, and the "
+            "settings name http://127.0.0.1:PORT, so nothing was sent; say with --base-url which "
+            "of them is asked"
+        ),
+    ),
+    (
+        {"key_variable": "UNRELATED"},
+        snapshot(
+            "the run sent the key in UNRELATED, and the settings say the key in "
+            "AI_MEMORY_EMBED_API_KEY, so nothing was sent; say --base-url with the server's URL "
+            "if the settings are right, or correct them"
+        ),
+    ),
+    (
+        {"key_variable": None, "key_file": "FILE"},
+        snapshot(
+            "the run sent the key in the file that api_key_file names, and the settings say the "
+            "key in AI_MEMORY_EMBED_API_KEY, so nothing was sent; say --base-url with the "
+            "server's URL if the settings are right, or correct them"
+        ),
+    ),
+    (
+        {"key_variable": None},
+        snapshot(
+            "the run sent no key, and the settings say the key in AI_MEMORY_EMBED_API_KEY, so "
+            "nothing was sent; say --base-url with the server's URL if the settings are right, or "
+            "correct them"
+        ),
+    ),
     (
         {"key_variable": None, "key_secret": "projects/p/secrets/s/versions/1"},
-        "the key in the secret that --key-secret names, and the settings say",
+        snapshot(
+            "the run sent the key in the secret that --key-secret names, and the settings say the "
+            "key in AI_MEMORY_EMBED_API_KEY, so nothing was sent; say --base-url with the "
+            "server's URL if the settings are right, or correct them"
+        ),
     ),
-    ({"insecure_key": True}, "because of --insecure-key, so nothing was sent; say --insecure-key"),
+    (
+        {"insecure_key": True},
+        snapshot(
+            "the run sent a key over http to http://127.0.0.1:PORT because of --insecure-key, so "
+            "nothing was sent; say --insecure-key if that network is still trusted, or --base-url "
+            "with another server"
+        ),
+    ),
 ]
 
 
@@ -469,7 +639,7 @@ def test_a_check_sends_nothing_where_only_the_manifest_says(
     done = reembed("verify", "--db", path, "--json", real=True)
 
     assert (done.code, done.values["checked"], done.values["sampled"]) == (0, 20, 0)
-    assert says in done.values["unchecked"]
+    assert wording(done.values["unchecked"], tmp_path) == says
     assert (sink.log()["requests"], scenario.log()["requests"]) == (0, before)
     assert nothing_read == []
     # What a flag names today is asked, with today's key.
@@ -479,12 +649,43 @@ def test_a_check_sends_nothing_where_only_the_manifest_says(
     assert sink.log()["requests"] == 0
 
 
-@pytest.mark.parametrize("backend", ["ollama", "gemini", "local"])
+@pytest.mark.parametrize(
+    ("backend", "says"),
+    [
+        (
+            "ollama",
+            snapshot(
+                "the run embedded with the backend ollama at http://127.0.0.1:PORT, and the "
+                "settings name the backend openai at http://127.0.0.1:PORT, so nothing was sent; "
+                "say where that server is with --base-url, and its kind with --backend if it "
+                "takes that backend's key"
+            ),
+        ),
+        (
+            "gemini",
+            snapshot(
+                "the run embedded with the backend gemini at http://127.0.0.1:PORT, and the "
+                "settings name the backend openai at http://127.0.0.1:PORT, so nothing was sent; "
+                "say where that server is with --base-url, and its kind with --backend if it "
+                "takes that backend's key"
+            ),
+        ),
+        (
+            "local",
+            snapshot(
+                "the run loaded /nowhere/model, and the settings name nomic-embed-text-v1.5 at a "
+                "server, so nothing was loaded; say with --model where the run's model is"
+            ),
+        ),
+    ],
+)
 def test_a_backend_that_only_the_manifest_names_is_not_asked(
     backend: str,
+    says: str,
     reembed: Call,
     serve: Serve,
     path: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     nothing_read: list[str],
 ) -> None:
@@ -499,14 +700,52 @@ def test_a_backend_that_only_the_manifest_names_is_not_asked(
     done = reembed("verify", "--db", path, "--json", real=True)
 
     assert (done.code, done.values["sampled"]) == (0, 0)
-    why = "so nothing was loaded" if backend == "local" else "the settings name the backend openai"
-    assert why in done.values["unchecked"]
+    assert wording(done.values["unchecked"], tmp_path) == says
     assert (scenario.log()["requests"], nothing_read) == (0, [])
 
 
-@pytest.mark.parametrize("source", ["/models/of/others", "maker/model", "./here", "here/there", ""])
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (
+            "/models/of/others",
+            snapshot(
+                "the run loaded /models/of/others, and the settings name all-MiniLM-L6-v2, so "
+                "nothing was loaded; say with --model where the run's model is"
+            ),
+        ),
+        (
+            "maker/model",
+            snapshot(
+                "the run loaded maker/model, and the settings name all-MiniLM-L6-v2, so nothing "
+                "was loaded; say with --model where the run's model is"
+            ),
+        ),
+        (
+            "./here",
+            snapshot(
+                "the run loaded ./here, and the settings name all-MiniLM-L6-v2, so nothing was "
+                "loaded; say with --model where the run's model is"
+            ),
+        ),
+        (
+            "here/there",
+            snapshot(
+                "the run loaded here/there, and the settings name all-MiniLM-L6-v2, so nothing "
+                "was loaded; say with --model where the run's model is"
+            ),
+        ),
+        (
+            "",
+            snapshot(
+                "the run loaded /models/of/others, and the settings name all-MiniLM-L6-v2, so "
+                "nothing was loaded; say with --model where the run's model is"
+            ),
+        ),
+    ],
+)
 def test_a_model_is_not_loaded_from_where_only_the_manifest_says(
-    source: str, reembed: Call, path: Path, tmp_path: Path, nothing_read: list[str]
+    source: str, says: str, reembed: Call, path: Path, tmp_path: Path, nothing_read: list[str]
 ) -> None:
     assert reembed("--db", path).code == 0
     (tmp_path / "here" / "there").mkdir(parents=True)
@@ -518,10 +757,7 @@ def test_a_model_is_not_loaded_from_where_only_the_manifest_says(
     done = reembed("verify", "--db", path, "--json", real=True)
 
     assert (done.code, done.values["sampled"], nothing_read) == (0, 0, [])
-    assert (
-        "the settings name all-MiniLM-L6-v2, so nothing was loaded; say with --model where"
-        in (done.values["unchecked"])
-    )
+    assert wording(done.values["unchecked"], tmp_path) == says
 
 
 @pytest.mark.parametrize("source", ["all-MiniLM-L6-v2", "PACKAGED"])
@@ -600,6 +836,16 @@ LOGINS = [
 ]
 
 
+LOGIN_IN_DB = snapshot(
+    "--db holds the URL of a database or how to log in to one, and reembed moves SQLite files "
+    "only; give the path of one"
+)
+LOGIN_IN_SETTING = snapshot(
+    "AI_MEMORY_DB holds the URL of a database or how to log in to one, and reembed moves SQLite "
+    "files only; give the path of one"
+)
+
+
 @pytest.mark.parametrize("login", LOGINS)
 def test_what_logs_in_to_a_database_is_not_shown(
     login: str, reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -611,7 +857,7 @@ def test_what_logs_in_to_a_database_is_not_shown(
         monkeypatch.setenv("AI_MEMORY_DB", "" if "--db" in call else named)
         done = reembed(*call)
         assert done.code == 2
-        assert "holds the URL of a database or how to log in to one" in done.error
+        assert done.error == (LOGIN_IN_DB if "--db" in call else LOGIN_IN_SETTING)
         assert_hidden(done, tmp_path, "hunter2SecretPw")
 
 
@@ -633,11 +879,27 @@ def test_a_database_whose_name_is_a_key_is_refused_wherever_it_is_named(
 
     done = reembed("status")
 
-    assert (done.code, done.error) == (2, "the setting db holds a key or a password; correct it")
+    assert done.code == 2
+    assert done.error == snapshot("the setting db holds a key or a password; correct it")
+
+
+KEY_IN = {
+    "model": snapshot("the setting model holds a key or a password; correct it"),
+    "base_url": snapshot("the setting base_url holds a key or a password; correct it"),
+    "ollama_url": snapshot("the setting base_url holds a key or a password; correct it"),
+    "backend": snapshot(
+        "the backend '***' is not one of local, ollama, openai, xai, gemini, openrouter, mistral, "
+        "together, fireworks, qwen, dashscope, lmstudio, vllm, openai-compatible; correct it"
+    ),
+    "tier": snapshot(
+        "the tier '***' is not one of keyword, semantic, smart, autonomous; correct the setting"
+    ),
+}
+"""What is told where a setting is a key."""
 
 
 @pytest.mark.parametrize("place", ["api_key_env", "api_key_file"])
-@pytest.mark.parametrize("setting", ["model", "base_url", "ollama_url", "backend", "tier"])
+@pytest.mark.parametrize("setting", KEY_IN)
 def test_a_key_that_only_the_configuration_leads_to_is_known_from_the_start(
     place: str,
     setting: str,
@@ -662,9 +924,7 @@ def test_a_key_that_only_the_configuration_leads_to_is_known_from_the_start(
 
         assert done.code == 2
         assert_hidden(done, path, key.removeprefix(f"{place}-{setting}"))
-        if setting not in ("backend", "tier"):
-            name = "base_url" if "url" in setting else setting
-            assert done.error == f"the setting {name} holds a key or a password; correct it"
+        assert done.error == KEY_IN[setting]
 
 
 # A server that mixes up only larger requests.
@@ -673,7 +933,7 @@ def test_a_key_that_only_the_configuration_leads_to_is_known_from_the_start(
 @pytest.mark.parametrize("backend", ["openai-compatible", "ollama"])
 @pytest.mark.parametrize("kind", ["reversed", "shifted", "constant"])
 def test_a_server_that_mixes_up_only_larger_requests_is_found_before_a_row_is_staged(
-    backend: str, kind: str, reembed: Call, serve: Serve, path: Path
+    backend: str, kind: str, reembed: Call, serve: Serve, path: Path, tmp_path: Path
 ) -> None:
     scenario = serve(dimension=DIMENSION, faults=[{"kind": kind, "least": 6}])
     before = path.read_bytes()
@@ -681,7 +941,13 @@ def test_a_server_that_mixes_up_only_larger_requests_is_found_before_a_row_is_st
 
     done = reembed("--db", path, *flags, real=True)
 
-    assert (done.code, "for 20 texts in one request than for each alone" in done.error) == (3, True)
+    assert done.code == 3
+    assert wording(done.error, tmp_path) == snapshot(
+        "the server at 127.0.0.1:PORT gives other vectors for 20 texts in one request than for "
+        "each alone, or in another order, so rows would get each other's vectors; nothing was "
+        "replaced: see to the server, choose another, or have fewer texts sent at a time with "
+        "--batch"
+    )
     assert path.read_bytes() == before
     assert not any(run.list_shards() for run, _ in find_runs(path))
     # As the sentence says, fewer at a time are right.
@@ -712,15 +978,23 @@ def test_a_text_that_is_refused_alone_is_not_compared(serve: Serve) -> None:
     assert len(embedder.embed([f"text {at}" for at in range(9)])) == 9
 
 
-def test_threads_whose_requests_are_as_large_wait_for_the_comparison(serve: Serve) -> None:
+def test_threads_whose_requests_are_as_large_wait_for_the_comparison(
+    serve: Serve, tmp_path: Path
+) -> None:
     fault = {"kind": "reversed", "least": 6}
     embedder = load_embedder(served(serve(dimension=DIMENSION, faults=[fault]).url))
 
     with ThreadPoolExecutor(4) as pool:
         texts = [[f"text {at} of {part}" for at in range(9)] for part in range(4)]
         for outcome in [pool.submit(embedder.embed, some) for some in texts]:
-            with pytest.raises(EmbedderError, match="than for each alone"):
+            with pytest.raises(EmbedderError) as refused:
                 outcome.result()
+            assert wording(refused, tmp_path) == snapshot(
+                "the server at 127.0.0.1:PORT gives other vectors for 9 texts in one request than "
+                "for each alone, or in another order, so rows would get each other's vectors; "
+                "nothing was replaced: see to the server, choose another, or have fewer texts "
+                "sent at a time with --batch"
+            )
 
 
 @pytest.mark.parametrize("values", [{"device": "meta"}, {"precision": "evil"}], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import re
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.pipeline import interrupts
 from tests.conftest import ROOT, clean_environment, make_store, memory, select
@@ -73,6 +75,7 @@ def stopped_in(
             process.kill()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("module", "number", "code"),
     [
@@ -88,10 +91,11 @@ def test_a_signal_while_modules_are_imported_ends_the_program_with_one_line(
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=30)
 
-    said = f"reembed: {interrupts.NOTHING_WRITTEN}\n"
-    assert (process.returncode, stdout, stderr) == (code, "", said)
+    assert (process.returncode, stdout) == (code, "")
+    assert stderr == snapshot("reembed: interrupted; this command wrote nothing to the store\n")
 
 
+@pytest.mark.system
 def test_a_signal_that_a_library_swallows_ends_the_program_all_the_same(
     path: Path, tmp_path: Path
 ) -> None:
@@ -106,7 +110,7 @@ def test_a_signal_that_a_library_swallows_ends_the_program_all_the_same(
         stdout, stderr = process.communicate(timeout=30)
 
     assert (process.returncode, stdout) == (143, "")
-    assert stderr == f"reembed: {interrupts.NOTHING_WRITTEN}\n"
+    assert stderr == snapshot("reembed: interrupted; this command wrote nothing to the store\n")
     assert time.monotonic() - started < 4
 
 
@@ -189,6 +193,7 @@ entry()
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("redirection", "flags", "rows"),
     [
@@ -217,22 +222,31 @@ def test_stderr_that_fails_under_a_library_ends_nothing(
     assert select(path, LENGTHS) == rows
 
 
+@pytest.mark.usefixtures("ended", "reembed")
 def test_what_nothing_has_foreseen_is_one_sentence_without_its_words(
-    path: Path, tmp_path: Path
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program = (
-        "from pipeline import cli\n"
-        "def fail(*_): raise ValueError('a secret')\n"
-        "cli._run = fail\n"
-        "cli.entry()"
-    )
-    environment = clean_environment(tmp_path)
-    command = [sys.executable, "-c", program, "--db", str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    from reembed.pipeline import cli
 
-    assert done.returncode == 1
-    said = r"an error that it does not know \(ValueError at <string>:2\); .*\n"
-    assert re.fullmatch(f"reembed: error: reembed met {said}", done.stderr)
+    def fail(*_: object) -> int:
+        raise ValueError("a secret")
+
+    state = interrupts.Interrupts()
+    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.setattr(sys, "argv", ["reembed", "--db", str(path)])
+    monkeypatch.setattr(state, "watch", lambda: None)
+    for module, name in ((gc, "disable"), (atexit, "_run_exitfuncs"), (cli, "open_streams")):
+        monkeypatch.setattr(module, name, lambda: None)
+    with pytest.raises(Ended) as end:
+        cli.entry(state)
+
+    assert end.value.args == (1,)
+    said = re.sub(r"(test_interrupts\.py):\d+", r"\1:N", capsys.readouterr().err)
+    assert said == snapshot(
+        "reembed: error: reembed met an error that it does not know (ValueError at "
+        "test_interrupts.py:N); reembed status says what the store holds, and REEMBED_TRACEBACK=1 "
+        "shows more\n"
+    )
 
 
 @pytest.mark.usefixtures("ended")

@@ -46,11 +46,23 @@ from reembed.transforms.stores import Replacement, open_store, recover_store
 from reembed.transforms.stores.codec import encode
 from reembed.transforms.stores.demo import SCHEMA, Memory, create_store, generated_memories
 from tests import fake_program
-from tests.conftest import change, clean_environment, memory, other_contents, select
+from tests.conftest import (
+    change,
+    clean_environment,
+    memory,
+    other_contents,
+    plain_pass,
+    select,
+)
 from tests.kills import FORKS, KILLED, start_fork_server
 
+pytestmark = pytest.mark.system
+
 KILLS = int(os.environ.get("REEMBED_TEST_KILLS", "4"))
-"""Kills on 2,000 rows in each journal mode: twice as many on 30,000, a third of a rollback."""
+"""Kills of a run in each journal mode: twice as many of a large one, a third of a rollback."""
+
+SMALL, LARGE = (2_000, 30_000) if KILLS > 4 else (1_000, 8_000)
+"""Rows of a store that is replaced in one transaction, and in many."""
 
 SQLITES = {"m.db", "m.db-wal", "m.db-shm", "m.db-journal"}
 OURS = re.compile(
@@ -81,7 +93,8 @@ class Moment:
 class Trial:
     """A database under torture, what it may hold, and what is seen of it.
 
-    With `several`, a replacement and a rollback take many short transactions.
+    With `several`, a replacement and a rollback take many short transactions. Through Beam
+    (`beam`) rows are embedded as by a user, else in a plain loop, which takes a tenth of the time.
     """
 
     folder: Path
@@ -89,6 +102,7 @@ class Trial:
     several: bool
     old: Held
     new: Held
+    beam: bool = False
     kills: int = 0
     seen: Counter[str] = field(default_factory=Counter)
 
@@ -156,7 +170,7 @@ def only_replace(trial: Trial, tell: Connection) -> None:
 
 
 class Hashed(fake.FakeEmbedder):
-    """Vectors from a hash of each text: what 30,000 rows take no time to get."""
+    """Vectors from a hash of each text: what many rows take no time to get."""
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Return vectors of shape (len(texts), dimension)."""
@@ -172,6 +186,8 @@ def _prepare(trial: Trial, tell: Connection) -> None:
     os.environ["FAKE_RANGE_ROWS"] = "256" if trial.several else "64"
     fake_program.install()
     fake.FakeEmbedder = Hashed  # type: ignore[misc]
+    if not trial.beam:
+        run._run_pass = plain_pass
     if trial.several:
         for module in (replacing, rollback):
             module.MOST_ROWS_AT_ONCE = 500  # type: ignore[attr-defined]
@@ -379,7 +395,7 @@ def make_trial(folder: Path, mode: str, memories: Sequence[Memory], *, several: 
 def make_bare_store(path: Path, memories: Sequence[Memory]) -> None:
     """A store without a search index, and only the two indexes that a replacement changes.
 
-    The others make one of 30,000 rows slow to write and to check.
+    The others make one of many rows slow to write and to check.
     """
     with closing(sqlite3.connect(path)) as db, db:
         db.executescript(SCHEMA)
@@ -396,7 +412,7 @@ def small_trial(folder: Path, mode: str) -> Trial:
     # One row in seven has no vector yet.
     rows = [
         replace(row, embedding=None, embedding_dim=None) if at % 7 == 0 else row
-        for at, row in enumerate(generated_memories(2_000, dimension=32))
+        for at, row in enumerate(generated_memories(SMALL, dimension=32))
     ]
     return make_trial(folder, mode, rows, several=False)
 
@@ -406,7 +422,7 @@ def large_trial(folder: Path, mode: str) -> Trial:
     old = [encode(np.array([at] * 8)) for at in range(64)]
     rows = [
         memory(dice.randbytes(16).hex(), "", embedding=old[at % 64], embedding_dim=8)
-        for at in range(30_000)
+        for at in range(LARGE)
     ]
     return make_trial(folder, mode, rows, several=True)
 
@@ -418,10 +434,13 @@ def large_trial(folder: Path, mode: str) -> Trial:
 def test_a_killed_run_leaves_all_old_or_all_new_and_the_next_one_goes_on(
     mode: str, tmp_path: Path
 ) -> None:
-    trial = small_trial(tmp_path / f"2,000 rows in one transaction, {mode}", mode)
+    trial = small_trial(tmp_path / f"{SMALL:,} rows in one transaction, {mode}", mode)
+    trial.beam = mode == "wal"
     untouched = trial.put_aside("untouched")
     dice = random.Random(f"{mode} 57")
     seconds = {STARTED: 1.0, SAVING: 0.2, LOCKED: 0.1, WRITING: 0.05, WRITTEN: 0.2}
+    if not trial.beam:
+        seconds[STARTED] = 0.3
     staged = None
     while trial.kills < KILLS:
         whole = staged is None or trial.state is None or dice.random() < 0.15
@@ -442,7 +461,7 @@ def test_a_killed_run_leaves_all_old_or_all_new_and_the_next_one_goes_on(
 def test_a_killed_rollback_leaves_all_new_or_all_old_and_the_next_one_goes_on(
     mode: str, tmp_path: Path
 ) -> None:
-    trial = small_trial(tmp_path / f"rollback of 2,000 rows, {mode}", mode)
+    trial = small_trial(tmp_path / f"rollback of {SMALL:,} rows, {mode}", mode)
     before = everything(trial.path)
     assert attempt(trial, None) == 0
     replaced = trial.put_aside("replaced")
@@ -464,13 +483,14 @@ def test_a_killed_rollback_leaves_all_new_or_all_old_and_the_next_one_goes_on(
 def test_a_run_killed_between_transactions_leaves_whole_ranges_that_status_names(
     tmp_path: Path,
 ) -> None:
-    trial = large_trial(tmp_path / "30,000 rows in many transactions", "wal")
+    trial = large_trial(tmp_path / f"{LARGE:,} rows in many transactions", "wal")
     others = other_contents(trial.path)
     dice = random.Random(59)
     assert attempt(trial, Moment(SAVING)) == KILLED
     look(trial, KILLED)
     new: set[str] = set()
-    for moment in (Moment(SAVING, 1, dice.random()), Moment(WRITING, 1), Moment(WRITTEN, 99)):
+    many = Moment(WRITTEN, LARGE // 256 - 18)
+    for moment in (Moment(SAVING, 1, LARGE / 30_000 * dice.random()), Moment(WRITING, 1), many):
         new = look(trial, attempt(trial, moment, only_replace))
     while ranges_left(trial, new) > 9:
         moment = Moment(WRITTEN, max(1, ranges_left(trial, new) - 9), dice.uniform(0, 0.01))
@@ -492,10 +512,11 @@ def test_a_run_killed_between_transactions_leaves_whole_ranges_that_status_names
     finish(trial)
     assert other_contents(trial.path) == others
 
-    # The way back from a replacement that was never finished.
+    # The way back from a replacement that was never finished; there is a sixth of it at most
+    # each time, so that it is not at its end before it is killed.
     trial.put_back(late, "delete")
-    for seconds_later in (0.0, 0.1, 0.3):
-        moment = Moment(WRITTEN, dice.randint(1, 20), seconds_later)
+    for seconds_later in (0.0, 0.03, 0.06):
+        moment = Moment(WRITTEN, dice.randint(1, LARGE // 256 // 6), seconds_later)
         assert attempt(trial, moment, run_program, "rollback") == KILLED
         new = look(trial, KILLED)
         ranges = find_ranges(trial.run.read_manifest().ranges, trial.new) if trial.run else {}

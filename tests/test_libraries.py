@@ -194,6 +194,7 @@ def test_a_write_that_another_process_left_is_rolled_back_by_one_library(
     assert (libraries.both, +libraries.open) == ([], Counter())
 
 
+@pytest.mark.system
 def test_looking_for_other_processes_drops_no_lock_of_this_one(tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory("a")])
     script = (

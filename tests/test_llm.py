@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from inline_snapshot import snapshot
 from llm.embeddings import Collection
 from llm.models import EmbeddingModel
 from sqlite_utils import Database
@@ -15,7 +16,8 @@ from sqlite_utils import Database
 from reembed.transforms.embedders.fake import POISON
 from reembed.transforms.embedders.models import MINILM
 from reembed.transforms.stores import Replacement
-from tests.conftest import Call, Program, all_columns, change, select
+from tests.conftest import Call, all_columns, change, select
+from tests.wording import line_with, wording
 
 
 class Letters(EmbeddingModel):
@@ -62,15 +64,16 @@ def collect(path: Path, name: str, texts: Sequence[str], *, store: bool = True) 
         collection.embed_multi(((f"i{at}", text) for at, text in enumerate(texts)), store=store)
 
 
+@pytest.mark.system
 def test_llms_own_search_finds_in_a_moved_collection_what_it_finds_in_a_fresh_one(
-    program: Program, tmp_path: Path
+    reembed: Call, tmp_path: Path
 ) -> None:
     path, fresh = tmp_path / "embeddings.db", tmp_path / "fresh.db"
     collect(path, "notes", NOTES)
     hashes = "SELECT id, content_hash, content, updated FROM embeddings"
     before = select(path, hashes)
 
-    assert program("--db", path, "--model", MINILM).returncode == 0
+    assert reembed("--db", path, "--model", MINILM, real=True).code == 0
 
     assert select(path, "SELECT name, model FROM collections") == [("notes", MiniLm.model_id)]
     assert select(path, hashes) == before
@@ -99,8 +102,13 @@ def test_a_collection_with_items_without_content_stays_and_is_named(
     ran = reembed("--db", path, "--model", "m", "--json")
 
     assert (ran.code, ran.values["reembedded"]) == (0, len(NOTES))
-    assert "NOTE — the collection 'half' keeps its model and its vectors: 2 of its items" in ran.err
-    assert 'skipped row [2, "i2"]: it has no text (NULL)' in ran.err
+    assert line_with("NOTE — the collection", ran.err) == snapshot(
+        "reembed: NOTE — the collection 'half' keeps its model and its vectors: 2 of its items "
+        "have no stored content to embed"
+    )
+    assert wording(line_with('[2, "i2"]', ran.err), tmp_path) == snapshot(
+        'WARN [RUN] skipped row [2, "i2"]: it has no text (NULL) (previous vector kept)'
+    )
     assert select(path, "SELECT name, model FROM collections") == [
         ("full", "m"),
         ("half", "letters"),
@@ -109,15 +117,54 @@ def test_a_collection_with_items_without_content_stays_and_is_named(
 
 
 @pytest.mark.parametrize(
-    "edit",
+    ("edit", "refusal", "note"),
     [
-        "content = CAST(x'ff41' AS TEXT)",
-        "content = printf('%.1000001c', 'x')",
-        "id = CAST(x'ff' AS TEXT)",
+        (
+            "content = CAST(x'ff41' AS TEXT)",
+            snapshot(
+                "the collection 'half' keeps its model and its vectors: 1 of its items have no "
+                "content that could be embedded (0 have none stored; of the others, it or the id "
+                "is not UTF-8, or it is over 1,000,000 bytes) ('i1'), so nothing is replaced; "
+                "store their content (llm embed-multi --store) or delete them, and run again"
+            ),
+            snapshot(
+                "reembed: NOTE — the collection 'half' keeps its model and its vectors: 1 of its "
+                "items have no content that could be embedded (0 have none stored; of the others, "
+                "it or the id is not UTF-8, or it is over 1,000,000 bytes)"
+            ),
+        ),
+        (
+            "content = printf('%.1000001c', 'x')",
+            snapshot(
+                "the collection 'half' keeps its model and its vectors: 1 of its items have no "
+                "content that could be embedded (0 have none stored; of the others, it or the id "
+                "is not UTF-8, or it is over 1,000,000 bytes) ('i1'), so nothing is replaced; "
+                "store their content (llm embed-multi --store) or delete them, and run again"
+            ),
+            snapshot(
+                "reembed: NOTE — the collection 'half' keeps its model and its vectors: 1 of its "
+                "items have no content that could be embedded (0 have none stored; of the others, "
+                "it or the id is not UTF-8, or it is over 1,000,000 bytes)"
+            ),
+        ),
+        (
+            "id = CAST(x'ff' AS TEXT)",
+            snapshot(
+                "the collection 'half' keeps its model and its vectors: 1 of its items have no "
+                "content that could be embedded (0 have none stored; of the others, it or the id "
+                "is not UTF-8, or it is over 1,000,000 bytes) ('�'), so nothing is replaced; "
+                "store their content (llm embed-multi --store) or delete them, and run again"
+            ),
+            snapshot(
+                "reembed: NOTE — the collection 'half' keeps its model and its vectors: 1 of its "
+                "items have no content that could be embedded (0 have none stored; of the others, "
+                "it or the id is not UTF-8, or it is over 1,000,000 bytes)"
+            ),
+        ),
     ],
 )
 def test_a_collection_with_content_that_can_not_be_embedded_stays(
-    edit: str, reembed: Call, tmp_path: Path
+    edit: str, refusal: str, note: str, reembed: Call, tmp_path: Path
 ) -> None:
     path = tmp_path / "embeddings.db"
     collect(path, "full", NOTES)
@@ -129,11 +176,10 @@ def test_a_collection_with_content_that_can_not_be_embedded_stays(
     named = reembed("--db", path, "--model", "m", "--namespace", "half")
     ran = reembed("--db", path, "--model", "m", "--json")
 
-    note = "the collection 'half' keeps its model and its vectors: 1 of its items have no content"
     assert named.code == 5
-    assert note in named.error
+    assert named.error == refusal
     assert (ran.code, ran.values["reembedded"]) == (0, len(NOTES))
-    assert f"NOTE — {note} that could be embedded (0 have none stored; of the others," in ran.err
+    assert line_with("NOTE — the collection", ran.err) == note
     models = [("full", "m"), ("half", "letters")]
     assert select(path, "SELECT name, model FROM collections") == models
     assert select(path, half) == before
@@ -154,11 +200,13 @@ def test_a_collection_that_was_named_and_stays_is_a_failure(
     ran = reembed("--db", path, "--model", "m", "--namespace", "half", "--json", *flags)
 
     assert (ran.code, ran.out, ran.texts) == (5, "", set())
-    assert ran.error.startswith(
+    assert ran.error == snapshot(
         "the collection 'half' keeps its model and its vectors: 29 of its items have no stored "
-        "content to embed ('i1', 'i10', 'i11', "
+        "content to embed ('i1', 'i10', 'i11', 'i12', 'i13', 'i14', 'i15', 'i16', 'i17', 'i18', "
+        "'i19', 'i2', 'i20', 'i21', 'i22', 'i23', 'i24', 'i25', 'i26', 'i27' and 9 more), so "
+        "nothing is replaced; store their content (llm embed-multi --store) or delete them, and "
+        "run again"
     )
-    assert " and 9 more), so nothing is replaced; store their content" in ran.error
     assert all_columns(path) == before
     assert not path.with_name("embeddings.db.reembed").exists()
 
@@ -175,10 +223,14 @@ def test_a_collection_that_is_not_there_is_refused_with_those_like_it(
     wrong = reembed("--db", path, "--model", "m", "--namespace", "note", *flags)
     empty = reembed("--db", path, "--model", "m", "--namespace", "empty", *flags)
 
-    said = f"{path} has no collection 'note' (like it: 'notes'); correct --namespace"
-    assert (wrong.code, wrong.out, wrong.error) == (2, "", said)
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wording(wrong.error, tmp_path) == snapshot(
+        "TMP/embeddings.db has no collection 'note' (like it: 'notes'); correct --namespace"
+    )
     assert empty.code == 0
-    assert "reembed: the collection 'empty' has no rows; nothing to do" in empty.err
+    assert line_with("'empty'", empty.err) == snapshot(
+        "reembed: the collection 'empty' has no rows; nothing to do"
+    )
     assert all_columns(path) == before
 
 
@@ -221,11 +273,39 @@ def test_no_reader_ever_sees_vectors_without_their_model(reembed: Call, tmp_path
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--missing-only"], "the collections of llm are moved as wholes"),
-        (["--max-rows", "2", "--partial"], "the collections of llm are moved as wholes"),
-        (["--skipped", "clear"], "llm can't search a collection with an item that has no vector"),
-        (["--store", "llm", "--table", "x"], "--table does not go with --store llm"),
-        (["--store", "ai-memory"], "is not an ai-memory database"),
+        (
+            ["--missing-only"],
+            snapshot(
+                "the collections of llm are moved as wholes, so only --namespace chooses some of "
+                "TMP/embeddings.db; leave out what chooses rows"
+            ),
+        ),
+        (
+            ["--max-rows", "2", "--partial"],
+            snapshot(
+                "the collections of llm are moved as wholes, so only --namespace chooses some of "
+                "TMP/embeddings.db; leave out what chooses rows"
+            ),
+        ),
+        (
+            ["--skipped", "clear"],
+            snapshot(
+                "--skipped clear can't be done in TMP/embeddings.db: llm can't search a "
+                "collection with an item that has no vector"
+            ),
+        ),
+        (
+            ["--store", "llm", "--table", "x"],
+            snapshot("--table does not go with --store llm, whose columns are known; leave it out"),
+        ),
+        (
+            ["--store", "ai-memory"],
+            snapshot(
+                "TMP/embeddings.db is not an ai-memory database: it has no table 'memories' with "
+                "id, namespace, title and content (its tables are _sqlite_migrations, "
+                "collections, embeddings); name the right file with --db"
+            ),
+        ),
     ],
 )
 def test_what_would_leave_a_collection_with_two_models_is_refused(
@@ -238,7 +318,7 @@ def test_what_would_leave_a_collection_with_two_models_is_refused(
     ran = reembed("--db", path, "--model", "m", *flags)
 
     assert ran.code != 0
-    assert says in ran.error
+    assert wording(ran.error, tmp_path) == says
     assert all_columns(path) == before
 
 
@@ -248,7 +328,11 @@ def test_another_database_is_no_llm(reembed: Call, tmp_path: Path) -> None:
 
     ran = reembed("--db", path, "--store", "llm")
 
-    assert (ran.code, "is no database of llm's: it has no tables" in ran.error) == (1, True)
+    assert ran.code == 1
+    assert wording(ran.error, tmp_path) == snapshot(
+        "TMP/m.db is no database of llm's: it has no tables collections and embeddings with the "
+        "columns of llm 0.12 or later; name the right file with --db"
+    )
 
 
 def test_an_item_that_comes_in_the_middle_stops_the_replacement_and_the_rerun_has_it(
@@ -269,7 +353,13 @@ def test_an_item_that_comes_in_the_middle_stops_the_replacement_and_the_rerun_ha
     stopped = reembed("--db", path, "--model", "m")
 
     assert stopped.code == 6
-    assert "1 items of the collection 'notes' were added or changed meanwhile" in stopped.error
+    assert wording(stopped.error, tmp_path) == snapshot(
+        "1 items of the collection 'notes' were added or changed meanwhile and have vectors of "
+        "another model than m, so nothing was written; stop what adds them if it happens again; "
+        "the replacement by run RUN (to m (8-dim)) is incomplete: of ranges 0-0, none hold new "
+        "vectors, and 0 were being written: run again to finish it, or undo it with reembed "
+        "rollback"
+    )
     assert select(path, "SELECT model FROM collections") == [("letters",)]
     done = reembed("--db", path, "--model", "m")
     assert (done.code, done.texts) == (0, {"one more"})
@@ -286,22 +376,58 @@ def added(key: str, collection: int = 1) -> str:
 
 
 IN_THE_WAY = {
-    "added": (added("new"), "new", "it was added since"),
+    "added": (
+        added("new"),
+        "new",
+        "it was added since",
+        snapshot(
+            '1 rows are in the way (the first, [1, "new"]: it was added since) of putting back '
+            "'one' in TMP/embeddings.db, where all rows must have one model, so 6 others keep "
+            "their new vectors; delete these items and roll back again, or re-embed the "
+            "collection with its former model (--namespace); the others are put back"
+        ),
+        snapshot('WARN [RUN] row [1, "new"] is in the way: it was added since'),
+    ),
     "added without content": (
         "INSERT INTO embeddings (collection_id, id, embedding) VALUES (1, 'new', zeroblob(32))",
         "new",
         "it was added since",
+        snapshot(
+            '1 rows are in the way (the first, [1, "new"]: it was added since) of putting back '
+            "'one' in TMP/embeddings.db, where all rows must have one model, so 6 others keep "
+            "their new vectors; delete these items and roll back again, or re-embed the "
+            "collection with its former model (--namespace); the others are put back"
+        ),
+        snapshot('WARN [RUN] row [1, "new"] is in the way: it was added since'),
     ),
     "embedded anew": (
         f"UPDATE embeddings SET content = 'x', embedding = x'{'3f' * 32}' "
         "WHERE id = 'i2' AND collection_id = 1",
         "i2",
         "its vector was changed by another program since",
+        snapshot(
+            '1 rows are in the way (the first, [1, "i2"]: its vector was changed by another '
+            "program since) of putting back 'one' in TMP/embeddings.db, where all rows must have "
+            "one model, so 5 others keep their new vectors; delete these items and roll back "
+            "again, or re-embed the collection with its former model (--namespace); the others "
+            "are put back"
+        ),
+        snapshot(
+            'WARN [RUN] row [1, "i2"] is in the way: its vector was changed by another program '
+            "since"
+        ),
     ),
     "edited": (
         "UPDATE embeddings SET content = 'x' WHERE id = 'i2' AND collection_id = 1",
         "i2",
         "its text was edited since",
+        snapshot(
+            '1 rows are in the way (the first, [1, "i2"]: its text was edited since) of putting '
+            "back 'one' in TMP/embeddings.db, where all rows must have one model, so 5 others "
+            "keep their new vectors; delete these items and roll back again, or re-embed the "
+            "collection with its former model (--namespace); the others are put back"
+        ),
+        snapshot('WARN [RUN] row [1, "i2"] is in the way: its text was edited since'),
     ),
 }
 
@@ -310,7 +436,7 @@ IN_THE_WAY = {
 def test_a_collection_that_can_not_go_back_as_a_whole_holds_back_no_other(
     what: str, reembed: Call, tmp_path: Path
 ) -> None:
-    statement, key, why = IN_THE_WAY[what]
+    statement, key, why, said, named = IN_THE_WAY[what]
     path = tmp_path / "embeddings.db"
     collect(path, "one", NOTES)
     collect(path, "two", NOTES[:4])
@@ -323,10 +449,8 @@ def test_a_collection_that_can_not_go_back_as_a_whole_holds_back_no_other(
     assert (undone.code, undone.values["state"]) == (6, "partly rolled back")
     assert undone.values["in_the_way"] == {"one": {f'[1, "{key}"]': why}}
     assert (undone.values["restored"], undone.values["left"]) == (4, 6)
-    assert f'1 rows are in the way (the first, [1, "{key}"]: {why}) of' in undone.error
-    assert f"of putting back 'one' in {path}" in undone.error
-    assert "delete these items and roll back again, or re-embed the collection" in undone.error
-    assert f'row [1, "{key}"] is in the way: {why}' in undone.err
+    assert wording(undone.error, tmp_path) == said
+    assert wording(line_with("is in the way", undone.err), tmp_path) == named
     query = "SELECT name, model FROM collections"
     assert select(path, query) == [("one", "m"), ("two", "letters")]
     lengths = "SELECT DISTINCT collection_id, length(embedding) FROM embeddings ORDER BY 1"
@@ -335,7 +459,10 @@ def test_a_collection_that_can_not_go_back_as_a_whole_holds_back_no_other(
     # Neither what was put back nor what has happened since is taken for a fault.
     status = reembed("status", "--db", path, "--json")
     assert (status.code, status.values["runs"][0]["state"]) == (0, "partly rolled back")
-    assert "reembed rollback undoes the rest" in status.values["runs"][0]["next"]
+    assert wording(status.values["runs"][0]["next"], tmp_path) == snapshot(
+        "reembed rollback undoes the rest, once the rows named in "
+        "TMP/embeddings.db.reembed/RUN/left.jsonl allow it"
+    )
     checked = reembed("verify", "--db", path, "--json")
     assert checked.values["put_back"] == 4
     assert checked.code == (1 if what == "edited" else 0)
@@ -496,12 +623,19 @@ def test_skipped_items_are_retried_in_the_run_that_they_have_stopped(
     same = reembed("--db", path, "--model", "m")
 
     assert (stopped.code, same.code) == (5, 5)
-    assert "all rows are replaced here or none" in stopped.error
-    assert "run again with --retry-skipped, or with these rows edited or deleted" in stopped.error
+    assert wording(stopped.error, tmp_path) == snapshot(
+        "1 of 7 rows could not be embedded (1 rejected by the model), and all rows are replaced "
+        "here or none; nothing is replaced now, and what is staged stays: check the model, then "
+        "run again with --retry-skipped, or with these rows edited or deleted"
+    )
     done = reembed("--db", path, "--model", "m", "--retry-skipped", lenient=1)
     assert (done.code, done.texts) == (0, {POISON})
     ended = reembed("--db", path, "--model", "m", "--retry-skipped")
-    assert (ended.code, "are moved as wholes" in ended.error) == (2, True)
+    assert ended.code == 2
+    assert wording(ended.error, tmp_path) == snapshot(
+        "the collections of llm are moved as wholes, so only --namespace chooses some of "
+        "TMP/embeddings.db; leave out what chooses rows"
+    )
 
 
 def test_a_trigger_on_collections_is_named_and_what_it_changes_is_embedded_again(
@@ -518,7 +652,10 @@ def test_a_trigger_on_collections_is_named_and_what_it_changes_is_embedded_again
 
     ran = reembed("--db", path, "--model", "m")
 
-    assert "fires the trigger edits, which also writes to embeddings" in ran.err
+    assert line_with("the trigger edits", ran.err) == snapshot(
+        "reembed: NOTE — replacing a vector fires the trigger edits, which also writes to "
+        "embeddings; a rollback fires it as well"
+    )
     assert ran.code == 0
     assert ran.texts == {*NOTES, *(f"{note}!" for note in NOTES)}
     assert reembed("verify", "--db", path).code == 0

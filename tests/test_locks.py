@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 import sqlite3
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.errors import StoreError
 from reembed.transforms.rows import KeyRange, Stored
@@ -24,6 +24,7 @@ from reembed.transforms.stores import sqlite as sqlite_files
 from reembed.transforms.stores.codec import encode
 from tests.conftest import Call, all_columns, make_store, memory, select
 from tests.store_kinds import KINDS, Kind
+from tests.wording import line_with, wording
 
 EVERYTHING = KeyRange(0, None, None)
 OLD = encode(np.array([1.0, 2.0], dtype=np.float32))
@@ -86,6 +87,7 @@ def impatient(path: Path, failed: list[str]) -> Iterator[None]:
     thread.join()
 
 
+@pytest.mark.system
 def test_a_reader_with_5_s_of_patience_gets_in_beside_one_that_keeps_the_commit_off(
     tmp_path: Path, quick: None
 ) -> None:
@@ -100,7 +102,7 @@ def test_a_reader_with_5_s_of_patience_gets_in_beside_one_that_keeps_the_commit_
             table.put([(1, new()), (2, new())])
             return len(bodies)
 
-        with reading(store.path, 1.2), impatient(store.path, failed):
+        with reading(store.path, 1.0), impatient(store.path, failed):
             times = table.transact(body)
 
         assert len(table.written) == 2
@@ -112,6 +114,7 @@ def test_a_reader_with_5_s_of_patience_gets_in_beside_one_that_keeps_the_commit_
     assert held == [(new().vector,), (new().vector,), (OLD,), (OLD,)]
 
 
+@pytest.mark.system
 def test_a_run_and_its_rollback_beside_long_readers_keep_nobody_out(
     tmp_path: Path, quick: None, reembed: Call
 ) -> None:
@@ -120,28 +123,32 @@ def test_a_run_and_its_rollback_beside_long_readers_keep_nobody_out(
     failed: list[str] = []
 
     with impatient(path, failed):
-        with reading(path, 0.8):
+        with reading(path, 0.6):
             assert reembed("--db", path, range_rows=8).code == 0
         assert select(path, "SELECT DISTINCT embedding_dim FROM memories") == [(8,)]
-        with reading(path, 0.8):
+        with reading(path, 0.6):
             undone = reembed("rollback", "--db", path, "--json")
 
     assert (undone.code, undone.values["restored"], failed) == (0, 30, [])
     assert all_columns(path) == before
 
 
+@pytest.mark.system
 def test_readers_that_never_go_end_it_with_the_table_as_it_was(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_files, "BUSY_SECONDS", 0.5)
+    monkeypatch.setattr(sqlite_files, "BUSY_SECONDS", 0.3)
     store = open_store(store_of(tmp_path / "m.db"))
 
     with (
-        reading(store.path, 1.2),
-        pytest.raises(StoreError, match="locked by another process"),
+        reading(store.path, 0.7),
+        pytest.raises(StoreError) as refused,
         store.replacing() as table,
     ):
         table.transact(lambda: table.put([(1, new())]))
+    assert wording(refused, tmp_path) == snapshot(
+        "TMP/m.db is locked by another process; wait for it to finish, or stop it, and run again"
+    )
 
     assert len(table.written) == 0
     assert select(store.path, "SELECT DISTINCT embedding FROM memories") == [(OLD,)]
@@ -196,6 +203,7 @@ def test_one_that_is_too_large_for_memory_has_the_file_to_itself_from_its_start(
     assert select(path, "SELECT count(*) FROM memories WHERE length(embedding) = 4000") == [(1199,)]
 
 
+@pytest.mark.system
 def test_the_exclusive_start_lets_readers_in_between_its_tries(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +211,7 @@ def test_the_exclusive_start_lets_readers_in_between_its_tries(
     store = open_store(store_of(tmp_path / "m.db"))
     failed: list[str] = []
 
-    with store.replacing() as table, reading(store.path, 0.8), impatient(store.path, failed):
+    with store.replacing() as table, reading(store.path, 0.6), impatient(store.path, failed):
         table.transact(lambda: table.put([(1, new())]))
 
     assert failed == []
@@ -281,7 +289,7 @@ def hold(
 
     def held(*arguments: Any, **more: Any) -> Any:
         if not holders:
-            holders.append(held_for(path, 0.2))
+            holders.append(held_for(path, 0.1))
         return do(*arguments, **more)
 
     patch.setattr(found, name, held)
@@ -289,7 +297,7 @@ def hold(
 
 def test_readers_of_rows_wait_as_long_as_the_writer(tmp_path: Path) -> None:
     store = open_store(store_of(tmp_path / "m.db"))
-    holder = held_for(store.path, 0.7)
+    holder = held_for(store.path, 0.25)
     assert sqlite_files.BUSY_SECONDS == 60.0
 
     assert len(store.read_range(EVERYTHING)) == 4
@@ -309,7 +317,16 @@ def test_the_lockout_is_estimated_where_readers_would_notice(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("free", "expected"), [(0, "is full; make room"), (10**9, "check the disk")]
+    ("free", "expected"),
+    [
+        (0, snapshot("the disk of TMP/m.db is full; make room and run again")),
+        (
+            10**9,
+            snapshot(
+                "reading or writing TMP/m.db failed (disk I/O error); check the disk and run again"
+            ),
+        ),
+    ],
 )
 def test_an_io_error_on_a_disk_without_room_is_a_full_disk(
     free: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -321,10 +338,11 @@ def test_an_io_error_on_a_disk_without_room_is_a_full_disk(
     error.sqlite_errorname = "SQLITE_IOERR_SHMSIZE"
 
     with (
-        pytest.raises(StoreError, match=expected),
+        pytest.raises(StoreError) as refused,
         sqlite_files.translated(tmp_path / "m.db"),
     ):
         raise error
+    assert wording(refused, tmp_path) == expected
 
 
 @pytest.mark.parametrize("pieces", [{}, {"rows_at_once": 1, "first_rows": 2}], ids=str)
@@ -382,8 +400,13 @@ def test_the_plan_says_how_long_one_transaction_keeps_readers_out(
 
     # 9 rows of 8 numbers of 4 bytes, and as many bytes of former pages.
     assert planned.values["readers_out_seconds"] == 6
-    assert re.search(r"^readers +kept out for about 6 s by one transaction$", told.out, re.M)
-    assert f"which keeps readers of {path} out for about 6 s" in told.err
+    assert line_with("readers ", told.out) == snapshot(
+        "readers          kept out for about 6 s by one transaction"
+    )
+    assert wording(line_with("which keeps readers", told.err), tmp_path) == snapshot(
+        "reembed: NOTE — all rows are replaced in one transaction, which keeps readers of "
+        "TMP/m.db out for about 6 s"
+    )
     monkeypatch.setattr("reembed.pipeline.plan.MOST_ROWS_AT_ONCE", 5)
     several = reembed("--db", path, "--dry-run", "--json")
     assert several.values["readers_out_seconds"] is None

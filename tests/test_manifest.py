@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inline_snapshot import snapshot
 
 from reembed.transforms.embedders import Target
 from reembed.transforms.modes import Mode
@@ -112,6 +113,7 @@ def test_a_probe_is_kept_to_the_last_bit() -> None:
 def test_another_version_is_refused(version: object) -> None:
     values = MANIFEST.to_json() | {"schema_version": version}
 
+    # What is wrong with a value is said by the library that reads it, in this and the next tests.
     with pytest.raises(ValueError, match=r"\$\.schema_version"):
         read(values)
 
@@ -210,6 +212,9 @@ def test_only_a_run_that_wrote_nothing_goes_back_to_staging() -> None:
             else:
                 with pytest.raises(ValueError, match=f"that is {state} can't become {other}"):
                     manifest.changed(state=other)
+    with pytest.raises(ValueError) as refused:
+        replace(MANIFEST, state=State.REPLACED).changed(state=State.STAGING)
+    assert str(refused.value) == snapshot("a run that is replaced can't become staging")
 
 
 def test_files_of_the_backup_are_added_to_those_that_are_listed() -> None:

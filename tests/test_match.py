@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inline_snapshot import snapshot
 
 from reembed.transforms.match import (
     Change,
@@ -31,6 +33,7 @@ from reembed.transforms.rows import (
     vector_digest,
 )
 from reembed.transforms.staging import Ledger
+from tests.wording import wording
 
 
 def describe(vector: bytes | None) -> Stored:
@@ -294,9 +297,10 @@ def test_a_row_that_changed_since_it_was_saved_is_saved_again() -> None:
     assert (again.stored, again.restorable) == (other.stored, True)
 
 
-def test_a_row_that_was_read_without_what_it_holds_can_not_be_saved() -> None:
-    with pytest.raises(ValueError, match="the row a was read without what it holds"):
+def test_a_row_that_was_read_without_what_it_holds_can_not_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError) as refused:
         save_rows([Change(row(held=None), describe(b"v1"))], Ledger())
+    assert wording(refused, tmp_path) == snapshot("the row a was read without what it holds")
 
 
 @dataclass

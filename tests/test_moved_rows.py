@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms import replacing
 from reembed.transforms.replacing import ReplaceJob
@@ -15,6 +16,7 @@ from reembed.transforms.rows import RangeVectors
 from reembed.transforms.staging import find_runs, read_shards
 from reembed.transforms.stores import Replacement
 from tests.conftest import Call, change, make_store, memory, select
+from tests.wording import wording
 
 FLAGS = ("--store", "table", "--table", "docs", "--text", "body", "--vector", "vec")
 ROWS = "SELECT id, body, vec FROM docs ORDER BY id"
@@ -118,7 +120,11 @@ def test_rows_without_a_key_that_got_numbers_which_none_had_are_left_alone(
     undone = reembed("rollback", "--db", path)
 
     assert undone.code == 1
-    assert "can't be told which row is which" in undone.error
+    assert wording(undone.error, tmp_path) == snapshot(
+        "the rows of TMP/t.db have other numbers now than when the run RUN wrote them (VACUUM "
+        "does that to a table without a key), so it can't be told which row is which; restore a "
+        "copy of the file from before, or re-embed the table with the former model"
+    )
     assert select(path, "SELECT rowid, * FROM docs") == before
 
 
@@ -167,12 +173,16 @@ def test_a_run_whose_row_a_newer_one_has_moved_elsewhere_goes_back_after_it(
     assert reembed("--db", path, "--namespace", "a", "--model", "A").code == 0
     change(path, "UPDATE memories SET namespace = 'b' WHERE id = '3'")
     assert reembed("--db", path, "--namespace", "b", "--model", "B", behaviour=0.5).code == 0
-    older = find_runs(path)[0][0].run_id
+    older, newer = (run.run_id for run, _ in find_runs(path))
 
     refused = reembed("rollback", "--db", path, "--run", older)
 
     assert refused.code == 2
-    assert "undo the newer one first" in refused.error
+    said = refused.error.replace(older, "OLDER").replace(newer, "NEWER")
+    assert said == snapshot(
+        "run NEWER has replaced vectors since run OLDER did; undo the newer one first (reembed "
+        "rollback)"
+    )
     for _ in range(2):
         assert reembed("rollback", "--db", path).code == 0
     assert select(path, VECTORS) == before
@@ -216,6 +226,11 @@ def test_a_part_of_a_run_of_which_nothing_can_go_back_can_be_removed_as_the_mess
     undone = reembed("rollback", "--db", path)
 
     assert undone.code == 1
-    assert f"reembed cleanup --run {run.run_id} --yes removes it" in undone.error
+    said = undone.error.replace(run.run_id, "THIS")
+    assert wording(said, tmp_path) == snapshot(
+        "none of the 1 rows that the run THIS wrote in TMP/m.db could be put back (its text was "
+        "edited since 1), so it stays as it is; if nothing of it is wanted back, reembed cleanup "
+        "--run THIS --yes removes it"
+    )
     cleaned = reembed("cleanup", "--db", path, "--run", run.run_id, "--yes", "--json")
     assert (cleaned.code, cleaned.values["removed"]) == (0, [run.run_id])

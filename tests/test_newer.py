@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from inline_snapshot import snapshot
 
 from tests.conftest import Call, all_columns, change, files, make_store, memory, select, unpack
+from tests.wording import line_with, wording
 
 NEWER = (
     "ALTER TABLE memories ADD COLUMN embedding_space TEXT",
@@ -62,9 +64,9 @@ def test_hidden_rows_are_counted_and_embedded(path: Path, reembed: Call) -> None
 
     assert values["rows_hidden"] == dict.fromkeys(sorted(HIDDEN), 2)
     assert values["rows_meant"] == values["total_rows"] == 202
-    assert (
+    assert line_with("hidden  ", plan.out) == snapshot(
         "hidden           contaminated 2, quarantined 2, tombstoned 2 (ai-memory does not show "
-        "them; --no-hidden leaves them out)" in plan.out
+        "them; --no-hidden leaves them out)"
     )
     assert files(path.parent) == before
     assert reembed("--db", path, "--json").values["reembedded"] == 202
@@ -78,8 +80,11 @@ def test_no_hidden_leaves_them_as_they_are(path: Path, reembed: Call) -> None:
     staged = reembed("--db", path, "--no-hidden", "--max-rows", "50", range_rows=32)
     ran = reembed("--db", path, "--no-hidden", "--json", range_rows=32)
 
-    assert "rows             202 (196 to embed)" in plan.out
-    assert "does not show them; they are left out)" in plan.out
+    assert line_with("rows  ", plan.out) == snapshot("rows             202 (196 to embed)")
+    assert line_with("hidden  ", plan.out) == snapshot(
+        "hidden           contaminated 2, quarantined 2, tombstoned 2 (ai-memory does not show "
+        "them; they are left out)"
+    )
     assert (staged.code, ran.code) == (0, 0)
     assert (ran.values["total"], ran.values["reembedded"]) == (196, 196)
     assert len(ran.texts) <= 196 - 50 + 32  # It went on.
@@ -124,7 +129,7 @@ def test_a_database_without_hidden_rows_has_none(
     values = reembed("--db", path, "--no-hidden", "--dry-run", "--json").values
 
     assert plan.code == 0
-    assert "not show them" not in plan.out
+    assert "hidden  " not in plan.out
     assert (values["rows_hidden"], values["rows_meant"]) == ({}, 202)
 
 
@@ -135,7 +140,10 @@ def test_no_hidden_is_for_ai_memory(tmp_path: Path, reembed: Call) -> None:
     ran = reembed("--db", path, *flags, "--no-hidden")
 
     assert ran.code == 2
-    assert ran.error.startswith("--no-hidden is for an ai-memory database")
+    assert wording(ran.error, tmp_path) == snapshot(
+        "--no-hidden is for an ai-memory database, which has rows that are not shown; leave rows "
+        "of this store out with --where"
+    )
 
 
 def test_the_skip_list_is_cleared_and_all_else_is_rolled_back(path: Path, reembed: Call) -> None:
@@ -151,9 +159,9 @@ def test_the_skip_list_is_cleared_and_all_else_is_rolled_back(path: Path, reembe
     ran = reembed("--db", path)
 
     assert ran.code == 0
-    assert (
+    assert line_with("fires the trigger", ran.err) == snapshot(
         "reembed: NOTE — replacing a vector fires the trigger memories_embed_skip_clear_on_embed, "
-        "which also writes to embed_skip; a rollback fires it as well" in ran.err
+        "which also writes to embed_skip; a rollback fires it as well"
     )
     assert select(path, "SELECT memory_id FROM embed_skip") == skipped
     assert reembed("verify", "--db", path).code == 0

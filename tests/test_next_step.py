@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.embedders.fake import POISON
 from reembed.transforms.errors import StagingError
 from reembed.transforms.staging import RunDirectory
 from reembed.transforms.stores.demo import hashed_vector
 from tests.conftest import Call, change, half_replace, jam, make_store, memory, select, unjam
-
-ROLL_BACK = "reembed rollback undoes it"
+from tests.wording import wording
 
 
 def rows(path: Path, *texts: str | None) -> Path:
@@ -45,7 +45,7 @@ def state(reembed: Call, path: Path) -> tuple[str, str]:
     return run["state"], run["next"]
 
 
-RESUME = "rerun the same command to resume; --fresh starts over"
+RESUME = snapshot("rerun the same command to resume; --fresh starts over")
 
 
 def test_a_run_that_is_staged_in_part_is_resumed_or_started_over(reembed: Call, path: Path) -> None:
@@ -80,16 +80,38 @@ def fail(*_: object) -> None:
     raise StagingError("no room")
 
 
-TOO_MANY = (
-    "rerun the command with --retry-skipped, without --max-rows{}, once the model takes the rows "
-    "in {}/skipped.jsonl, or allow more of them with --max-skipped (never all)"
+@pytest.mark.parametrize(
+    ("mode", "following"),
+    [
+        (
+            (),
+            snapshot(
+                "rerun the command with --retry-skipped, without --max-rows, once the model takes "
+                "the rows in TMP/m.db.reembed/RUN/skipped.jsonl, or allow more of them with "
+                "--max-skipped (never all)"
+            ),
+        ),
+        (
+            ("--missing-only",),
+            snapshot(
+                "rerun the command with --retry-skipped, without --max-rows and --missing-only, "
+                "once the model takes the rows in TMP/m.db.reembed/RUN/skipped.jsonl, or allow "
+                "more of them with --max-skipped (never all)"
+            ),
+        ),
+        (
+            ("--max-rows", "10"),
+            snapshot(
+                "rerun the command with --retry-skipped, without --max-rows, once the model takes "
+                "the rows in TMP/m.db.reembed/RUN/skipped.jsonl, or allow more of them with "
+                "--max-skipped (never all)"
+            ),
+        ),
+    ],
 )
-
-
-@pytest.mark.parametrize("mode", [(), ("--missing-only",), ("--max-rows", "10")])
 @pytest.mark.parametrize("step", ["--retry-skipped", "--max-skipped"])
 def test_after_too_many_failures_it_is_not_the_same_command_that_helps(
-    reembed: Call, tmp_path: Path, mode: tuple[str, ...], step: str
+    reembed: Call, tmp_path: Path, mode: tuple[str, ...], following: str, step: str
 ) -> None:
     path = rows(tmp_path / "m.db", *[POISON] * 6)
     change(path, "UPDATE memories SET embedding = NULL")
@@ -97,8 +119,7 @@ def test_after_too_many_failures_it_is_not_the_same_command_that_helps(
     assert [reembed(*flags).code, reembed(*flags).code] == [5, 5]
     run = run_of(reembed, path)
     assert (run["state"], run["stopped_code"]) == ("staging", 5)
-    also = f" and {mode[0]}" if mode == ("--missing-only",) else ""
-    assert run["next"] == TOO_MANY.format(also, run["run_directory"])
+    assert wording(run["next"], tmp_path) == following
 
     if step == "--retry-skipped":
         done = reembed("--db", path, "--retry-skipped", "--json", lenient=1)
@@ -126,9 +147,9 @@ def test_of_a_store_that_is_moved_as_a_whole_rows_are_mended_or_deleted(
     flags = ("--db", path, "--model", "m")
     assert reembed(*flags).code == 5
     run = run_of(reembed, path)
-    assert run["next"] == (
-        "rerun the command with --retry-skipped, without --max-rows, once the model takes the rows "
-        f"in {run['run_directory']}/skipped.jsonl, or once they are edited or deleted"
+    assert wording(run["next"], tmp_path) == snapshot(
+        "rerun the command with --retry-skipped, without --max-rows, once the model takes the "
+        "rows in TMP/embeddings.db.reembed/RUN/skipped.jsonl, or once they are edited or deleted"
     )
 
     if step == "--retry-skipped":
@@ -145,7 +166,9 @@ def test_of_a_store_that_is_moved_as_a_whole_rows_are_mended_or_deleted(
 
 def test_an_incomplete_replacement_is_finished_or_undone(reembed: Call, path: Path) -> None:
     half_replace(reembed, path)
-    expected = ("replacing", f"rerun the same command to finish it; {ROLL_BACK}")
+    expected = snapshot(
+        ("replacing", "rerun the same command to finish it; reembed rollback undoes it")
+    )
     assert state(reembed, path) == expected
     assert reembed("--db", path).code == 0
     assert state(reembed, path)[0] == "replaced"
@@ -164,7 +187,11 @@ def test_a_part_of_a_replacement_with_too_many_failures_is_retried_or_undone(
     assert [reembed(*flags, range_rows=2).code for _ in range(3)] == [6, 6, 6]
     run = run_of(reembed, path)
     assert (run["state"], run["stopped_code"]) == ("replacing", 5)
-    assert run["next"] == f"{TOO_MANY.format('', run['run_directory'])}; {ROLL_BACK}"
+    assert wording(run["next"], tmp_path) == snapshot(
+        "rerun the command with --retry-skipped, without --max-rows, once the model takes the "
+        "rows in TMP/m.db.reembed/RUN/skipped.jsonl, or allow more of them with --max-skipped "
+        "(never all); reembed rollback undoes it"
+    )
 
     done = reembed("--db", path, "--retry-skipped", "--json", lenient=1)
 
@@ -180,16 +207,20 @@ def test_a_replaced_run_is_verified_and_undone_by_its_name_where_it_takes_one(
     for namespace in "ab":
         reembed("--db", path, "--namespace", namespace)
     first, second = (run_of(reembed, path, at)["run_id"] for at in (0, 1))
-    assert [run_of(reembed, path, at)["next"] for at in (0, 1)] == [
-        f"reembed verify --run {first} checks it; reembed rollback --run {first} undoes it",
-        f"reembed verify checks it; {ROLL_BACK}",
-    ]
+    following = run_of(reembed, path, 0)["next"]
+    assert following.replace(first, "FIRST") == snapshot(
+        "reembed verify --run FIRST checks it; reembed rollback --run FIRST undoes it"
+    )
+    assert state(reembed, path) == snapshot(
+        ("replaced", "reembed verify checks it; reembed rollback undoes it")
+    )
     assert reembed("verify", "--db", path, "--run", first).code == 0
     assert reembed("rollback", "--db", path, "--run", first).code == 0
     reembed("--db", path, "--dim", "16")
     third = run_of(reembed, path)["run_id"]
-    assert run_of(reembed, path, 1)["next"] == (
-        f"reembed verify --run {second} checks it; run {third} must be rolled back before it can be"
+    following = run_of(reembed, path, 1)["next"]
+    assert following.replace(second, "SECOND").replace(third, "THIRD") == snapshot(
+        "reembed verify --run SECOND checks it; run THIRD must be rolled back before it can be"
     )
     assert reembed("rollback", "--db", path, "--run", second).code == 2
     assert reembed("rollback", "--db", path).code == 0
@@ -201,40 +232,45 @@ def test_a_rollback_that_was_cut_off_is_finished(reembed: Call, path: Path) -> N
     jam(path, "5")
     assert reembed("rollback", "--db", path).code == 6
     unjam(path)
-    assert state(reembed, path) == ("rolling back", "reembed rollback finishes it")
+    assert state(reembed, path) == snapshot(("rolling back", "reembed rollback finishes it"))
 
     assert reembed("rollback", "--db", path).code == 0
 
-    assert state(reembed, path) == ("rolled back", "reembed cleanup removes it")
+    assert state(reembed, path) == snapshot(("rolled back", "reembed cleanup removes it"))
 
 
 def test_another_run_that_is_incomplete_comes_first(reembed: Call, path: Path) -> None:
     reembed("--db", path, "--dim", "16")
     half_replace(reembed, path)
     half = run_of(reembed, path)["run_id"]
-    assert run_of(reembed, path, 0)["next"] == f"run {half} must be finished or rolled back first"
+    assert run_of(reembed, path, 0)["next"].replace(half, "HALF") == snapshot(
+        "run HALF must be finished or rolled back first"
+    )
     assert reembed("cleanup", "--db", path).code == 6
 
     assert reembed("rollback", "--db", path).code == 0
 
-    assert run_of(reembed, path, 0)["next"] == f"reembed verify checks it; {ROLL_BACK}"
+    assert run_of(reembed, path, 0)["next"] == snapshot(
+        "reembed verify checks it; reembed rollback undoes it"
+    )
 
 
 def test_runs_that_have_ended_without_a_way_back_are_removed(reembed: Call, path: Path) -> None:
     reembed("--db", path)
     reembed("rollback", "--db", path)
-    assert state(reembed, path) == ("rolled back", "reembed cleanup removes it")
+    assert state(reembed, path) == snapshot(("rolled back", "reembed cleanup removes it"))
     change(
         path,
         "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at, "
         "encrypted_envelope) VALUES ('sealed', 'mid', 'global', 'sealed', '', '', '', x'00')",
     )
     reembed("--db", path, "--missing-only")
-    assert state(reembed, path) == ("wrote nothing", "reembed cleanup removes it")
+    assert state(reembed, path) == snapshot(("wrote nothing", "reembed cleanup removes it"))
     for _ in range(2):
         reembed("--db", path)
-    expected = "reembed verify checks it; reembed cleanup removes it"
-    assert state(reembed, path) == ("wrote nothing", expected)
+    assert state(reembed, path) == snapshot(
+        ("wrote nothing", "reembed verify checks it; reembed cleanup removes it")
+    )
     assert reembed("verify", "--db", path).code == 0
 
     assert len(reembed("cleanup", "--db", path, "--json").values["removed"]) == 3
@@ -253,9 +289,27 @@ def test_nothing_is_named_by_a_sentence_that_has_to_be_read(reembed: Call, tmp_p
     assert "--retry-skipped" in state(reembed, path)[1]
 
 
-@pytest.mark.parametrize("mode", ["--missing-only", "--skip-current-space"])
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (
+            "--missing-only",
+            snapshot(
+                "2 findings in TMP/m.db; run again without --missing-only to re-embed the rows "
+                "that are wrong"
+            ),
+        ),
+        (
+            "--skip-current-space",
+            snapshot(
+                "2 findings in TMP/m.db; run again without --skip-current-space to re-embed the "
+                "rows that are wrong"
+            ),
+        ),
+    ],
+)
 def test_what_a_check_has_found_is_right_after_the_run_that_it_names(
-    reembed: Call, tmp_path: Path, mode: str
+    reembed: Call, tmp_path: Path, mode: str, said: str
 ) -> None:
     path = rows(tmp_path / "m.db")
     change(
@@ -269,6 +323,6 @@ def test_what_a_check_has_found_is_right_after_the_run_that_it_names(
     found = reembed("verify", "--db", path)
 
     assert found.code == 1
-    assert f"run again without {mode} to re-embed the rows that are wrong" in found.error
+    assert wording(found.error, tmp_path) == said
     assert reembed("--db", path).code == 0
     assert reembed("verify", "--db", path).code == 0

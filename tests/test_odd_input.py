@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -14,11 +15,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from inline_snapshot import snapshot
 
 from reembed.pipeline.options import CommandOptions, Options
 from reembed.pipeline.words import json_line
 from reembed.transforms.staging import lock_database
 from tests.conftest import Call, Ran, files, make_store, memory
+from tests.wording import wording
 
 COMMANDS: tuple[list[str], ...] = ([], ["status"], ["verify"], ["rollback"], ["cleanup"])
 DEEP = f"a = {'[' * 20_000}{']' * 20_000}"
@@ -46,19 +49,63 @@ def refused(ran: Ran, code: int | None = None) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
-    ("name", "code", "why"),
+    ("name", "code", "said"),
     [
-        ("loop", 1, "a link leads back to itself"),
-        ("a" * 300, 1, "File name too long"),
-        ("a" * 250, 1, "File name too long"),  # The names beside it are longer.
-        (os.fsdecode(b"n\xff.db"), 2, "is not UTF-8"),
-        (os.fsdecode(b"d\xff/m.db"), 2, "is not UTF-8"),
-        ("to-odd.db", 2, "is not UTF-8"),
-        ("~nosuchuser/m.db", 2, "there is no such home"),
+        (
+            "loop",
+            1,
+            snapshot(
+                "TMP/loop can't be read (a link leads back to itself); check its name, owner and "
+                "mode"
+            ),
+        ),
+        (
+            "a" * 300,
+            1,
+            snapshot(
+                "TMP/aaa... can't be read (File name too long); check its name, owner and mode"
+            ),
+        ),
+        (
+            "a" * 250,
+            1,
+            snapshot(
+                "TMP/aaa... can't be read (File name too long); check its name, owner and mode"
+            ),
+        ),  # The names beside it are longer.
+        (
+            os.fsdecode(b"n\xff.db"),
+            2,
+            snapshot(
+                "the path of the database, TMP/n\\udcff.db, is not UTF-8, as the files must be in "
+                "which reembed notes it; rename the file or the directory"
+            ),
+        ),
+        (
+            os.fsdecode(b"d\xff/m.db"),
+            2,
+            snapshot(
+                "the path of the database, TMP/d\\udcff/m.db, is not UTF-8, as the files must be "
+                "in which reembed notes it; rename the file or the directory"
+            ),
+        ),
+        (
+            "to-odd.db",
+            2,
+            snapshot(
+                "the path of the database, TMP/d\\udcff/m.db, is not UTF-8, as the files must be "
+                "in which reembed notes it; rename the file or the directory"
+            ),
+        ),
+        (
+            "~nosuchuser/m.db",
+            2,
+            snapshot("there is no such home as in ~nosuchuser/m.db; correct the path"),
+        ),
     ],
 )
 def test_a_path_that_can_be_no_databases_is_refused(
-    command: list[str], name: str, code: int, why: str, path: Path, reembed: Call
+    command: list[str], name: str, code: int, said: str, path: Path, reembed: Call
 ) -> None:
     place = path.parent
     odd = place / os.fsdecode(b"d\xff")
@@ -72,7 +119,7 @@ def test_a_path_that_can_be_no_databases_is_refused(
     named = name if name.startswith("~") else place / name
     ran = reembed(*command, "--db", named)
 
-    assert why in refused(ran, code)
+    assert re.sub("a{9,}", "aaa...", wording(refused(ran, code), place)) == said
     assert files(place) == before
 
 
@@ -125,10 +172,98 @@ def broken_config(kind: str, place: Path) -> None:
     contents[kind]()
 
 
-KINDS_OF_FILES = (
-    *("deep", "many dots", "some dots", "a huge number", "long", "no UTF-8"),
-    *("a directory", "a FIFO", "a device", "a link to nowhere", "a link to itself"),
-)
+KINDS_OF_FILES: dict[str, tuple[str, str]] = {
+    "deep": (
+        snapshot("--config FILE can't be read as TOML (it is nested too deeply); correct it"),
+        snapshot(
+            "the configuration FILE can't be read: it is nested too deeply (AI_MEMORY_NO_CONFIG=1 "
+            "leaves it out); correct it"
+        ),
+    ),
+    "many dots": (
+        snapshot("--config FILE can't be read as TOML (it is nested too deeply); correct it"),
+        snapshot(
+            "the configuration FILE can't be read: it is nested too deeply (AI_MEMORY_NO_CONFIG=1 "
+            "leaves it out); correct it"
+        ),
+    ),
+    "some dots": (
+        snapshot("--config FILE can't be read as TOML (it is nested too deeply); correct it"),
+        snapshot(
+            "the configuration FILE can't be read: it is nested too deeply (AI_MEMORY_NO_CONFIG=1 "
+            "leaves it out); correct it"
+        ),
+    ),
+    "a huge number": (
+        snapshot(
+            "--config FILE can't be read as TOML (it holds a number of more than 64 bits); "
+            "correct it"
+        ),
+        snapshot(
+            "the configuration FILE can't be read: it holds a number of more than 64 bits "
+            "(AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+        ),
+    ),
+    "long": (
+        snapshot(
+            "--config FILE can't be read as TOML (it is longer than 1,000,000 bytes); correct it"
+        ),
+        snapshot(
+            "the configuration FILE can't be read: it is longer than 1,000,000 bytes "
+            "(AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+        ),
+    ),
+    "no UTF-8": (
+        snapshot("--config FILE can't be read as TOML (it is not UTF-8); correct it"),
+        snapshot(
+            "the configuration FILE can't be read: it is not UTF-8 (AI_MEMORY_NO_CONFIG=1 leaves "
+            "it out); correct it"
+        ),
+    ),
+    "a directory": (
+        snapshot("--config FILE can't be read as TOML (Is a directory); correct it"),
+        snapshot(
+            "the configuration FILE can't be read: Is a directory (AI_MEMORY_NO_CONFIG=1 leaves "
+            "it out); correct it"
+        ),
+    ),
+    "a FIFO": (
+        snapshot("--config FILE can't be read as TOML (it is not a regular file); correct it"),
+        snapshot(
+            "the configuration FILE can't be read: it is not a regular file "
+            "(AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+        ),
+    ),
+    "a device": (
+        snapshot("--config FILE can't be read as TOML (it is not a regular file); correct it"),
+        snapshot(
+            "the configuration FILE can't be read: it is not a regular file "
+            "(AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+        ),
+    ),
+    "a link to nowhere": (
+        snapshot("--config FILE can't be read as TOML (No such file or directory); correct it"),
+        snapshot(
+            "the configuration FILE can't be read: FILE is a link to nowhere, where nothing is "
+            "(AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+        ),
+    ),
+    "a link to itself": (
+        snapshot(
+            "--config FILE can't be read as TOML (Too many levels of symbolic links); correct it"
+        ),
+        snapshot(
+            "the configuration FILE can't be read: FILE is a link to config.toml, where nothing "
+            "is (AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+        ),
+    ),
+}
+"""What is told of each kind of FILE: of one that --config names, and of ai-memory's own."""
+
+
+def told(ran: Ran, file: Path) -> str:
+    """What is told of a file of settings."""
+    return wording(refused(ran, 2).replace(str(file), "FILE"), file.parent)
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_FILES)
@@ -137,13 +272,14 @@ def test_a_file_of_settings_that_is_none_is_named_and_refused(
 ) -> None:
     own = tmp_path / "own.toml"
     broken_config(kind, own)
-    assert str(own) in refused(reembed("--db", path, "--dry-run", "--config", own), 2)
+    ran = reembed("--db", path, "--dry-run", "--config", own)
+    assert told(ran, own) == KINDS_OF_FILES[kind][0]
 
     place = tmp_path / "xdg" / "ai-memory" / "config.toml"
     broken_config(kind, place)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     for command in (["--dry-run"], ["status"], ["rollback"]):
-        assert str(place) in refused(reembed(*command, "--db", path), 2)
+        assert told(reembed(*command, "--db", path), place) == KINDS_OF_FILES[kind][1]
     monkeypatch.setenv("AI_MEMORY_NO_CONFIG", "1")
     assert reembed("--db", path, "--dry-run").code == 0
 
@@ -156,7 +292,10 @@ def test_a_directory_of_settings_that_leads_nowhere_is_not_taken_for_absent(
     assert reembed("--db", path, "--dry-run").code == 0
     (tmp_path / "xdg" / "ai-memory").symlink_to("unmounted")
 
-    assert "is a link to unmounted, where nothing is" in refused(reembed("--db", path), 2)
+    assert wording(refused(reembed("--db", path), 2), tmp_path) == snapshot(
+        "the configuration TMP/xdg/ai-memory/config.toml can't be read: TMP/xdg/ai-memory is a "
+        "link to unmounted, where nothing is (AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+    )
 
 
 def test_a_user_without_a_home_needs_none(
@@ -170,9 +309,20 @@ def test_a_user_without_a_home_needs_none(
 
     assert reembed("--db", path, "--dry-run").code == 0
     assert reembed("status", "--db", path).code == 0
-    assert "no such home" in refused(reembed("status", "--db", "~/m.db"), 2)
-    for flag in ("--run-dir", "--config", "--workdir"):
-        assert "no such home" in refused(reembed("--db", path, "--dry-run", flag, "~/x"), 2)
+    assert refused(reembed("status", "--db", "~/m.db"), 2) == snapshot(
+        "there is no such home as in ~/m.db; correct the path"
+    )
+    found = {
+        flag: refused(reembed("--db", path, "--dry-run", flag, "~/x"), 2)
+        for flag in ("--run-dir", "--config", "--workdir")
+    }
+    assert found == snapshot(
+        {
+            "--run-dir": "there is no such home as in ~/x; correct the path",
+            "--config": "there is no such home as in ~/x; correct the path",
+            "--workdir": "there is no such home as in ~/x; correct the path",
+        }
+    )
 
 
 def test_a_working_directory_that_is_gone_is_named(
@@ -183,7 +333,10 @@ def test_a_working_directory_that_is_gone_is_named(
     monkeypatch.chdir(gone)
     gone.rmdir()
     for command in COMMANDS:
-        assert "the working directory can't be told" in refused(reembed(*command, "--db", path), 2)
+        assert refused(reembed(*command, "--db", path), 2) == snapshot(
+            "the working directory can't be told (No such file or directory), as if it was "
+            "deleted; cd to one that is there, and run again"
+        )
     monkeypatch.chdir(tmp_path)
 
 
@@ -194,8 +347,11 @@ def test_a_run_beside_another_one_says_who_is_at_work_before_it_judges_what_is_s
     with lock_database(path):
         for more in ([], ["--fresh"]):
             ran = reembed("--db", path, "--model", "b", *more)
-            said = f"another run is at work on {path} (process {os.getpid()}, since "
-            assert refused(ran, 1).startswith(said)
+            said = wording(refused(ran, 1), path.parent)
+            assert f"(process {os.getpid()}, " in ran.error
+            assert re.sub(r"since [^)]*\)", "since TIME)", said) == snapshot(
+                "another run is at work on TMP/m.db (process N, since TIME); wait for it to end"
+            )
 
 
 FLAGS = [field.name for field in fields(Options) if field.name != "beam_options"]
@@ -240,7 +396,7 @@ def one_sentence(ran: Ran) -> None:
 
 @given(st.data())
 @settings(
-    max_examples=80,
+    max_examples=800 if os.environ.get("HYPOTHESIS_PROFILE") == "wide" else 40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -275,17 +431,49 @@ def test_flags_settings_and_variables_of_whatever_values_give_a_plan_or_one_sent
     assert files(path.parent) == before
 
 
-@pytest.mark.parametrize("flag", ["--sleep-ms", "--dim", "--max-rows", "--max-tokens", "--batch"])
-@pytest.mark.parametrize("number", ["9" * 30, f"-{'9' * 30}", "9" * 5_000])
+NUMBERS = ("9" * 30, f"-{'9' * 30}", "9" * 5_000)
+NO_NUMBERS: dict[str, tuple[str, str, str]] = {
+    "--sleep-ms": (
+        snapshot("--sleep-ms may be a day (86400000) at most: NUMBER"),
+        snapshot("--sleep-ms must be 0 or more milliseconds: NUMBER"),
+        snapshot("argument --sleep-ms: invalid int value: 'NUMBER; see reembed --help"),
+    ),
+    "--dim": (
+        snapshot("--dim must be from 1 to 1000000: NUMBER"),
+        snapshot("--dim must be from 1 to 1000000: NUMBER"),
+        snapshot("argument --dim: invalid int value: 'NUMBER; see reembed --help"),
+    ),
+    "--max-rows": (
+        snapshot("--max-rows must be a positive number of rows: NUMBER"),
+        snapshot("--max-rows must be a positive number of rows: NUMBER"),
+        snapshot("argument --max-rows: invalid int value: 'NUMBER; see reembed --help"),
+    ),
+    "--max-tokens": (
+        snapshot("--max-tokens must be a positive number: NUMBER"),
+        snapshot("--max-tokens must be a positive number: NUMBER"),
+        snapshot("argument --max-tokens: invalid int value; see reembed --help"),
+    ),
+    "--batch": (
+        snapshot("--batch must be from 0 (use the settings) to 10000: NUMBER"),
+        snapshot("--batch must be from 0 (use the settings) to 10000: NUMBER"),
+        snapshot("argument --batch: invalid int value: 'NUMBER; see reembed --help"),
+    ),
+}
+"""What is told of each NUMBER for each flag."""
+
+
+@pytest.mark.parametrize("flag", NO_NUMBERS)
+@pytest.mark.parametrize("kind", range(len(NUMBERS)))
 def test_a_number_that_is_no_machines_is_refused(
-    flag: str, number: str, path: Path, reembed: Call
+    flag: str, kind: int, path: Path, reembed: Call
 ) -> None:
-    assert flag in refused(reembed("--db", path, f"{flag}={number}"), 2)
+    said = refused(reembed("--db", path, f"{flag}={NUMBERS[kind]}"), 2)
+    assert re.sub(r"-?9{9,}", "NUMBER", said) == NO_NUMBERS[flag][kind]
 
 
 def test_a_price_that_would_make_an_infinity_is_refused(path: Path, reembed: Call) -> None:
     said = refused(reembed("--db", path, "--price-per-million", "1e308"), 2)
-    assert said.startswith("--price-per-million may be 1,000,000 at most")
+    assert said == snapshot("--price-per-million may be 1,000,000 at most: 1e+308")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a FIFO is made")
@@ -294,4 +482,7 @@ def test_the_file_of_a_url_is_read_like_any_other(
 ) -> None:
     os.mkfifo(tmp_path / "url")
     monkeypatch.setenv("AI_MEMORY_STORE_URL_FILE", str(tmp_path / "url"))
-    assert "it is not a regular file" in refused(reembed("--db", path), 2)
+    assert wording(refused(reembed("--db", path), 2), tmp_path) == snapshot(
+        "AI_MEMORY_STORE_URL_FILE names a file that can't be read (it is not a regular file), so "
+        "it can't be told where ai-memory's store is; correct it, or unset it for this command"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +10,16 @@ from pathlib import Path
 from typing import TextIO
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.pipeline.output import open_streams
 from reembed.transforms.staging import staging_root
 from tests.conftest import Call, Ran, half_replace, jam, make_store, memory, select
+from tests.wording import wording
 
 ROWS = 10
 LENGTHS = "SELECT length(embedding), count(*) FROM memories GROUP BY 1"
 OLD, NEW = [(13, ROWS)], [(33, ROWS)]
-UNCHANGED = "this command wrote nothing to the store"
 
 
 @pytest.fixture
@@ -53,14 +53,40 @@ def call_into(
 
 
 @pytest.mark.parametrize(
-    ("how", "why"), [("full", "No space left on device"), ("closed", "stdout is closed")]
+    ("how", "said", "said_of_rollback"),
+    [
+        (
+            "full",
+            snapshot(
+                "done, but the result could not be written (No space left on device); it is kept "
+                "in TMP/m.db.reembed/RUN/summary.json"
+            ),
+            snapshot(
+                "done, but the result could not be written (No space left on device); it is kept "
+                "in TMP/m.db.reembed/RUN/rollback.json"
+            ),
+        ),
+        (
+            "closed",
+            snapshot(
+                "done, but the result could not be written (stdout is closed); it is kept in "
+                "TMP/m.db.reembed/RUN/summary.json"
+            ),
+            snapshot(
+                "done, but the result could not be written (stdout is closed); it is kept in "
+                "TMP/m.db.reembed/RUN/rollback.json"
+            ),
+        ),
+    ],
 )
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["text", "json"])
 def test_a_run_goes_on_and_says_where_its_result_is(
     how: str,
-    why: str,
+    said: str,
+    said_of_rollback: str,
     flags: list[str],
     path: Path,
+    tmp_path: Path,
     reembed: Call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -69,30 +95,54 @@ def test_a_run_goes_on_and_says_where_its_result_is(
     [kept] = staging_root(path).glob("2*/summary.json")
     assert select(path, LENGTHS) == NEW
     assert (ran.code, ran.out) == (1, "")
-    said = f"done, but the result could not be written ({why}); it is kept in {kept}"
-    assert ran.error == said
+    assert wording(ran.error, tmp_path) == said
 
     undone = call_into("stdout", how, reembed, monkeypatch, "rollback", "--db", path, *flags)
 
     assert select(path, LENGTHS) == OLD
     kept = kept.with_name("rollback.json")
     assert kept.exists()
-    said = f"done, but the result could not be written ({why}); it is kept in {kept}"
-    assert (undone.code, undone.error) == (1, said)
+    assert undone.code == 1
+    assert wording(undone.error, tmp_path) == said_of_rollback
+
+
+NOTHING_TOLD = snapshot(
+    [
+        "reembed: error: done, but the result could not be written (No space left on device); "
+        "this command wrote nothing to the store"
+    ]
+)
+HELP_NOT_TOLD = snapshot(
+    [
+        "reembed: error: the help could not be written (No space left on device); send stdout "
+        "elsewhere",
+        "reembed: this command wrote nothing to the store",
+    ]
+)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--dry-run"], ["--max-rows", "3"], ["status"], ["cleanup"], ["--help"]]
+    ("arguments", "said"),
+    [
+        *((some, NOTHING_TOLD) for some in (["--dry-run"], ["--max-rows", "3"])),
+        *(([command], NOTHING_TOLD) for command in ("status", "cleanup")),
+        (["--help"], HELP_NOT_TOLD),
+    ],
+    ids=str,
 )
 def test_what_writes_nothing_to_the_store_says_so(
-    arguments: list[str], path: Path, reembed: Call, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    said: list[str],
+    path: Path,
+    reembed: Call,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     named = [] if arguments == ["--help"] else ["--db", str(path)]
     ran = call_into("stdout", "full", reembed, monkeypatch, *arguments, *named)
 
     assert (ran.code, select(path, LENGTHS)) == (1, OLD)
-    assert "could not be written (No space left on device)" in ran.error
-    assert UNCHANGED in ran.err
+    lines = [line for line in ran.err.splitlines() if "written" in line or "wrote" in line]
+    assert lines == said
 
 
 def test_the_exit_code_of_what_happened_to_the_store_stays(
@@ -102,9 +152,16 @@ def test_the_exit_code_of_what_happened_to_the_store_stays(
 
     ran = call_into("stdout", "full", reembed, monkeypatch, "status", "--db", path, "--json")
 
-    errors = re.findall("^reembed: error: (.*)", ran.err, re.M)
     assert ran.code == 6
-    assert [error.startswith("done, but the result") for error in errors] == [True, False]
+    errors = [line for line in ran.err.splitlines() if "error" in line]
+    assert [wording(line, path.parent) for line in errors] == snapshot(
+        [
+            "reembed: error: done, but the result could not be written (No space left on device); "
+            "this command wrote nothing to the store",
+            "reembed: error: the replacement by run RUN (to all-MiniLM-L6-v2 (8-dim)) is "
+            "incomplete: of ranges 0-4, 0 hold new vectors, and 1-2 were being written",
+        ]
+    )
 
 
 def test_a_reader_that_has_gone_is_no_failure(
@@ -133,9 +190,19 @@ def test_a_failure_says_that_nothing_was_written(path: Path, reembed: Call) -> N
     jam(path, "5")
     jammed = reembed("--db", path)
 
-    assert (absent.code, absent.err.endswith(f"\nreembed: {UNCHANGED}\n")) == (1, True)
+    assert (absent.code, jammed.code) == (1, 6)
+    assert wording(absent.err, path.parent) == snapshot("""\
+reembed: error: there is no database at TMP/absent.db; name an existing one with --db
+reembed: this command wrote nothing to the store
+""")
     # It had begun, so it is not said.
-    assert (jammed.code, UNCHANGED in jammed.err) == (6, False)
+    assert wording(jammed.error, path.parent) == snapshot(
+        "SQLite can't work with TMP/m.db: jammed; look into it and run again; the replacement by "
+        "run RUN (to all-MiniLM-L6-v2 (8-dim)) is incomplete: of ranges 0-0, none hold new "
+        "vectors, and 0 were being written: run again to finish it, or undo it with reembed "
+        "rollback"
+    )
+    assert "wrote nothing" not in jammed.err
 
 
 def test_an_error_that_says_what_is_written_says_it_once(
@@ -150,7 +217,7 @@ def test_an_error_that_says_what_is_written_says_it_once(
     monkeypatch.setattr(planning, "_check_store", refuse)
     ran = reembed("--db", path)
 
-    assert ran.err == "reembed: error: two rows are one; nothing was written\n"
+    assert ran.err == snapshot("reembed: error: two rows are one; nothing was written\n")
 
 
 def test_a_descriptor_that_is_closed_is_no_files_that_is_opened_next() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.embedders.fake import POISON
 from reembed.transforms.stores.demo import hashed_vector
 from tests.conftest import Call, Ran, change, make_store, memory, select
+from tests.wording import line_with
 
-MIXED = "the store holds vectors of more than one model: run without "
-RESTART = "restart the ai-memory daemon with this model; it keeps its index in memory"
 SAME = ("--dim", "3")
 """As long as the vectors that are there."""
 
@@ -64,10 +64,49 @@ def outside(reembed: Call, path: Path, *flags: str, **more: Any) -> int | None:
     return done
 
 
-@pytest.mark.parametrize("stamps", [False, True], ids=["no stamps", "stamps"])
-@pytest.mark.parametrize("dimension", [(), SAME], ids=["other length", "same length"])
+@pytest.mark.parametrize(
+    ("dimension", "stamps", "others", "held"),
+    [
+        (
+            (),
+            False,
+            snapshot("the others       3-dim 5, no vector 2"),
+            snapshot("the store    8-dim 7; outside the selection 3-dim 5, no vector 2"),
+        ),
+        (
+            (),
+            True,
+            snapshot("the others       3-dim 'other#none' 5, no vector 2"),
+            snapshot(
+                "the store    8-dim 'sentence-transformers/all-minilm-l6-v2#none' 7; outside the "
+                "selection 3-dim 'other#none' 5, no vector 2"
+            ),
+        ),
+        (
+            SAME,
+            False,
+            snapshot("the others       3-dim 5, no vector 2"),
+            snapshot("the store    3-dim 7; outside the selection 3-dim 5, no vector 2"),
+        ),
+        (
+            SAME,
+            True,
+            snapshot("the others       3-dim 'other#none' 5, no vector 2"),
+            snapshot(
+                "the store    3-dim 'sentence-transformers/all-minilm-l6-v2#none' 7; outside the "
+                "selection 3-dim 'other#none' 5, no vector 2"
+            ),
+        ),
+    ],
+    ids=["other length", "other length, stamps", "same length", "same length, stamps"],
+)
 def test_the_rows_outside_a_namespace_are_counted_and_the_next_step_is_true(
-    dimension: Sequence[str], stamps: bool, reembed: Call, tmp_path: Path
+    dimension: Sequence[str],
+    stamps: bool,
+    others: str,
+    held: str,
+    reembed: Call,
+    tmp_path: Path,
 ) -> None:
     path = store(tmp_path / "m.db")
     path = stamped(path) if stamps else path
@@ -76,18 +115,18 @@ def test_the_rows_outside_a_namespace_are_counted_and_the_next_step_is_true(
     plan = reembed(*flags, "--dry-run")
     ran = reembed(*flags)
 
-    note = "NOTE — 5 rows that this run is not about keep vectors of other runs or models"
-    assert note in plan.err
-    assert note in ran.err
-    assert "the others       3-dim" in plan.out
-    length = 3 if dimension else 8
-    stamp = " 'sentence-transformers/all-minilm-l6-v2#none'" if stamps else ""
-    other = " 'other#none'" if stamps else ""
-    assert (
-        f"the store    {length}-dim{stamp} 7; outside the selection 3-dim{other} 5, no vector 2"
-    ) in ran.out
-    assert f"next         {MIXED}--namespace to move the rest" in ran.out
-    assert RESTART not in ran.out
+    note = snapshot(
+        "reembed: NOTE — 5 rows that this run is not about keep vectors of other runs or models, "
+        "which can't be compared with the new ones"
+    )
+    assert line_with("not about", plan.err) == note
+    assert line_with("not about", ran.err) == note
+    assert line_with("the others ", plan.out) == others
+    assert line_with("outside the selection", ran.out) == held
+    assert line_with("next ", ran.out) == snapshot(
+        "next         the store holds vectors of more than one model: run without --namespace to "
+        "move the rest, or go back with reembed rollback"
+    )
     assert run(reembed, path, *dimension).values["outside_in_old_space"] is None
 
 
@@ -123,7 +162,9 @@ def test_once_the_rest_is_moved_too_nothing_is_left(
     last = reembed("--db", path, *SAME, "--namespace", "people")
 
     assert last.code == 0
-    assert f"next         {RESTART}" in last.out
+    assert line_with("next ", last.out) == snapshot(
+        "next         restart the ai-memory daemon with this model; it keeps its index in memory"
+    )
     assert outside(reembed, path, *SAME, "--namespace", "people") == 0
     # Another model in one of them, and back by a rollback.
     other = ("--namespace", "bare", "--model", "n")
@@ -141,8 +182,14 @@ def test_rows_that_a_mode_leaves_are_counted(stamps: bool, reembed: Call, tmp_pa
 
     ran = reembed(*flags)
 
-    assert "12 rows that this run is not about" in ran.err
-    assert f"next         {MIXED}--missing-only to move the rest" in ran.out
+    assert line_with("not about", ran.err) == snapshot(
+        "reembed: NOTE — 12 rows that this run is not about keep vectors of other runs or models, "
+        "which can't be compared with the new ones"
+    )
+    assert line_with("next ", ran.out) == snapshot(
+        "next         the store holds vectors of more than one model: run without --missing-only "
+        "to move the rest, or go back with reembed rollback"
+    )
     assert run(reembed, path, *SAME, "--missing-only").values["outside_in_old_space"] is None
 
 
@@ -167,8 +214,10 @@ def test_a_partial_run_that_is_not_done_asks_for_the_rest(reembed: Call, tmp_pat
     ran = reembed("--db", path, "--max-rows", "3", "--partial", range_rows=2)
 
     assert ran.code == 6
-    assert "next         run again to finish; until then the store holds vectors of more" in ran.out
-    assert RESTART not in ran.out
+    assert line_with("next ", ran.out) == snapshot(
+        "next         run again to finish; until then the store holds vectors of more than one "
+        "model"
+    )
 
 
 @pytest.mark.parametrize("format", ["f32le", "json"])
@@ -190,7 +239,10 @@ def test_the_rows_that_a_condition_leaves_are_counted_though_the_run_changes_wha
 
     assert (by_stamp, by_key) == (4, 2)
     ran = reembed("--db", path, *flags, "--where", "id > 6")
-    assert f"next         {MIXED}--where to move the rest" in ran.out
+    assert line_with("next ", ran.out) == snapshot(
+        "next         the store holds vectors of more than one model: run without --where to move "
+        "the rest, or go back with reembed rollback"
+    )
 
 
 def test_a_collection_of_llm_has_a_model_of_its_own(reembed: Call, tmp_path: Path) -> None:
@@ -203,7 +255,9 @@ def test_a_collection_of_llm_has_a_model_of_its_own(reembed: Call, tmp_path: Pat
     ran = reembed("--db", path, "--model", "m", "--namespace", "two")
 
     assert (ran.code, "other runs or models" in ran.err + ran.out) == (0, False)
-    assert "next         embed queries with this model, too, from now on" in ran.out
+    assert line_with("next ", ran.out) == snapshot(
+        "next         embed queries with this model, too, from now on"
+    )
 
 
 def test_rows_that_an_earlier_run_skipped_are_outside(reembed: Call, tmp_path: Path) -> None:
