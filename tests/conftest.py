@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,24 @@ Program = Callable[..., "subprocess.CompletedProcess[str]"]
 def no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the keys of other tests, which nothing may show."""
     monkeypatch.setattr(hiding, "_noted", set())
+
+
+@cache
+def _context(file: str | None, directory: str | None) -> ssl.SSLContext:
+    return _create_context()
+
+
+_create_context = httpx2.create_ssl_context
+
+
+@pytest.fixture(autouse=True)
+def certificates_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the authorities' certificates once, not for each server: that takes 50 ms."""
+
+    def context() -> ssl.SSLContext:
+        return _context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+    monkeypatch.setattr(httpx2, "create_ssl_context", context)
 
 
 @pytest.fixture(params=["v57", "v80"])
@@ -195,8 +215,14 @@ class Scenario:
 
     def log(self) -> dict[str, Any]:
         """What has happened since it was made."""
-        found: dict[str, Any] = httpx2.get(self.control).json()
+        found: dict[str, Any] = _control().get(self.control).json()
         return found
+
+
+@cache
+def _control() -> httpx2.Client:
+    """What asks the server of the tests; it needs no certificates."""
+    return httpx2.Client(trust_env=False, verify=False)
 
 
 Serve = Callable[..., Scenario]
@@ -228,7 +254,7 @@ def serve(server: str) -> Serve:
     def make(**values: Any) -> Scenario:
         name = secrets.token_hex(4)
         control = f"{server}/scenarios/{name}"
-        httpx2.put(control, json=values).raise_for_status()
+        _control().put(control, json=values).raise_for_status()
         return Scenario(f"{server}/{name}", control)
 
     return make
