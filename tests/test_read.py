@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from inline_snapshot import snapshot
 
 from reembed.pipeline.plan import Plan
 from reembed.transforms.errors import StagingError
@@ -17,6 +18,7 @@ from reembed.transforms.read import StoreRows, split_rows
 from reembed.transforms.replacing import replace_vectors
 from reembed.transforms.rows import Cause, RangeVectors, Row, Skipped, StagedRow
 from tests.conftest import begin, change, fake_plan, make_store, memory, only_pass
+from tests.wording import wording
 
 texts = st.lists(st.text(max_size=6), max_size=20)
 
@@ -149,13 +151,17 @@ def test_a_pass_after_the_replacement_began_sees_the_runs_own_rows_though_they_a
     assert [row.key for row in read(plan, pass_number=2, begun=True)] == ["b"]
 
 
-def test_a_damaged_shard_is_not_taken_for_one_that_lacks_rows(plan: Plan) -> None:
+def test_a_damaged_shard_is_not_taken_for_one_that_lacks_rows(plan: Plan, tmp_path: Path) -> None:
     write(plan, *map(embedded, read(plan, pass_number=1)))
     (shard,) = plan.run.shards.iterdir()
     shard.write_bytes(shard.read_bytes()[:-1])
 
-    with pytest.raises(StagingError, match="is damaged"):
+    with pytest.raises(StagingError) as refused:
         read(plan, pass_number=2)
+    assert wording(refused, tmp_path).replace(shard.name, "SHARD") == snapshot(
+        "TMP/m.db.reembed/RUN/shards/SHARD is damaged: its bytes are not those that were "
+        "written; run reembed again, which looks through all files of the run first"
+    )
 
 
 def test_texts_of_like_length_are_in_one_part_and_the_longest_come_first(tmp_path: Path) -> None:

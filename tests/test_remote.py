@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms import embedders
 from reembed.transforms.embedders import PROBE_TEXTS, pace
@@ -29,7 +30,6 @@ from reembed.transforms.stores import decode
 from tests.conftest import (
     ROOT,
     Call,
-    Program,
     Scenario,
     Serve,
     change,
@@ -37,9 +37,13 @@ from tests.conftest import (
     kept_files,
     make_store,
     memory,
+    plain_pass,
     select,
     unpack,
 )
+from tests.wording import wording
+
+pytestmark = pytest.mark.system
 
 KEY = "sk-a-key-that-must-not-be-seen-0123456789"
 DIMENSION = 8
@@ -52,6 +56,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(pace, "MOST_WAIT_SECONDS", 0.2)
     yield
     embedders._load.cache_clear()
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do what a pass does in a plain loop, one request at a time, which takes a fraction."""
+    monkeypatch.setattr("reembed.pipeline.run._run_pass", plain_pass)
 
 
 def at(scenario: Scenario, model: str = "a-model") -> list[str]:
@@ -112,30 +122,26 @@ FAULTS: list[tuple[dict[str, Any], bool]] = [
     ({"kind": "html", "on": ONE}, True),
     ({"kind": "cut", "after": 5, "times": 3}, False),
     ({"kind": "cut", "on": ONE}, True),
-    ({"kind": "drip", "on": ONE, "seconds": 0.01}, True),
+    ({"kind": "drip", "on": ONE, "seconds": 0.05}, True),
     ({"kind": "hang", "on": ONE, "seconds": 9}, True),
     ({"kind": "gzip"}, False),
 ]
 
 
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize(("fault", "fails"), FAULTS, ids=[json.dumps(fault) for fault, _ in FAULTS])
 def test_whatever_the_server_does_the_vectors_are_right_or_the_row_is_named(
     fault: Mapping[str, Any], fails: bool, reembed: Call, serve: Serve, tmp_path: Path
 ) -> None:
     path = store_of(tmp_path / "m.db", 12)
-    scenario = serve(faults=[fault])
-    clean = serve()
+    scenario = serve(dimension=DIMENSION, faults=[fault])
+    timeout = "1s" if fault["kind"] in ("drip", "hang") else "9s"
 
-    done = reembed(
-        "--db", path, *at(scenario, "all-MiniLM-L6-v2"), "--batch", 5, "--timeout", "2s", real=True
-    )
-    other = store_of(tmp_path / "other.db", 12)
-    reembed("--db", other, *at(clean, "all-MiniLM-L6-v2"), real=True)
+    done = reembed("--db", path, *fake_at(scenario), "--batch", 5, "--timeout", timeout, real=True)
 
     assert done.code == 0
     assert ("skipped row 0004: " in done.err) == fails
-    expected = stored(other) | ({"0004": None} if fails else {})
-    assert stored(path) == expected
+    assert stored(path) == right(range(12)) | ({"0004": None} if fails else {})
     assert scenario.log()["alone"].get(text_of(4), 0) <= 2
 
 
@@ -150,26 +156,28 @@ RUNNERS = [
 def test_several_requests_are_in_flight_on_each_runner(
     runner: Sequence[str], reembed: Call, serve: Serve, tmp_path: Path
 ) -> None:
-    path = store_of(tmp_path / "m.db", 900)
+    path = store_of(tmp_path / "m.db", 600)
     scenario = serve(dimension=DIMENSION, seconds=0.1, faults=[status(400, on="title 0007")])
 
-    done = reembed("--db", path, *fake_at(scenario), *runner, real=True)
+    # Two ranges, of 510 rows and 90.
+    done = reembed("--db", path, *fake_at(scenario), "--batch", 30, *runner, real=True)
 
     assert done.code == 0
-    numbers = [number for number in range(900) if number != 7]
+    numbers = [number for number in range(600) if number != 7]
     assert stored(path) == right(numbers) | {"0007": None}
     assert scenario.log()["most_at_once"] >= 4
 
 
 def test_the_model_here_and_behind_a_server_gives_equal_vectors(
-    program: Program, serve: Serve, tmp_path: Path
+    reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("reembed.transforms.embedders.local.LocalEmbedder._compile", lambda _: None)
     paths = [unpack("v80", tmp_path / name) for name in ("here.db", "there.db")]
     there = [*at(serve(), "all-minilm"), "--json"]
 
     for path, flags in zip(paths, ([], there), strict=True):
-        done = program("--db", path, "--namespace", "notes", *flags)
-        assert done.returncode == 0, done.stderr
+        done = reembed("--db", path, "--namespace", "notes", *flags, real=True)
+        assert done.code == 0, done.err
 
     query = "SELECT embedding FROM memories WHERE namespace = 'notes' ORDER BY id"
     here, served = (np.stack([decode(v) for (v,) in select(path, query)]) for path in paths)
@@ -178,15 +186,16 @@ def test_the_model_here_and_behind_a_server_gives_equal_vectors(
 
 
 def test_a_run_that_is_killed_sends_no_text_twice_but_those_in_flight(
-    serve: Serve, tmp_path: Path
+    reembed: Call, serve: Serve, tmp_path: Path
 ) -> None:
-    path = store_of(tmp_path / "m.db", 3_000)
-    scenario = serve(dimension=DIMENSION, seconds=0.15)
-    command = [sys.executable, "-m", "reembed", "--db", str(path), *fake_at(scenario)]
-    command += ["--in-flight", "2"]
+    path = store_of(tmp_path / "m.db", 1_500)
+    scenario = serve(dimension=DIMENSION, seconds=0.1)
+    flags = ["--db", str(path), *fake_at(scenario), "--in-flight", "2", "--batch", "50"]
+    command = [sys.executable, "-m", "reembed", *flags]
     environment = clean_environment(tmp_path)
     first = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while len(scenario.log()["answered"]) < 1_000:
+    while len(scenario.log()["answered"]) < 500:
+        assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
@@ -196,22 +205,20 @@ def test_a_run_that_is_killed_sends_no_text_twice_but_those_in_flight(
         for shards in run.list_shards().values()
         for row in read_shards(shards, with_vectors=False)
     }
-    assert 500 < len(staged) < 3_000
+    assert 250 < len(staged) < 1_500
     assert not any(stored(path).values())
 
-    again = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    again = reembed(*flags, real=True)
 
-    assert again.returncode == 0, again.stderr
-    assert f"reembed: {len(staged):,} of 3,000 rows are staged; going on" in again.stderr
-    assert stored(path) == right(range(3_000))
+    assert again.code == 0, again.err
+    assert f"reembed: {len(staged):,} of 1,500 rows are staged; going on" in again.err
+    assert stored(path) == right(range(1_500))
     # Each process asks for three texts of its first request once more, alone.
     texts = Counter(scenario.log()["texts"]) - Counter(scenario.log()["alone"])
     twice = {text for text, times in texts.items() if times > 1 and text not in PROBE_TEXTS}
     assert twice.isdisjoint(text_of(int(key)) for key in staged)
-    # Two requests of 100 texts, and what was answered of the two ranges that they are of.
-    assert len(twice) <= 2 * 100
+    # Two requests of 50 texts, and what was answered of the two ranges that they are of.
+    assert len(twice) <= 2 * 50
     assert max(texts[text] for text in twice | {text_of(0)}) <= 2
 
 
@@ -227,10 +234,10 @@ def test_an_outage_keeps_what_is_staged_and_the_same_command_goes_on(
     gone = reembed("--db", path, *fake_at(down), "--give-up-after", "1s", real=True)
 
     assert gone.code == 1
-    assert re.search(
-        r"the server at 127.0.0.1:\d+ gives no right answer \(HTTP 503\), tried for \d s of 1 s; "
-        "what is staged stays: the same command goes on",
-        gone.error,
+    said = re.sub(r"tried for \d s", "tried for N s", wording(gone.error, tmp_path))
+    assert said == snapshot(
+        "the server at 127.0.0.1:PORT gives no right answer (HTTP 503), tried for N s of "
+        "1 s; what is staged stays: the same command goes on"
     )
     assert path.read_bytes() == before
     well = serve(dimension=DIMENSION)
@@ -252,7 +259,10 @@ def test_a_key_that_is_refused_half_way_ends_the_run_and_keeps_what_is_staged(
     done = reembed("--db", path, *fake_at(scenario), "--in-flight", "4", real=True)
 
     assert done.code == 1
-    assert "refuses the key (HTTP 401); it was sent none: set one; what is staged" in done.error
+    assert wording(done.error, tmp_path) == snapshot(
+        "127.0.0.1:PORT refuses the key (HTTP 401); it was sent none: set one; what is "
+        "staged stays: the same command goes on"
+    )
     # Each of the four in flight may ask twice, and one more may start as the first gives up.
     assert scenario.log()["requests"] <= 8 + 3 * 4
 
@@ -268,7 +278,11 @@ def test_the_spending_stops_before_the_limit_and_the_next_run_goes_on(
     stopped = reembed(*flags, "--max-tokens", 3_000, real=True)
 
     assert stopped.code == 1
-    assert "stopped, since the next request would pass --max-tokens 3000" in stopped.error
+    said = re.sub(r"[\d,]+ tokens", "N tokens", wording(stopped.error, tmp_path))
+    assert said == snapshot(
+        "stopped, since the next request would pass --max-tokens 3000: N tokens are "
+        "spent; what is staged stays: the same command goes on"
+    )
     spent = scenario.log()["tokens"]
     assert 1_500 < spent <= 3_000
     assert not any(stored(path).values())
@@ -280,6 +294,7 @@ def test_the_spending_stops_before_the_limit_and_the_next_run_goes_on(
     assert {times for text, times in texts.items() if text not in PROBE_TEXTS} == {1}
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_pilot_ends_with_a_forecast(reembed: Call, serve: Serve, tmp_path: Path) -> None:
     path = store_of(tmp_path / "m.db", 600)
     flags = ["--db", path, *fake_at(serve(dimension=DIMENSION)), "--max-rows", 60]
@@ -292,17 +307,23 @@ def test_a_pilot_ends_with_a_forecast(reembed: Call, serve: Serve, tmp_path: Pat
     assert forecast["cost"] == 540 * 6 * 10 / 1e6
     assert forecast["seconds"] >= 0
     second = reembed(*flags, "--price-per-million", 10, real=True)
-    assert re.search(
-        r"\nforecast +480 rows are left, about \S+ s at this pace, about 2,880 tokens, 0.029\n",
-        second.out,
-    )
+    said = re.sub(r"\d+\.\d s\b", "N s", wording(second.out, tmp_path))
+    assert said == snapshot("""\
+reembed: 120 of 600 rows staged, nothing is replaced yet
+
+staged now  60 embedded, 0 skipped
+time        N s
+forecast    480 rows are left, about N s at this pace, about 2,880 tokens, 0.029
+staged in   TMP/m.db.reembed/RUN
+next        the same command goes on; without --max-rows it stages the rest and replaces
+""")
 
 
 def test_a_dry_run_sends_no_rows_text_and_asks_only_for_what_it_can_not_know(
     reembed: Call, serve: Serve, tmp_path: Path
 ) -> None:
     path = store_of(tmp_path / "m.db", 5)
-    known, unknown = serve(), serve()
+    known, unknown = serve(dimension=384), serve(dimension=384)
     before = kept_files(tmp_path)
 
     plan = reembed("--db", path, *at(known, "nomic-embed-text"), "--dry-run", "--json", real=True)
@@ -343,14 +364,38 @@ def test_the_plan_says_where_each_value_came_from_and_what_it_will_cost(
     assert plan.values["target_dim"] == 1536
     assert plan.values["requests_estimated"] == 12
     assert plan.values["cost_estimated"] == plan.values["tokens_estimated"] * 0.02 / 1e6
-    assert f"the texts of 600 rows go to {scenario.url.split('/')[2]}" in plan.err
+    assert wording(plan.err, tmp_path) == snapshot("""\
+reembed: PRE-FLIGHT — stored embedding dims: []; target: 1536-dim (text-embedding-3-small (1536-dim, openai)); every scanned row's vector will be REPLACED
+reembed: the texts of 600 rows go to 127.0.0.1:PORT (with the key in MY_KEY)
+""")  # noqa: E501
+    assert f"go to {scenario.url.split('/')[2]} " in plan.err
     assert KEY not in plan.out + plan.err
     assert scenario.log()["requests"] == 0
 
 
-@pytest.mark.parametrize("egress", ["deny", "loopback-only", "internal-only"])
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(
+    ("egress", "refusal"),
+    [
+        (
+            "deny",
+            snapshot(
+                "AI_MEMORY_INFERENCE_EGRESS is deny, so no text may be sent to "
+                "127.0.0.1:PORT; nothing was sent: use --backend local, or change the "
+                "setting"
+            ),
+        ),
+        ("loopback-only", None),
+        ("internal-only", None),
+    ],
+)
 def test_what_may_not_be_sent_is_not_sent(
-    egress: str, reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    egress: str,
+    refusal: str | None,
+    reembed: Call,
+    serve: Serve,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = store_of(tmp_path / "m.db", 5)
     scenario = serve(dimension=DIMENSION)
@@ -358,10 +403,12 @@ def test_what_may_not_be_sent_is_not_sent(
 
     done = reembed("--db", path, *fake_at(scenario), real=True)
 
-    assert done.code == (3 if egress == "deny" else 0)
-    assert bool(scenario.log()["requests"]) == (egress != "deny")
+    assert done.code == (3 if refusal else 0)
+    assert (wording(done.error, tmp_path) if done.code else None) == refusal
+    assert bool(scenario.log()["requests"]) == (refusal is None)
 
 
+@pytest.mark.usefixtures("plain")
 def test_another_prefix_is_not_mixed_with_what_is_staged(
     reembed: Call, serve: Serve, tmp_path: Path
 ) -> None:
@@ -372,18 +419,27 @@ def test_another_prefix_is_not_mixed_with_what_is_staged(
     other = reembed(*flags, "--document-prefix", "passage: ", real=True)
 
     assert other.code == 1
-    assert "its prompt was '' and is 'passage: ' now" in other.error
+    assert wording(other.error, tmp_path) == snapshot(
+        "the run RUN has staged rows for another target: its prompt was '' and is "
+        "'passage: ' now; mixing the two would be wrong: give the same target as before, "
+        "or start over with --fresh"
+    )
 
 
+@pytest.mark.usefixtures("plain")
 def test_another_model_under_the_same_name_is_not_mixed_with_what_is_staged(
     reembed: Call, serve: Serve, tmp_path: Path
 ) -> None:
     path = store_of(tmp_path / "m.db", 300)
-    first, second = serve(dimension=384), serve()
+    first, second = serve(dimension=384), serve(dimension=384, faults=[{"kind": "other vectors"}])
     for scenario, code in ((first, 0), (second, 1)):
         done = reembed("--db", path, *at(scenario), "--max-rows", 10, real=True)
         assert done.code == code
-    assert "does not behave as it did when the run" in done.error
+    assert wording(done.error, tmp_path) == snapshot(
+        "a-model (384-dim, openai-compatible) does not behave as it did when the run RUN "
+        "began: it gives other vectors for the same texts, and mixing the two would be "
+        "wrong; bring the former model back, or start over with --fresh"
+    )
 
 
 def test_equal_texts_are_sent_once_whatever_range_they_are_in(
@@ -415,10 +471,15 @@ def test_vectors_of_two_models_are_never_put_into_the_store(
     done = reembed("--db", path, *fake_at(scenario), real=True)
 
     assert done.code == 1
-    assert "gives other vectors for the same texts now than when the run began" in done.error
+    assert wording(done.error, tmp_path) == snapshot(
+        "a-model (8-dim, openai-compatible) gives other vectors for the same texts now "
+        "than when the run began, so what is staged may be of two models, and it is not "
+        "put into the store; bring the former model back and start over with --fresh"
+    )
     assert path.read_bytes() == before
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_check_sends_no_text_where_none_may_be_sent_any_more(
     reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,7 +496,17 @@ def test_a_check_sends_no_text_where_none_may_be_sent_any_more(
     done = reembed("verify", "--db", path, real=True)
 
     assert (done.code, scenario.log()["requests"]) == (0, requests)
-    assert "sample          not checked: AI_MEMORY_INFERENCE_EGRESS is deny" in done.out
+    assert wording(done.out, tmp_path) == snapshot("""\
+reembed verify: all is as the run left it by its digests; no sample was embedded again
+
+run             RUN
+rows checked    100
+changed since   0 (a new text and vector by another program)
+deleted since   0
+not of the run  0 (skipped, or added since)
+sample          not checked: AI_MEMORY_INFERENCE_EGRESS is deny, so no text may be sent to 127.0.0.1:PORT; nothing was sent: use --backend local, or change the setting
+wrong           none
+""")  # noqa: E501
 
 
 def test_the_spending_is_one_whatever_a_runner_repeats(
@@ -451,29 +522,33 @@ def test_the_spending_is_one_whatever_a_runner_repeats(
     assert 1_000 < scenario.log()["tokens"] <= 2_000
 
 
-@pytest.mark.parametrize("kept", ["variable", "file"])
-def test_the_key_is_nowhere_but_in_the_request(kept: str, serve: Serve, tmp_path: Path) -> None:
-    path = store_of(tmp_path / "m.db", 300)
+def keyed(path: Path, serve: Serve, *, seconds: float) -> Scenario:
+    """A server that wants the key, and puts it into a refusal."""
+    store_of(path, 300)
     faults = [status(400, on="title 0007", body=json.dumps({"error": f"no, {KEY}, no"}))]
-    scenario = serve(dimension=DIMENSION, key=KEY, seconds=0.3, faults=faults)
-    home = tmp_path / "home"
-    environment = clean_environment(home)
-    if kept == "variable":
-        environment["AI_MEMORY_EMBED_API_KEY"] = KEY
-    else:
-        config = home / ".config" / "ai-memory" / "config.toml"
-        config.parent.mkdir(parents=True)
-        file = tmp_path / "elsewhere" / "key"
-        file.parent.mkdir()
-        file.write_text(KEY)
-        file.chmod(0o400)
-        config.write_text(f'[embeddings]\napi_key_file = "{file}"\n')
+    return serve(dimension=DIMENSION, key=KEY, seconds=seconds, faults=faults)
+
+
+def check_hidden(path: Path, scenario: Scenario, said: str) -> None:
+    """The key is in the requests, and in nothing that is said or kept."""
+    assert "skipped row 0007: HTTP 400: no, ***, no" in said
+    assert scenario.log()["keys"] == [f"Bearer {KEY}"]
+    assert KEY not in said
+    searched = kept_files(path.with_name("m.db.reembed")) | {"m.db": path.read_bytes()}
+    assert len(searched) > 3
+    assert not [name for name, content in searched.items() if KEY.encode() in content]
+
+
+def test_the_key_in_a_variable_is_nowhere_but_in_the_request(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    scenario = keyed(path, serve, seconds=0.2)
     process = subprocess.Popen(
         [sys.executable, "-m", "reembed", "--db", str(path), *fake_at(scenario)],
-        env=environment,
+        env=clean_environment(tmp_path / "home") | {"AI_MEMORY_EMBED_API_KEY": KEY},
         cwd=ROOT,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     shown: set[str] = set()
     while process.poll() is None:
@@ -481,17 +556,33 @@ def test_the_key_is_nowhere_but_in_the_request(kept: str, serve: Serve, tmp_path
             its = psutil.Process(process.pid)
             shown.update(*(one.cmdline() for one in (its, *its.children(recursive=True))))
         time.sleep(0.1)
-    out, err = process.communicate()
+    said, _ = process.communicate()
 
-    assert process.returncode == 0, err
-    assert b"skipped row 0007: HTTP 400: no, ***, no" in err
-    assert scenario.log()["keys"] == [f"Bearer {KEY}"]
+    assert process.returncode == 0, said
+    check_hidden(path, scenario, said)
     assert "--base-url" in shown
     assert not any(KEY in argument for argument in shown)
-    assert KEY.encode() not in out + err
-    searched = kept_files(tmp_path / "m.db.reembed") | {"m.db": path.read_bytes()}
-    assert len(searched) > 3
-    assert not [name for name, content in searched.items() if KEY.encode() in content]
+
+
+def test_the_key_in_a_file_is_nowhere_but_in_the_request(
+    reembed: Call, serve: Serve, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.db"
+    scenario = keyed(path, serve, seconds=0)
+    config = tmp_path / ".config" / "ai-memory" / "config.toml"
+    config.parent.mkdir(parents=True)
+    file = tmp_path / "elsewhere" / "key"
+    file.parent.mkdir()
+    file.write_text(KEY)
+    file.chmod(0o400)
+    config.write_text(f'[embeddings]\napi_key_file = "{file}"\n')
+
+    done = reembed("--db", path, *fake_at(scenario), real=True)
+
+    assert done.code == 0
+    check_hidden(path, scenario, done.out + done.err)
+    assert not any(KEY in argument for argument in psutil.Process().cmdline())
+    assert not any(KEY in value for value in os.environ.values())
 
 
 def test_a_missing_key_is_told_before_anything_is_done(
@@ -507,9 +598,9 @@ def test_a_missing_key_is_told_before_anything_is_done(
 
     assert done.code == 3
     # What is not set is not named: it may be the key itself.
-    assert done.error == (
-        "the key is to be read from the variable that api_key_env names, which is not set here; "
-        "set it"
+    assert done.error == snapshot(
+        "the key is to be read from the variable that api_key_env names, which is not "
+        "set here; set it"
     )
 
 
@@ -518,6 +609,7 @@ def test_a_missing_key_is_told_before_anything_is_done(
 NOBODY = "http://127.0.0.1:9/v1"
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_check_needs_no_server_for_what_the_run_has_noted(
     reembed: Call, serve: Serve, tmp_path: Path
 ) -> None:
@@ -529,20 +621,35 @@ def test_a_check_needs_no_server_for_what_the_run_has_noted(
     away = reembed("verify", "--db", path, "--base-url", NOBODY, "--json", real=True)
 
     assert (away.code, away.values["checked"], away.values["sampled"]) == (0, 100, 0)
-    assert "can't be reached (" in away.values["unchecked"]
-    assert "correct --base-url" in away.values["unchecked"]
-    assert "WARN" in away.err
-    assert "the sample is not checked" in away.err
-    told = reembed("verify", "--db", path, "--base-url", NOBODY, real=True)
-    assert told.out.startswith(
-        "reembed verify: all is as the run left it by its digests; no sample was embedded again\n"
+    # Why it can't be reached is said by the system.
+    why = re.compile(r"can't be reached \([^)]*\)")
+    assert why.sub("can't be reached (WHY)", away.values["unchecked"]) == snapshot(
+        "the server at 127.0.0.1:9 can't be reached (WHY); start it, or correct "
+        "--base-url or the configured URL"
     )
+    assert why.sub("can't be reached (WHY)", wording(away.err, tmp_path)) == snapshot(
+        "WARN [RUN] the sample is not checked: the server at 127.0.0.1:PORT can't be "
+        "reached (WHY); start it, or correct --base-url or the configured URL\n"
+    )
+    told = reembed("verify", "--db", path, "--base-url", NOBODY, real=True)
+    assert why.sub("can't be reached (WHY)", wording(told.out, tmp_path)) == snapshot("""\
+reembed verify: all is as the run left it by its digests; no sample was embedded again
+
+run             RUN
+rows checked    100
+changed since   0 (a new text and vector by another program)
+deleted since   0
+not of the run  0 (skipped, or added since)
+sample          not checked: the server at 127.0.0.1:PORT can't be reached (WHY); start it, or correct --base-url or the configured URL
+wrong           none
+""")  # noqa: E501
     change(path, "UPDATE memories SET embedding = zeroblob(32) WHERE id = '0007'")
     wrong = reembed("verify", "--db", path, "--base-url", NOBODY, "--json", real=True)
     assert (wrong.code, wrong.values["wrong"]) == (1, {"overwritten": 1, "zeros": 1})
     assert scenario.log()["requests"] == before
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_server_that_has_moved_is_named_to_the_check(
     reembed: Call, serve: Serve, tmp_path: Path
 ) -> None:
@@ -561,9 +668,13 @@ def test_a_server_that_has_moved_is_named_to_the_check(
     assert scenario.log()["requests"] == before
     # A model that answers, and is another one, is a finding about the model.
     assert (wrong.code, wrong.values["checked"], wrong.values["wrong"]) == (3, 100, {})
-    assert "does not behave as it did when the run" in wrong.error
+    assert wording(wrong.error, tmp_path) == snapshot(
+        "a-model (8-dim, openai-compatible) does not behave as it did when the run RUN "
+        "began, so its rows can't be checked with it; bring the former model back"
+    )
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_key_goes_only_where_a_flag_or_a_setting_says(
     reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -576,8 +687,12 @@ def test_a_key_goes_only_where_a_flag_or_a_setting_says(
     unasked = reembed("verify", "--db", path, "--json", real=True)
 
     assert (unasked.code, unasked.values["checked"], unasked.values["sampled"]) == (0, 20, 0)
-    assert "the settings name the backend local, so nothing was sent" in unasked.values["unchecked"]
-    assert "say where that server is with --base-url" in unasked.values["unchecked"]
+    assert wording(unasked.values["unchecked"], tmp_path) == snapshot(
+        "the run embedded with the backend openai-compatible at http://127.0.0.1:PORT, "
+        "and the settings name the backend local, so nothing was sent; say where that "
+        "server is with --base-url, and its kind with --backend if it takes that "
+        "backend's key"
+    )
     assert scenario.log()["requests"] == before
     asked = reembed("verify", "--db", path, "--base-url", scenario.url, "--json", real=True)
     assert (asked.code, asked.values["sampled"]) == (0, 20)
@@ -587,16 +702,21 @@ def test_a_key_goes_only_where_a_flag_or_a_setting_says(
     monkeypatch.delenv("AI_MEMORY_EMBED_API_KEY")
     other = reembed("verify", "--db", path, "--json", real=True)
     assert (other.code, other.values["sampled"]) == (0, 0)
-    assert (
-        "sent the key in AI_MEMORY_EMBED_API_KEY, and the settings say no key, so nothing was sent"
-        in other.values["unchecked"]
+    assert wording(other.values["unchecked"], tmp_path) == snapshot(
+        "the run sent the key in AI_MEMORY_EMBED_API_KEY, and the settings say no key, "
+        "so nothing was sent; say --base-url with the server's URL if the settings are "
+        "right, or correct them"
     )
     none = reembed("verify", "--db", path, "--base-url", scenario.url, "--json", real=True)
     assert (none.code, none.values["sampled"]) == (0, 0)
-    assert "it was sent none: set one" in none.values["unchecked"]
+    assert wording(none.values["unchecked"], tmp_path) == snapshot(
+        "127.0.0.1:PORT refuses the key (HTTP 401: Incorrect API key provided: .); it "
+        "was sent none: set one"
+    )
     assert scenario.log()["keys"] == ["", f"Bearer {KEY}"]
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_key_goes_over_http_to_another_machine_only_if_it_is_said_again(
     reembed: Call, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -610,12 +730,19 @@ def test_a_key_goes_over_http_to_another_machine_only_if_it_is_said_again(
     refused = reembed("verify", "--db", path, *elsewhere, "--json", real=True)
 
     assert refused.code == 0
-    assert "the key would be sent to 192.0.2.1:9 over http" in refused.values["unchecked"]
+    assert wording(refused.values["unchecked"], tmp_path) == snapshot(
+        "the key would be sent to 192.0.2.1:9 over http, where others can read it; use "
+        "https, unset the key, or say --insecure-key if the network is trusted"
+    )
     monkeypatch.setenv("AI_MEMORY_INFERENCE_EGRESS", "loopback-only")
     forbidden = reembed("verify", "--db", path, *elsewhere, "--insecure-key", "--json", real=True)
-    assert "AI_MEMORY_INFERENCE_EGRESS is loopback-only" in forbidden.values["unchecked"]
+    assert wording(forbidden.values["unchecked"], tmp_path) == snapshot(
+        "AI_MEMORY_INFERENCE_EGRESS is loopback-only, so no text may be sent to "
+        "192.0.2.1:9; nothing was sent: use --backend local, or change the setting"
+    )
 
 
+@pytest.mark.usefixtures("plain")
 def test_a_served_model_is_not_looked_for_on_this_machine(
     reembed: Call, serve: Serve, tmp_path: Path
 ) -> None:
@@ -624,4 +751,9 @@ def test_a_served_model_is_not_looked_for_on_this_machine(
 
     refused = reembed("verify", "--db", path, "--model", "m", real=True)
 
-    assert (refused.code, "name the server with --base-url" in refused.error) == (2, True)
+    assert refused.code == 2
+    assert wording(refused.error, tmp_path) == snapshot(
+        "--model is about a model on this machine, and a-model (8-dim, "
+        "openai-compatible) is behind a server; leave it out, or name the server with "
+        "--base-url"
+    )

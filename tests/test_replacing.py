@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.pipeline.plan import Plan
 from reembed.transforms import replacing
@@ -31,6 +33,7 @@ from reembed.transforms.staging import Ledger, Manifest, Rules, State, read_ledg
 from reembed.transforms.stores import Replacement, sqlite
 from reembed.transforms.stores.codec import decode, encode
 from tests.conftest import begin, change, fake_plan, files, make_store, memory, select
+from tests.wording import wording
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 OLD = encode(np.array([1.0, 2.0], dtype=np.float32))
@@ -319,7 +322,7 @@ def test_a_lock_at_the_begin_is_waited_for(plan: Plan) -> None:
     with closing(sqlite3.connect(plan.store.path, check_same_thread=False)) as other:
         other.isolation_level = None
         other.execute("BEGIN EXCLUSIVE")
-        timer = threading.Timer(1.0, lambda: other.execute("ROLLBACK"))
+        timer = threading.Timer(0.2, lambda: other.execute("ROLLBACK"))
         timer.start()
 
         assert replace(plan) == Summary(replaced=10)
@@ -497,7 +500,7 @@ def test_many_vectors_are_written_in_several_portions_of_one_transaction(
 
 
 def test_an_error_in_the_last_portion_undoes_the_first(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(replacing, "_FLUSH_BYTES", 100)
     change(
@@ -506,8 +509,11 @@ def test_an_error_in_the_last_portion_undoes_the_first(
         "BEGIN SELECT RAISE(ABORT, 'no'); END",
     )
 
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError) as failed:
         replace(plan)
+    assert wording(failed, tmp_path) == snapshot(
+        "SQLite can't work with TMP/m.db: no; look into it and run again"
+    )
     assert {held(plan, f"{i:02d}") for i in range(10)} == {OLD}
     assert plan.run.read_manifest().state is State.REPLACING
 
@@ -747,14 +753,19 @@ def test_a_backup_of_an_attempt_that_wrote_nothing_goes_only_where_all_rows_hold
 
 
 def test_a_backup_that_is_not_read_back_as_it_was_written_stops_it_before_the_first_write(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from reembed.transforms.staging import backup
 
     monkeypatch.setattr(backup, "read_table", lambda path, columns: pa.table({"key": ["a"]}))
 
-    with pytest.raises(StagingError, match="check the disk"):
+    with pytest.raises(StagingError) as stopped:
         replace(plan)
+    said = re.sub(r"[0-9a-f]+(?=\.parquet)", "DIGEST", wording(stopped, tmp_path))
+    assert said == snapshot(
+        "the backup TMP/m.db.reembed/RUN/backup/0000000.0000.DIGEST.parquet is not as it "
+        "was written; check the disk"
+    )
     assert {held(plan, f"{i:02d}") for i in range(10)} == {OLD}
     assert plan.run.read_manifest().state is State.STAGING
 
@@ -805,16 +816,20 @@ def test_the_runs_own_vector_of_a_former_text_is_never_a_way_back(plan: Plan) ->
 
 @pytest.mark.parametrize("moment", [0, 1])
 def test_an_attempt_that_was_taken_over_writes_nothing_more(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch, short: None, moment: int
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, short: None, moment: int, tmp_path: Path
 ) -> None:
     def take_over() -> None:
         plan.run.write_manifest(replaced(plan.run.read_manifest(), attempt="another"))
 
     before_the_lock(monkeypatch, *[lambda: None] * moment, take_over)
 
-    with pytest.raises(RunError, match="another process has taken over the run"):
+    with pytest.raises(RunError) as refused:
         replace(plan)
 
+    assert wording(refused, tmp_path) == snapshot(
+        "another process has taken over the run RUN; this one stops and writes nothing "
+        "more, and reembed status says what the store holds"
+    )
     new = [held(plan, f"{i:02d}") != OLD for i in range(10)]
     assert new == [True] * 4 * moment + [False] * (10 - 4 * moment)
     manifest = plan.run.read_manifest()
@@ -822,24 +837,33 @@ def test_an_attempt_that_was_taken_over_writes_nothing_more(
 
 
 def test_an_attempt_that_was_taken_over_while_it_staged_touches_neither_backup_nor_table(
-    plan: Plan,
+    plan: Plan, tmp_path: Path
 ) -> None:
     plan.run.write_manifest(replaced(plan.run.read_manifest(), attempt="another"))
     before = files(plan.run.path)
 
-    with pytest.raises(RunError, match="another process has taken over"):
+    with pytest.raises(RunError) as refused:
         replace(plan)
+    assert wording(refused, tmp_path) == snapshot(
+        "another process has taken over the run RUN; this one stops and writes nothing "
+        "more, and reembed status says what the store holds"
+    )
     assert files(plan.run.path) == before
     assert {held(plan, f"{i:02d}") for i in range(10)} == {OLD}
 
 
 def test_without_room_for_it_nothing_is_written(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 1000, 1000))
 
-    with pytest.raises(StagingError, match="make room"):
+    with pytest.raises(StagingError) as refused:
         replace(plan)
+    assert wording(refused, tmp_path) == snapshot(
+        "about 6,435 bytes are needed for the new vectors, the backup and SQLite's log, "
+        "and 1,000 bytes are free at TMP/m.db.reembed/RUN; make room, or name another "
+        "place for the run directory with --run-dir"
+    )
     assert {held(plan, f"{i:02d}") for i in range(10)} == {OLD}
     assert plan.run.read_manifest().state is State.STAGING
     assert list(plan.run.backup.iterdir()) == []
@@ -859,13 +883,17 @@ def test_the_room_is_that_of_the_new_vectors_the_backup_and_the_log(plan: Plan) 
 
 
 def test_a_writer_that_holds_the_lock_is_waited_for(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr("reembed.transforms.stores.sqlite._TURN_SECONDS", 0.05)
     monkeypatch.setattr("reembed.transforms.stores.sqlite.BUSY_SECONDS", 0.1)
     connection = sqlite3.connect(plan.store.path, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StoreError, match="locked by another process"):
+    with pytest.raises(StoreError) as failed:
         replace(plan)
+    assert wording(failed, tmp_path) == snapshot(
+        "TMP/m.db is locked by another process; wait for it to finish, or stop it, and run again"
+    )
     connection.execute("COMMIT")
     connection.close()
 
@@ -873,7 +901,7 @@ def test_a_writer_that_holds_the_lock_is_waited_for(
 
 
 def test_a_record_stop_that_comes_between_two_transactions_stops_it(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch, short: None
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, short: None, tmp_path: Path
 ) -> None:
     def stop() -> None:
         change(
@@ -884,8 +912,12 @@ def test_a_record_stop_that_comes_between_two_transactions_stops_it(
 
     before_the_lock(monkeypatch, lambda: None, stop)
 
-    with pytest.raises(StoreError, match="a record-stop is in force"):
+    with pytest.raises(StoreError) as stopped:
         replace(plan)
+    assert wording(stopped, tmp_path) == snapshot(
+        "a record-stop is in force in TMP/m.db, and no program may write to it; resume "
+        "recording with ai-memory and run again"
+    )
     assert [held(plan, f"{i:02d}") != OLD for i in range(10)] == [True] * 4 + [False] * 6
 
 
@@ -895,31 +927,74 @@ def test_a_record_stop_that_comes_between_two_transactions_stops_it(
 @pytest.mark.parametrize(
     ("replaced", "kept", "most", "refused"),
     [
-        (2, {Cause.REJECTED: 1}, 0.5, False),
-        (1, {Cause.REJECTED: 1}, 0.5, False),
-        (1, {Cause.REJECTED: 1, Cause.BAD_VECTOR: 1}, 0.5, True),
-        (0, {Cause.REJECTED: 1}, 0.5, True),
-        (0, {Cause.ENCRYPTED: 9, Cause.OVER_CAP: 9, Cause.NOT_TEXT: 9}, 0.5, False),
-        (1, {Cause.ENCRYPTED: 9, Cause.REJECTED: 2}, 0.5, True),
-        (0, {}, 0.5, False),
-        (99, {Cause.REJECTED: 1}, 0.0, True),
-        (99, {Cause.ENCRYPTED: 1}, 0.0, False),
-        (99, {Cause.REJECTED: 1}, 0.01, False),
-        (1, {Cause.REJECTED: 99}, 1.0, False),
-        (0, {Cause.REJECTED: 99}, 1.0, True),
-        (0, {}, 0.0, False),
+        (2, {Cause.REJECTED: 1}, 0.5, None),
+        (1, {Cause.REJECTED: 1}, 0.5, None),
+        (
+            1,
+            {Cause.REJECTED: 1, Cause.BAD_VECTOR: 1},
+            0.5,
+            snapshot(
+                "2 of 3 rows could not be embedded (1 rejected by the model, 1 unusable "
+                "vector), and --max-skipped allows 0.5 of them and never all"
+            ),
+        ),
+        (
+            0,
+            {Cause.REJECTED: 1},
+            0.5,
+            snapshot(
+                "1 of 1 rows could not be embedded (1 rejected by the model), and "
+                "--max-skipped allows 0.5 of them and never all"
+            ),
+        ),
+        (0, {Cause.ENCRYPTED: 9, Cause.OVER_CAP: 9, Cause.NOT_TEXT: 9}, 0.5, None),
+        (
+            1,
+            {Cause.ENCRYPTED: 9, Cause.REJECTED: 2},
+            0.5,
+            snapshot(
+                "2 of 3 rows could not be embedded (2 rejected by the model), and "
+                "--max-skipped allows 0.5 of them and never all"
+            ),
+        ),
+        (0, {}, 0.5, None),
+        (
+            99,
+            {Cause.REJECTED: 1},
+            0.0,
+            snapshot(
+                "1 of 100 rows could not be embedded (1 rejected by the model), and "
+                "--max-skipped allows 0 of them and never all"
+            ),
+        ),
+        (99, {Cause.ENCRYPTED: 1}, 0.0, None),
+        (99, {Cause.REJECTED: 1}, 0.01, None),
+        (1, {Cause.REJECTED: 99}, 1.0, None),
+        (
+            0,
+            {Cause.REJECTED: 99},
+            1.0,
+            snapshot(
+                "99 of 99 rows could not be embedded (99 rejected by the model), and "
+                "--max-skipped allows 1 of them and never all"
+            ),
+        ),
+        (0, {}, 0.0, None),
     ],
 )
 def test_a_run_in_which_too_many_of_the_tried_rows_failed_or_all_is_refused(
-    replaced: int, kept: dict[Cause, int], most: float, refused: bool
+    replaced: int, kept: dict[Cause, int], most: float, refused: str | None
 ) -> None:
     found = Summary(replaced=replaced, kept=kept)
 
-    if refused:
-        with pytest.raises(TooManySkippedError, match="nothing is replaced now"):
-            check_failures(found, most=most)
-    else:
+    if refused is None:
         check_failures(found, most=most)
+        return
+    with pytest.raises(TooManySkippedError) as failed:
+        check_failures(found, most=most)
+    said = str(failed.value)
+    assert re.sub("; nothing is replaced now, and .*", "", said) == refused
+    assert "; nothing is replaced now, and what is staged stays: " in said
 
 
 def test_too_many_failures_replace_nothing_and_what_is_staged_stays(tmp_path: Path) -> None:
@@ -928,9 +1003,15 @@ def test_too_many_failures_replace_nothing_and_what_is_staged_stays(tmp_path: Pa
     stage(plan)
     before = files(plan.run.path)
 
-    with pytest.raises(TooManySkippedError, match="2 of 3 rows could not be embedded"):
+    with pytest.raises(TooManySkippedError) as failed:
         replace(plan, Phase.FORCE)
 
+    assert wording(failed, tmp_path) == snapshot(
+        "2 of 3 rows could not be embedded (2 rejected by the model), and --max-skipped "
+        "allows 0.5 of them and never all; nothing is replaced now, and what is staged "
+        "stays: check the model, then run again with --retry-skipped, or with a higher "
+        "--max-skipped"
+    )
     assert set(stored(plan).values()) == {None}
     assert files(plan.run.path) == before
     assert replace(replaced(plan, rules=Rules(most_skipped=0.7))).replaced == 1
@@ -954,6 +1035,12 @@ def test_too_many_failures_of_a_later_part_replace_nothing_of_it(tmp_path: Path)
     before = plan.store.path.read_bytes()
     stage(plan, pass_number=2, begun=True)
 
-    with pytest.raises(TooManySkippedError, match="3 of 4 rows could not be embedded"):
+    with pytest.raises(TooManySkippedError) as failed:
         replace(plan, Phase.FORCE)
+    assert wording(failed, tmp_path) == snapshot(
+        "3 of 4 rows could not be embedded (3 rejected by the model), and --max-skipped "
+        "allows 0.5 of them and never all; nothing is replaced now, and what is staged "
+        "stays: check the model, then run again with --retry-skipped, or with a higher "
+        "--max-skipped"
+    )
     assert plan.store.path.read_bytes() == before

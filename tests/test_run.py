@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from apache_beam import Pipeline
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
+from inline_snapshot import snapshot
 
 from reembed.pipeline.outcome import Outcome
 from reembed.pipeline.plan import Plan
@@ -51,9 +52,13 @@ from tests.conftest import (
     kept_files,
     make_store,
     memory,
+    plain_pass,
     select,
     unjam,
 )
+from tests.wording import wording
+
+MOMENT = re.compile(r"\bsince \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
 
 
 @contextlib.contextmanager
@@ -61,15 +66,28 @@ def silent(plan: Plan) -> Iterator[None]:
     yield
 
 
-def run(plan: Plan, warned: list[Skipped] | None = None, runner: str = "DirectRunner") -> Outcome:
+def run(
+    plan: Plan, warned: list[Skipped] | None = None, through_beam: str | None = None
+) -> Outcome:
+    """Run a plan: each pass as the obvious loop, or by a runner of Beam, which takes longer."""
     heard = [] if warned is None else warned
-    return run_plan(
-        plan,
-        runner=runner,
-        options=parse_beam_options(runner, []),
-        progress=silent,
-        warn=heard.append,
-    )
+    runner = through_beam or "DirectRunner"
+    with pytest.MonkeyPatch.context() as patch:
+        if through_beam is None:
+            patch.setattr("reembed.pipeline.run._run_pass", plain_pass)
+        return run_plan(
+            plan,
+            runner=runner,
+            options=parse_beam_options(runner, []),
+            progress=silent,
+            warn=heard.append,
+        )
+
+
+def warnings(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> list[str]:
+    """What the program has warned of."""
+    records = [record for record in caplog.records if record.name == "reembed"]
+    return [wording(record.getMessage(), tmp_path) for record in records]
 
 
 def stored(path: Path) -> dict[object, list[float] | None]:
@@ -84,7 +102,7 @@ def test_a_run_replaces_all_and_keeps_what_it_did_and_what_was_there_before(
 ) -> None:
     plan = fake_plan(make_store(tmp_path / "m.db", [memory(f"{i}") for i in range(9)]), rows=5)
 
-    outcome = run(plan)
+    outcome = run(plan, through_beam="DirectRunner")
 
     assert outcome.summary == Summary(embedded=9, replaced=9)
     kept = [name for name in files(plan.run.path) if not name.startswith("backup/")]
@@ -133,6 +151,7 @@ def test_a_run_replaces_all_and_keeps_what_it_did_and_what_was_there_before(
     assert (manifest.done, manifest.writing) == (frozenset({0, 1}), frozenset())
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("runner", ["DirectRunner", "BundleBasedDirectRunner"])
 def test_every_skipped_row_is_named_once(tmp_path: Path, runner: str) -> None:
     long = memory("c", "x" * 70_000, namespace="notes")
@@ -140,7 +159,7 @@ def test_every_skipped_row_is_named_once(tmp_path: Path, runner: str) -> None:
     plan = fake_plan(path)
     warned: list[Skipped] = []
 
-    outcome = run(plan, warned, runner)
+    outcome = run(plan, warned, through_beam=runner)
 
     assert outcome.summary.kept == {Cause.REJECTED: 1, Cause.OVER_CAP: 1}
     why = "content 70008 bytes exceeds embed cap 65536 bytes"
@@ -175,6 +194,7 @@ def editing(
     monkeypatch.setattr("reembed.pipeline.run.replace_vectors", edited)
 
 
+@pytest.mark.system
 def test_rows_edited_and_added_meanwhile_get_the_vectors_of_their_present_texts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,7 +209,7 @@ def test_rows_edited_and_added_meanwhile_get_the_vectors_of_their_present_texts(
     )
     editing(monkeypatch, path, [first, second])
 
-    outcome = run(fake_plan(path, rows=2))
+    outcome = run(fake_plan(path, rows=2), through_beam="DirectRunner")
 
     assert outcome.summary == Summary(embedded=11, replaced=9)
     texts = dict(select(path, "SELECT id, title || ' ' || content FROM memories"))
@@ -274,9 +294,9 @@ def test_a_row_that_is_edited_in_every_pass_is_left_counted_and_named(
     assert select(path, "SELECT content FROM memories WHERE id = '3'") == [(f"v{passes - 1}",)]
     assert summary.embedded == 5 + passes - 1
     assert plan.run.read_lines("remaining.jsonl") == [{"id": "3", "reason": ADDED_OR_EDITED}]
-    assert [record.getMessage() for record in caplog.records if record.name == "reembed"] == [
-        f"[{plan.run.run_id}] row 3 remains: it was added or edited too late"
-    ]
+    assert warnings(caplog, tmp_path) == snapshot(
+        ["[RUN] row 3 remains: it was added or edited too late"]
+    )
     manifest = plan.run.read_manifest()
     assert (manifest.state, manifest.outcome["remaining"]) == (State.REPLACING, 1)
     assert not (plan.run.path / "summary.json").exists()
@@ -348,12 +368,14 @@ def test_an_embedder_that_can_not_be_built_leaves_nothing(tmp_path: Path) -> Non
     plan = dataclasses.replace(fake_plan(path), target=dataclasses.replace(FAKE, backend="nothing"))
     before = files(tmp_path)
 
-    with pytest.raises(EmbedderError, match="no embedder for the backend 'nothing'"):
+    with pytest.raises(EmbedderError) as refused:
         run(plan)
 
+    assert wording(refused, tmp_path) == snapshot("there is no embedder for the backend 'nothing'")
     assert files(tmp_path) == before
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("runner", ["DirectRunner", "BundleBasedDirectRunner"])
 def test_a_workers_trouble_reaches_the_user_as_it_was_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: str
@@ -366,8 +388,9 @@ def test_a_workers_trouble_reaches_the_user_as_it_was_said(
 
     monkeypatch.setattr(RunDirectory, "write_shard", full)
 
-    with pytest.raises(StagingError, match=r"^the disk is full; make room$"):
-        run(fake_plan(path), runner=runner)
+    with pytest.raises(StagingError) as failed:
+        run(fake_plan(path), through_beam=runner)
+    assert str(failed.value) == "the disk is full; make room"
     assert files(tmp_path) == before
 
 
@@ -375,8 +398,11 @@ def test_a_store_that_vanishes_is_named(tmp_path: Path) -> None:
     plan = fake_plan(make_store(tmp_path / "m.db", [memory("a")]))
     plan.store.path.unlink()
 
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError) as failed:
         run(plan)
+    assert wording(failed, tmp_path) == snapshot(
+        "TMP/m.db can't be written; make the file and its directory writable and run again"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -405,9 +431,7 @@ def test_a_summary_that_can_not_be_kept_does_not_fail_a_run_that_has_replaced_al
         assert run(first).summary == Summary(embedded=1, replaced=1)
 
     assert stored(path)["a"] is not None
-    assert [record.getMessage() for record in caplog.records if record.name == "reembed"] == [
-        f"[{first.run.run_id}] no summary is kept: the disk is full"
-    ]
+    assert warnings(caplog, tmp_path) == snapshot(["[RUN] no summary is kept: the disk is full"])
     # The run is not known to have ended, so the next one looks and says so.
     assert first.run.read_manifest().state is State.REPLACING
     assert run(fake_plan(path)).summary == Summary(replaced=1)
@@ -440,9 +464,13 @@ def test_a_job_that_was_cancelled_is_not_taken_for_one_that_is_done(
     before = path.read_bytes()
     monkeypatch.setattr("reembed.pipeline.runners._make_runner", lambda name: Cancelling())
 
-    with pytest.raises(RunError, match=r"the job ended as CANCELLED, .* run again to go on"):
-        run(fake_plan(path))
+    with pytest.raises(RunError) as failed:
+        run(fake_plan(path), through_beam="DirectRunner")
 
+    assert wording(failed, tmp_path) == snapshot(
+        "the job ended as CANCELLED, as somebody or something has asked DirectRunner "
+        "for; what is staged stays: run again to go on"
+    )
     assert path.read_bytes() == before
 
 
@@ -458,6 +486,7 @@ def failing_shard(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
     monkeypatch.setattr(RunDirectory, "write_shard", fail)
 
 
+@pytest.mark.system
 def test_what_was_staged_before_a_failure_stays_and_the_next_run_embeds_only_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,7 +496,7 @@ def test_what_was_staged_before_a_failure_stays_and_the_next_run_embeds_only_the
     with monkeypatch.context() as patch:
         failing_shard(patch, 2)
         with pytest.raises(StagingError, match=r"^the disk is full; make room$"):
-            run(first)
+            run(first, through_beam="DirectRunner")
 
     staged = first.run.staged_rows()
     assert 0 < staged < 9
@@ -483,10 +512,43 @@ def test_what_was_staged_before_a_failure_stays_and_the_next_run_embeds_only_the
 
 @pytest.mark.parametrize(
     ("most", "poisoned", "refused"),
-    [(0.5, 2, False), (0.5, 3, True), (0, 1, True), (1, 4, True)],
+    [
+        (0.5, 2, None),
+        (
+            0.5,
+            3,
+            snapshot(
+                "3 of 4 rows could not be embedded (3 rejected by the model), and "
+                "--max-skipped allows 0.5 of them and never all; nothing is replaced "
+                "now, and what is staged stays: check the model, then run again with "
+                "--retry-skipped, or with a higher --max-skipped"
+            ),
+        ),
+        (
+            0,
+            1,
+            snapshot(
+                "1 of 4 rows could not be embedded (1 rejected by the model), and "
+                "--max-skipped allows 0 of them and never all; nothing is replaced now, "
+                "and what is staged stays: check the model, then run again with "
+                "--retry-skipped, or with a higher --max-skipped"
+            ),
+        ),
+        (
+            1,
+            4,
+            snapshot(
+                "4 of 4 rows could not be embedded (4 rejected by the model), and "
+                "--max-skipped allows 1 of them and never all; nothing is replaced now, "
+                "and what is staged stays: check the model, then run again with "
+                "--retry-skipped, or with a higher --max-skipped"
+            ),
+        ),
+    ],
+    ids=["half", "more than half", "one", "all"],
 )
 def test_too_many_rows_that_failed_replace_nothing(
-    most: float, poisoned: int, refused: bool, tmp_path: Path
+    most: float, poisoned: int, refused: str | None, tmp_path: Path
 ) -> None:
     rows = [memory(f"{i}", POISON if i < poisoned else "good") for i in range(4)]
     sealed = [memory(f"s{i}", "", encrypted_envelope=b"e") for i in range(9)]
@@ -495,12 +557,13 @@ def test_too_many_rows_that_failed_replace_nothing(
     plan = fake_plan(path, max_skipped=most)
     warned: list[Skipped] = []
 
-    if not refused:
+    if refused is None:
         assert run(plan, warned).summary.replaced == 4 - poisoned
         return
-    with pytest.raises(TooManySkippedError, match=rf"^{poisoned} of 4 rows could not be embedded"):
+    with pytest.raises(TooManySkippedError) as failed:
         run(plan, warned)
 
+    assert wording(failed, tmp_path) == refused
     assert path.read_bytes() == before
     # The rows are named and what is staged stays, so that they can be tried again.
     assert len(warned) == len(plan.run.read_lines("skipped.jsonl")) == poisoned + 9
@@ -513,12 +576,23 @@ def test_rows_that_the_model_rejected_are_offered_again_only_where_that_is_asked
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_store(tmp_path / "m.db", [memory("a", POISON), memory("b", POISON), memory("c")])
-    with pytest.raises(TooManySkippedError):
+    with pytest.raises(TooManySkippedError) as failed:
         run(fake_plan(path))
+    said = wording(failed, tmp_path)
     monkeypatch.setattr("reembed.transforms.embedders.fake.POISON", "nothing is refused any more")
 
-    with pytest.raises(TooManySkippedError):
+    with pytest.raises(TooManySkippedError) as failed_again:
         run(fake_plan(path))
+    assert (
+        wording(failed_again, tmp_path)
+        == said
+        == snapshot(
+            "2 of 3 rows could not be embedded (2 rejected by the model), and "
+            "--max-skipped allows 0.5 of them and never all; nothing is replaced now, "
+            "and what is staged stays: check the model, then run again with "
+            "--retry-skipped, or with a higher --max-skipped"
+        )
+    )
     summary = run(fake_plan(path, retry_skipped=True)).summary
 
     assert summary == Summary(embedded=2, replaced=3)
@@ -546,15 +620,21 @@ def test_a_transaction_that_failed_leaves_the_store_as_it_was_and_says_how_to_go
     jam(path, "5")
     plan = fake_plan(path, rows=2)
 
-    with pytest.raises(IncompleteError) as error:
+    with pytest.raises(IncompleteError) as failed:
         run(plan)
 
-    assert "jammed" in str(error.value)
-    assert str(error.value).endswith(": run again to finish it, or undo it with reembed rollback")
+    assert wording(failed, tmp_path) == snapshot(
+        "SQLite can't work with TMP/m.db: jammed; look into it and run again; the "
+        "replacement by run RUN (to all-MiniLM-L6-v2 (8-dim)) is incomplete: of ranges "
+        "0-4, none hold new vectors, and 0-4 were being written: run again to finish it, "
+        "or undo it with reembed rollback"
+    )
     assert set(stored(path).values()) == {None}
     manifest = plan.run.read_manifest()
     assert (manifest.state, manifest.done) == (State.REPLACING, frozenset())
-    assert "jammed" in str(manifest.stopped)
+    assert wording(str(manifest.stopped), tmp_path) == snapshot(
+        "SQLite can't work with TMP/m.db: jammed; look into it and run again"
+    )
     unjam(path)
     assert run(fake_plan(path)).summary == Summary(replaced=9)
 
@@ -573,9 +653,13 @@ def test_a_run_that_another_process_has_taken_over_writes_nothing_more(
 
     monkeypatch.setattr("reembed.pipeline.run.replace_vectors", overtaken)
 
-    with pytest.raises(RunError, match=r"^another process has taken over the run "):
+    with pytest.raises(RunError) as failed:
         run(plan)
 
+    assert wording(failed, tmp_path) == snapshot(
+        "another process has taken over the run RUN; this one stops and writes nothing "
+        "more, and reembed status says what the store holds"
+    )
     assert stored(path) == {"a": None}
     manifest = plan.run.read_manifest()
     assert (manifest.attempt, manifest.state, manifest.stopped) == ("another", State.STAGING, None)
@@ -591,8 +675,11 @@ def test_a_plan_that_is_older_than_what_another_process_did_is_refused(tmp_path:
     )
     before = kept_files(tmp_path)
 
-    with pytest.raises(RunError, match=r"^another process has worked on the run .*; run again$"):
+    with pytest.raises(RunError) as refused:
         run(stale)
+    assert wording(refused, tmp_path) == snapshot(
+        "another process has worked on the run RUN; run again"
+    )
     assert kept_files(tmp_path) == before
 
 
@@ -600,14 +687,14 @@ def test_a_second_run_is_told_the_process_and_the_start_of_the_first(tmp_path: P
     path = make_store(tmp_path / "m.db", [memory("a")])
     plan = fake_plan(path)
 
-    with lock_database(path), pytest.raises(StagingError) as error:
+    with lock_database(path), pytest.raises(StagingError) as refused:
         run(plan)
 
-    assert re.fullmatch(
-        rf"another run is at work on {path} \(process {os.getpid()}, since "
-        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\); wait for it to end",
-        str(error.value),
+    said = MOMENT.sub("since THEN", wording(refused, tmp_path))
+    assert said == snapshot(
+        "another run is at work on TMP/m.db (process N, since THEN); wait for it to end"
     )
+    assert f"process {os.getpid()}," in str(refused.value)
     assert stored(path) == {"a": None}
 
 
@@ -682,6 +769,7 @@ def test_a_runner_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:
     before = files(tmp_path)
     plan = dataclasses.replace(fake_plan(path), pause="soon")  # type: ignore[arg-type]
 
+    # What Beam says in between is its own.
     with pytest.raises(RunError, match=r"^DirectRunner failed: .*REEMBED_TRACEBACK=1"):
-        run(plan)
+        run(plan, through_beam="DirectRunner")
     assert files(tmp_path) == before

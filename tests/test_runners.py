@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from inline_snapshot import snapshot
 
 from reembed.pipeline.runners import check_runner, make_pipeline, parse_beam_options
 from reembed.transforms.errors import RunError, UsageError
+from tests.wording import wording
 
 
 @pytest.mark.parametrize(
     ("runner", "flags", "says"),
     [
-        ("FlinkRunner", [], "FlinkRunner needs a job server"),
-        ("PortableRunner", [], "PortableRunner needs a job server"),
-        ("PortableRunner", ["--job_endpoint=nowhere"], "not 'nowhere'"),
-        ("PortableRunner", ["--job_endpoint=127.0.0.1:1"], "no job server answers at 127.0.0.1:1"),
+        (
+            "FlinkRunner",
+            [],
+            snapshot(
+                "FlinkRunner needs a job server: give --flink_job_server_jar after --, "
+                "or use --runner PortableRunner -- --job_endpoint=HOST:PORT"
+            ),
+        ),
+        (
+            "PortableRunner",
+            [],
+            snapshot(
+                "PortableRunner needs a job server: give --job_endpoint=HOST:PORT after "
+                "--, not None"
+            ),
+        ),
+        (
+            "PortableRunner",
+            ["--job_endpoint=nowhere"],
+            snapshot(
+                "PortableRunner needs a job server: give --job_endpoint=HOST:PORT after "
+                "--, not 'nowhere'"
+            ),
+        ),
+        (
+            "PortableRunner",
+            ["--job_endpoint=127.0.0.1:1"],
+            snapshot(
+                "no job server answers at 127.0.0.1:PORT ([Errno N] Connection refused); "
+                "start it, or correct --job_endpoint"
+            ),
+        ),
     ],
 )
 def test_a_runner_without_its_job_server_is_refused(
-    runner: str, flags: list[str], says: str
+    runner: str, flags: list[str], says: str, tmp_path: Path
 ) -> None:
-    with pytest.raises((UsageError, RunError), match=says):
+    with pytest.raises((UsageError, RunError)) as refused:
         check_runner(runner, parse_beam_options(runner, flags))
+    said = re.sub(r"Errno \d+", "Errno N", wording(refused, tmp_path))
+    assert said == says
 
 
 GOOGLE = ["--project=p", "--region=r", "--temp_location=gs://b/t"]
@@ -35,12 +68,51 @@ PACKED = [*GOOGLE, "--setup_file=./setup.py"]
 @pytest.mark.parametrize(
     ("flags", "workdir", "says"),
     [
-        ([], "gs://b/w", r"needs --project, --region, --temp_location; give them after --$"),
-        (GOOGLE[:1], "gs://b/w", r"needs --region, --temp_location; give them after --$"),
-        (PACKED, None, r"can't reach a file of this machine: .* --workdir gs://BUCKET/PATH$"),
-        (PACKED, "/a/path", r"can't reach a file of this machine: .* --workdir gs://BUCKET/PATH$"),
-        (GOOGLE, "gs://b/w", r"workers need reembed itself: give --setup_file=./setup.py"),
-        (PACKED, "gs://b/w", r"^no credentials for Google Cloud were found here: log in with"),
+        (
+            [],
+            "gs://b/w",
+            snapshot(
+                "DataflowRunner needs --project, --region, --temp_location; give them after --"
+            ),
+        ),
+        (
+            GOOGLE[:1],
+            "gs://b/w",
+            snapshot("DataflowRunner needs --region, --temp_location; give them after --"),
+        ),
+        (
+            PACKED,
+            None,
+            snapshot(
+                "Dataflow's workers can't reach a file of this machine: name a place "
+                "that they can write with --workdir gs://BUCKET/PATH"
+            ),
+        ),
+        (
+            PACKED,
+            "/a/path",
+            snapshot(
+                "Dataflow's workers can't reach a file of this machine: name a place "
+                "that they can write with --workdir gs://BUCKET/PATH"
+            ),
+        ),
+        (
+            GOOGLE,
+            "gs://b/w",
+            snapshot(
+                "Dataflow's workers need reembed itself: give --setup_file=./setup.py "
+                "from its checkout, or --sdk_container_image=IMAGE that has it, after --"
+            ),
+        ),
+        (
+            PACKED,
+            "gs://b/w",
+            snapshot(
+                "no credentials for Google Cloud were found here: log in with gcloud "
+                "auth application-default login, or name a service account's file in "
+                "GOOGLE_APPLICATION_CREDENTIALS"
+            ),
+        ),
     ],
 )
 def test_what_dataflow_would_miss_is_told_in_one_sentence(
@@ -53,8 +125,9 @@ def test_what_dataflow_would_miss_is_told_in_one_sentence(
     for name, value in (("HOME", str(tmp_path)), ("NO_GCE_CHECK", "true")):
         monkeypatch.setenv(name, value)
 
-    with pytest.raises((UsageError, RunError), match=says):
+    with pytest.raises((UsageError, RunError)) as refused:
         check_runner("DataflowRunner", parse_beam_options("DataflowRunner", flags), workdir=workdir)
+    assert wording(refused, tmp_path) == says
 
 
 def test_dataflow_without_googles_packages_says_which_to_install(
@@ -62,16 +135,21 @@ def test_dataflow_without_googles_packages_says_which_to_install(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    with pytest.raises(UsageError, match=r"not installed: pip install '.\[gcp\]' in the checkout"):
+    with pytest.raises(UsageError) as refused:
         check_runner(
             "DataflowRunner", parse_beam_options("DataflowRunner", PACKED), workdir="gs://"
         )
+    assert str(refused.value) == snapshot(
+        "DataflowRunner needs Google's packages, which are not installed: pip install "
+        "'.[gcp]' in the checkout of reembed"
+    )
 
 
 def test_options_that_do_not_go_together_are_told_in_one_sentence() -> None:
     flags = ["--environment_type=LOOPBACK", "--environment_options=external_service_address=a"]
     options = parse_beam_options("PortableRunner", flags)
 
+    # Why they don't go together is said by Beam.
     with pytest.raises(UsageError, match=r"^PortableRunner refuses .* not compatible .* LOOPBACK"):
         make_pipeline("PortableRunner", options, job="j", one_process=True)
 
@@ -101,15 +179,34 @@ def test_workers_in_containers_need_a_work_directory(environment: list[str]) -> 
         flags = [f"--job_endpoint=127.0.0.1:{server.getsockname()[1]}", *environment]
         options = parse_beam_options("PortableRunner", flags)
 
-        with pytest.raises(UsageError, match=r"can't reach the database file: .* --workdir URI"):
+        with pytest.raises(UsageError) as refused:
             check_runner("PortableRunner", options)
+        assert str(refused.value) == snapshot(
+            "PortableRunner's workers run in containers, which can't reach the database "
+            "file: name a place that they can write with --workdir URI, or give "
+            "--environment_type=LOOPBACK after -- for workers in this process"
+        )
         check_runner("PortableRunner", options, workdir="/a")
 
 
-@pytest.mark.parametrize("flags", [["--nope=1"], ["--direct_num_workers=x"], ["word"]])
-def test_what_beam_does_not_know_is_refused(flags: list[str]) -> None:
-    with pytest.raises(UsageError, match="Beam"):
-        parse_beam_options("DirectRunner", flags)
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--nope=1", snapshot("Beam has no option --nope; correct what stands after --")),
+        (
+            "--direct_num_workers=x",
+            snapshot(
+                "Beam refuses its options after --: argument --direct_num_workers: "
+                "invalid int value: 'x'"
+            ),
+        ),
+        ("word", snapshot("Beam has no option word; correct what stands after --")),
+    ],
+)
+def test_what_beam_does_not_know_is_refused(flag: str, says: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        parse_beam_options("DirectRunner", [flag])
+    assert str(refused.value) == says
 
 
 def test_beams_own_options_reach_it() -> None:

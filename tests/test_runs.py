@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.embedders import Target
 from reembed.transforms.errors import RunError, StagingError
@@ -34,6 +35,7 @@ from reembed.transforms.staging import (
 )
 from reembed.transforms.staging.runs import MANIFEST, SUMMARY
 from tests.conftest import files
+from tests.wording import wording
 
 KEYS = KeyRange(7, "a", "b")
 ROWS = (StagedRow("k1", b"d" * 16, bytes(8)), StagedRow("k2", b"e" * 16, bytes(8)))
@@ -118,8 +120,12 @@ def test_a_run_that_can_not_be_made_whole_is_not_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail)
-        with pytest.raises(StagingError, match="No space left"):
+        with pytest.raises(StagingError) as failed:
             made(database)
+    assert wording(failed, database.parent) == snapshot(
+        "the run directory TMP/m.db.reembed/.RUN.made can't be used (No space left on "
+        "device); make room, and run again"
+    )
 
     assert find_runs(database) == []
     with lock_database(database):
@@ -197,8 +203,13 @@ def test_an_attempt_that_was_taken_over_notes_nothing(run: RunDirectory) -> None
     run.advance("mine")
     before = files(run.path)
 
-    with pytest.raises(RunError, match=f"another process has taken over the run {run.run_id}"):
+    with pytest.raises(RunError) as refused:
         run.advance("another", state=State.REPLACING)
+    assert wording(refused, run.path) == snapshot(
+        "another process has taken over the run RUN; this one stops and writes nothing "
+        "more, and reembed status says what the store holds"
+    )
+    assert run.run_id in str(refused.value)
     assert files(run.path) == before
 
 
@@ -211,13 +222,32 @@ def test_looking_at_the_manifest_does_not_write_it(run: RunDirectory) -> None:
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+NO_MANIFEST = (
+    "the run TMP/m.db.reembed/RUN has no readable manifest.json (",
+    "), so it can't be told what it did; restore the file, or move the directory away if you are "
+    "sure that the run is of no use",
+)
+
+
 @pytest.mark.parametrize(
-    "content",
-    [None, b"", b"{", b"[]", b"null", b"{}", b'{"schema_version": 2}', b"\xff\xfe"],
+    ("content", "why"),
+    [
+        (
+            None,
+            snapshot("[Errno 2] No such file or directory: 'TMP/m.db.reembed/RUN/manifest.json'"),
+        ),
+        (b"", snapshot("Input data was truncated")),
+        (b"{", snapshot("Input data was truncated")),
+        (b"[]", snapshot("Expected `object`, got `array`")),
+        (b"null", snapshot("Expected `object`, got `null`")),
+        (b"{}", snapshot("Object missing required field `schema_version`")),
+        (b'{"schema_version": 2}', snapshot("Invalid enum value 2 - at `$.schema_version`")),
+        (b"\xff\xfe", snapshot("JSON is malformed: invalid character (byte 0)")),
+    ],
     ids=["gone", "empty", "cut off", "a list", "null", "no keys", "another version", "not UTF-8"],
 )
 def test_a_manifest_that_can_not_be_understood_is_named(
-    run: RunDirectory, database: Path, content: bytes | None
+    run: RunDirectory, database: Path, content: bytes | None, why: str
 ) -> None:
     path = run.path / MANIFEST
     if content is None:
@@ -226,8 +256,12 @@ def test_a_manifest_that_can_not_be_understood_is_named(
         path.write_bytes(content)
 
     for look in (run.read_manifest, lambda: find_runs(database), lambda: run.advance("mine")):
-        with pytest.raises(StagingError, match=rf"{run.run_id} has no readable manifest\.json"):
+        with pytest.raises(StagingError) as refused:
             look()
+        said = wording(refused, database.parent)
+        assert said.startswith(NO_MANIFEST[0])
+        assert said.endswith(NO_MANIFEST[1])
+        assert said.removeprefix(NO_MANIFEST[0]).removesuffix(NO_MANIFEST[1]) == why
 
 
 def test_each_json_carries_the_run_and_the_version(run: RunDirectory) -> None:
@@ -320,8 +354,13 @@ def test_the_shards_of_a_run_that_came_to_its_end_are_removed_and_nothing_else(
 
 
 def test_reading_a_directory_that_is_gone_is_an_error_not_an_empty_range(tmp_path: Path) -> None:
-    with pytest.raises(StagingError, match="No such file"):
+    with pytest.raises(StagingError) as failed:
         new_run(tmp_path).list_shards()
+    assert wording(failed, tmp_path) == snapshot(
+        "the run directory TMP/RUN/shards can't be used (No such file or directory: "
+        "TMP/RUN); restore it from a copy; if another command has just removed it, run "
+        "again"
+    )
 
 
 def test_runs_are_found_the_oldest_first_and_nothing_else_is(database: Path) -> None:
@@ -362,16 +401,25 @@ def test_a_place_that_holds_runs_on_another_database_is_refused(
     other = tmp_path / "other.db"
     other.touch()
 
-    with pytest.raises(StagingError, match=rf"holds runs on another database, {database}"):
+    with pytest.raises(StagingError) as refused:
         find_runs(other, tmp_path / "elsewhere")
+    assert wording(refused, tmp_path) == snapshot(
+        "TMP/elsewhere holds runs on another database, TMP/m.db; name another directory "
+        "with --run-dir"
+    )
 
 
 def test_a_run_whose_place_is_not_there_is_named(database: Path, tmp_path: Path) -> None:
     run = made(database, tmp_path / "elsewhere")
     run.path.parent.rename(tmp_path / "unmounted")
 
-    with pytest.raises(StagingError, match=rf"{run.run_id} lies at {run.path}, which isn't there"):
+    with pytest.raises(StagingError) as refused:
         find_runs(database)
+    assert wording(refused, tmp_path) == snapshot(
+        "the run RUN lies at TMP/elsewhere/RUN, which isn't there; mount it, or remove "
+        "the link TMP/m.db.reembed/RUN if it is gone for good; if it was moved, remove "
+        "the link and name the directory that it is in now with --run-dir"
+    )
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -457,16 +505,28 @@ def test_what_was_being_made_or_removed_when_its_process_died_is_cleared_away(
         assert files(run.path) == before
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait less for the lock of another."""
+    monkeypatch.setattr("reembed.transforms.staging.runs._LOCK_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_second_run_is_refused_while_the_first_lives(database: Path) -> None:
-    owner = rf"\(process {os.getpid()}, since \d{{4}}-\d\d-\d\d [\d:]+ UTC\)"
     with (
         lock_database(database),
-        pytest.raises(StagingError, match=rf"another run is at work on {database} {owner}"),
+        pytest.raises(StagingError) as refused,
         lock_database(database),
     ):
         pass
+    said = re.sub(r"since \d{4}-\d\d-\d\d [\d:]+ UTC", "since THEN", str(refused.value))
+    assert wording(said, database.parent) == snapshot(
+        "another run is at work on TMP/m.db (process N, since THEN); wait for it to end"
+    )
+    assert f"(process {os.getpid()}, since" in said
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_second_run_leaves_the_first_ones_lock_and_half_made_run_alone(database: Path) -> None:
     with lock_database(database):
         half = staging_root(database) / ".20200101T000000Z-dead.made"
@@ -478,6 +538,7 @@ def test_a_second_run_leaves_the_first_ones_lock_and_half_made_run_alone(databas
         assert half.exists()
 
 
+@pytest.mark.system
 def test_the_lock_dies_with_its_holder(database: Path) -> None:
     child = os.fork()
     if child == 0:
@@ -505,17 +566,19 @@ def test_a_lock_file_that_was_removed_meanwhile_is_no_lock(
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    with pytest.raises(StagingError, match="another run is at work"), lock_database(database):
+    with pytest.raises(StagingError) as refused, lock_database(database):
         pass
+    assert wording(refused, database.parent) == snapshot(
+        "another run is at work on TMP/m.db (a process that has just begun); wait for it to end"
+    )
 
 
 def test_a_directory_that_can_not_be_made_is_named(database: Path) -> None:
     staging_root(database).write_text("a file is in the way")
 
-    with (
-        pytest.raises(
-            StagingError, match=r"m\.db\.reembed is a file, where reembed keeps a directory"
-        ),
-        lock_database(database),
-    ):
+    with pytest.raises(StagingError) as refused, lock_database(database):
         pass
+    assert wording(refused, database.parent) == snapshot(
+        "TMP/m.db.reembed is a file, where reembed keeps a directory; reembed leaves it "
+        "alone: move it away, and run again"
+    )

@@ -659,7 +659,7 @@ def _check_root(root: Path, owners: frozenset[int]) -> None:
 
 def _holder(descriptor: int) -> str:
     process, _, since = os.pread(descriptor, 100, 0).decode(errors="replace").strip().partition(" ")
-    return f"process {process}, since {since}"
+    return f"process {process}, since {since}" if since else "a process that has just begun"
 
 
 def _named_runs(parent: Path) -> list[Path]:
