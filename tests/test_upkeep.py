@@ -7,12 +7,14 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 
+from reembed.pipeline import run as running
 from reembed.transforms import embedders, rollback
 from reembed.transforms.embedders.fake import POISON, FakeEmbedder
 from reembed.transforms.embedders.models import MINILM, find_model
@@ -21,6 +23,7 @@ from reembed.transforms.replacing import reads_back
 from reembed.transforms.rollback import DELETED, NOT_KEPT
 from reembed.transforms.rows import RangeVectors
 from reembed.transforms.staging import RunDirectory, State, lock_database, read_shards
+from reembed.transforms.staging import runs as locking
 from reembed.transforms.stores import Store, Written
 from reembed.transforms.stores.codec import encode
 from reembed.transforms.stores.demo import hashed_vector
@@ -37,6 +40,7 @@ from tests.conftest import (
     kept_files,
     make_store,
     memory,
+    plain_pass,
     select,
     unjam,
     unpack,
@@ -556,10 +560,17 @@ def forge(path: Path, key: str) -> None:
                 run.write_shard(vectors, pass_number=shard.pass_number)
 
 
-@pytest.mark.parametrize("real", [False, True], ids=["fake", "real model"])
+REAL = pytest.param(True, marks=pytest.mark.system, id="real model")
+
+
+@pytest.mark.parametrize("real", [pytest.param(False, id="fake"), REAL])
 def test_a_vector_that_is_not_the_models_is_found_in_the_sample(
-    reembed: Call, path: Path, real: bool, tmp_path: Path
+    reembed: Call, path: Path, real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if real:  # It is loaded once, not for each call, and not through Beam.
+        kept = lru_cache(embedders._load.__wrapped__)
+        monkeypatch.setattr(embedders, "_load", kept)
+        monkeypatch.setattr(running, "_run_pass", plain_pass)
     reembed("--db", path, "--max-rows", "9", real=real)
     forge(path, "4")
     assert reembed("--db", path, real=real).code == 0
@@ -772,8 +783,9 @@ def test_status_tells_it_to_a_person(reembed: Call, tmp_path: Path) -> None:
 
 
 def test_status_names_the_process_that_is_at_work_and_does_not_disturb_it(
-    reembed: Call, path: Path
+    reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(locking, "_LOCK_SECONDS", 0.05)
     begin(fake_plan(path))
     with lock_database(path):
         told = reembed("status", "--db", path)
@@ -786,7 +798,10 @@ def test_status_names_the_process_that_is_at_work_and_does_not_disturb_it(
     assert reembed("status", "--db", path, "--json").values["at_work"] is None
 
 
-def test_rollback_and_cleanup_wait_for_no_run_that_is_at_work(reembed: Call, path: Path) -> None:
+def test_rollback_and_cleanup_wait_for_no_run_that_is_at_work(
+    reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locking, "_LOCK_SECONDS", 0.05)
     reembed("--db", path)
     before = kept_files(path.parent)
 

@@ -13,7 +13,7 @@ import pytest
 from reembed.transforms.embedders.fake import FakeEmbedder
 from reembed.transforms.stores.vec import with_dimension
 from reembed.transforms.stores.vec0 import connect
-from tests.conftest import Call, Program, files, make_store, memory
+from tests.conftest import Call, files, make_store, memory
 
 TEXTS = [f"note {at}" for at in range(40)]
 FLAGS = ("--text", "body")
@@ -242,14 +242,13 @@ def test_without_the_packages_it_says_which_to_install(
     assert "are not installed: pip install '.[sqlite-vec]' in the checkout" in ran.error
 
 
-def test_the_real_program_moves_a_table_with_the_real_model(
-    program: Program, tmp_path: Path
-) -> None:
+@pytest.mark.system
+def test_the_real_program_moves_a_table_with_the_real_model(reembed: Call, tmp_path: Path) -> None:
     path = make(tmp_path / "m.db", dimension=6)
 
-    assert program("--db", path, *FLAGS).returncode == 0
+    assert reembed("--db", path, *FLAGS, real=True).code == 0
     assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(4 * 384,)]
-    assert program("rollback", "--db", path).returncode == 0
+    assert reembed("rollback", "--db", path, real=True).code == 0
     assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(4 * 6,)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stnp
 
@@ -65,6 +65,7 @@ def test_ollamas_vectors_come_back_bit_for_bit(vectors: Any) -> None:
     assert (answer.model, answer.tokens) == ("m", 3)
 
 
+@settings(max_examples=30)
 @given(
     st.binary()
     | st.recursive(

@@ -15,7 +15,6 @@ from reembed.transforms.rows import KeyRange, RangeRows, RangeVectors, Row, Stag
 from reembed.transforms.workdir import WorkDirectory
 from tests.conftest import (
     Call,
-    Program,
     begin,
     change,
     fake_plan,
@@ -106,17 +105,17 @@ def test_a_place_that_can_not_be_used_is_told_in_one_sentence(place: str) -> Non
         WorkDirectory(place, "one").make()
 
 
-@pytest.mark.parametrize("scheme", ["", "file://"])
 def test_a_run_through_a_work_directory_gives_what_any_run_gives(
-    scheme: str, reembed: Call, tmp_path: Path
+    reembed: Call, tmp_path: Path
 ) -> None:
+    """Here it is a URL; in the tests below it is a path."""
     memories = [memory(f"{at:03d}", "POISON" if at == 7 else None) for at in range(150)]
     here, there = (make_store(tmp_path / name, memories) for name in ("a.db", "b.db"))
     place = tmp_path / "work"
 
     expected = reembed("--db", here, "--json")
     ran = reembed(
-        "--db", there, "--json", "--workdir", f"{scheme}{place}", through_beam=True, range_rows=40
+        "--db", there, "--json", "--workdir", f"file://{place}", through_beam=True, range_rows=40
     )
 
     assert (ran.code, ran.values["reembedded"], ran.values["skipped"]) == (0, 149, 1)
@@ -211,8 +210,9 @@ def test_rows_that_are_edited_meanwhile_are_embedded_in_another_pass(
 @pytest.mark.skipif(
     not shutil.which("unshare") or os.geteuid() != 0, reason="hides the database with unshare"
 )
+@pytest.mark.system
 def test_workers_that_can_not_reach_the_database_embed_all_the_same(
-    fake_program: Program, tmp_path: Path
+    reembed: Call, tmp_path: Path
 ) -> None:
     memories = [memory(f"{at:03d}") for at in range(150)]
     (tmp_path / "private").mkdir()
@@ -220,15 +220,15 @@ def test_workers_that_can_not_reach_the_database_embed_all_the_same(
     other = make_store(tmp_path / "other.db", memories)
     external = ("--job_endpoint=embed", "--environment_type=EXTERNAL")
 
-    fake_program("--db", other)
+    reembed("--db", other)
     with worker_pool(tmp_path, hidden=hidden.parent) as address:
         flags = ("--db", hidden, "--runner", "PortableRunner")
         beam = ("--", *external, f"--environment_config={address}")
-        refused = fake_program(*flags, *beam)
-        done = fake_program(*flags, "--workdir", tmp_path / "work", *beam)
+        refused = reembed(*flags, *beam, through_beam=True)
+        done = reembed(*flags, "--workdir", tmp_path / "work", *beam, through_beam=True)
 
-    assert refused.returncode == 1
-    assert (done.returncode, done.stderr.count("error")) == (0, 0)
+    assert refused.code == 1
+    assert (done.code, done.err.count("error")) == (0, 0)
     assert select(hidden, VECTORS) == select(other, VECTORS)
 
 

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +17,18 @@ from typing import Any
 
 import pytest
 
+from reembed.pipeline import run as running
 from reembed.transforms.embedders.fake import FakeEmbedder
+from reembed.transforms.rows import Summary
 from reembed.transforms.stores import Replacement
 from reembed.transforms.stores.codec import encode
 from reembed.transforms.stores.demo import Memory, hashed_vector
-from tests.conftest import Call, Program, clean_environment, make_store, memory, select
+from tests.conftest import Call, clean_environment, make_store, memory, plain_pass, select
 
 ROWS = 300
-PAUSE_SECONDS = 1 / 20
+PAUSE_SECONDS = 1 / 40
 OLD, NEW = 32, 8
-SEVERAL = {"FAKE_ROWS_AT_ONCE": "100", "FAKE_FIRST_ROWS": "100"}
+SEVERAL = {"rows_at_once": 100, "first_rows": 100}
 
 
 def old_memory(key: str) -> Memory:
@@ -132,32 +134,41 @@ def read_ids(path: Path) -> set[str]:
     return {json.loads(line)["id"] for line in path.read_text().splitlines()}
 
 
-@pytest.mark.parametrize("several", [{}, SEVERAL], ids=["one transaction", "several transactions"])
+@pytest.mark.system
+@pytest.mark.parametrize(
+    ("several", "run_pass"),
+    [({}, running._run_pass), (SEVERAL, plain_pass)],
+    ids=["one transaction", "several transactions"],
+)
 def test_a_writer_at_work_is_never_locked_out_and_every_row_is_right_or_named(
-    several: dict[str, str], tmp_path: Path, fake_program: Program
+    several: dict[str, int],
+    run_pass: Callable[..., Summary],
+    tmp_path: Path,
+    reembed: Call,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It gives up soon, since a pass through Beam takes a second."""
+    looked: list[float] = []
+
+    def note(*about: Any) -> Summary:
+        summary = run_pass(*about)
+        looked.append(time.time())
+        return summary
+
+    monkeypatch.setattr(running, "MOST_STALE_PASSES", 1)
+    monkeypatch.setattr(running, "_run_pass", note)
     keys = [f"{at:04d}" for at in range(ROWS)]
     path = make_store(tmp_path / "m.db", [old_memory(key) for key in keys], "wal")
-    environment = {"FAKE_SECONDS": "0.02", **several}
-
     with writing(path, tmp_path) as done:
-        began = time.time()
-        first = fake_program("--db", path, "--json", environment=environment)
-        ended = time.time()
+        first = reembed("--db", path, "--json", through_beam=True, seconds=0.05, **several)
     [written] = done
 
-    result = json.loads(first.stdout)
+    result = first.values
     run = Path(result["run_directory"])
-    looked = [place.stat().st_mtime for place in sorted(run.glob("pass-*.json"), key=number)]
-    print(
-        f"{len(written.changes)} changes in {ended - began:.1f} s, which waited "
-        f"{written.longest_wait:.3f} s at most; {len(looked)} passes; exit {first.returncode}; "
-        f"{result['remaining']} rows remain"
-    )
     assert written.refused == []
     assert {what for what, _, _ in written.changes} == {"add", "edit", "edit and embed", "delete"}
     assert written.changes[0][2] < looked[0] <= looked[-1] < written.changes[-1][2]
-    assert first.returncode == (6 if result["remaining"] else 0), first.stderr
+    assert first.code == (6 if result["remaining"] else 0), first.err
     right = new_vectors(path)
     deleted = {key for what, key, _ in written.changes if what == "delete"}
     added = {key for what, key, _ in written.changes if what == "add"}
@@ -168,17 +179,12 @@ def test_a_writer_at_work_is_never_locked_out_and_every_row_is_right_or_named(
     named = read_ids(run / "remaining.jsonl") if result["remaining"] else set()
     assert {key for key, is_right in right.items() if not is_right} <= named | late
 
-    again = fake_program("--db", path, "--json", environment=several)
+    again = reembed("--db", path, "--json", **several)
 
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["remaining"] == 0
+    assert (again.code, again.values["remaining"]) == (0, 0)
     assert new_vectors(path) == dict.fromkeys(right, True)
     assert not (run / "remaining.jsonl").exists()
-    assert fake_program("status", "--db", path).returncode == 0
-
-
-def number(path: Path) -> int:
-    return int(path.stem.partition("-")[2])
+    assert reembed("status", "--db", path).code == 0
 
 
 # ---- A daemon that goes on with the old model ----
@@ -220,9 +226,8 @@ def test_vectors_that_a_daemon_overwrites_after_the_replacement_are_found_by_the
     keys = [f"{at:03d}" for at in range(300)]
     path = make_store(tmp_path / "m.db", [old_memory(key) for key in keys], mode)
     daemon |= {"rows": keys[5::60], "times": 1}
-    variables = {"rows_at_once": 100, "first_rows": 100} if several else {}
 
-    ran = reembed("--db", path, "--json", **variables)
+    ran = reembed("--db", path, "--json", **(SEVERAL if several else {}))
 
     assert (ran.code, ran.values["remaining"], ran.values["in_old_space"]) == (0, 0, 0)
     assert daemon["times"] == 0
