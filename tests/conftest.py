@@ -60,6 +60,7 @@ NO_FILES = ModelFiles(Path("nowhere"), DIMENSION, None)
 SETTINGS = read_settings(Options(backend="local"), {}, Path("/"))
 
 LAUNCHES = Launches()
+FSYNC = os.fsync
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -398,7 +399,7 @@ def reembed(
     program as it is. What a pass does is done in a plain loop, unless `through_beam`, which
     takes much longer; tests of the graph show that the two are the same.
     """
-    from reembed.pipeline import run
+    from reembed.pipeline import run, surroundings
     from reembed.pipeline.cli import main
     from tests import fake_program
 
@@ -419,6 +420,11 @@ def reembed(
             # What `install` sets is set back.
             for module, name in fake_program.PLACES:
                 patch.setattr(module, name, getattr(module, name))
+            # Each would take a fifth of the time; tests/test_surroundings.py and
+            # tests/test_files.py are about them.
+            patch.setattr(surroundings, "holders", lambda real: iter(()))
+            if os.fsync is FSYNC:
+                patch.setattr(os, "fsync", lambda descriptor: None)
             if not real:
                 fake_program.install()
             if not real and not through_beam:
