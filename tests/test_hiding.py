@@ -87,7 +87,7 @@ PROXIES = [
 
 
 @pytest.mark.parametrize(
-    ("name", "proxy"), zip(["HTTP_PROXY", "https_proxy", "ALL_PROXY"] * 3, PROXIES, strict=False)
+    ("name", "proxy"), [*zip(["HTTP_PROXY", "https_proxy", "ALL_PROXY"] * 3, PROXIES, strict=False)]
 )
 def test_a_proxy_is_told_of_without_its_password(
     name: str, proxy: str, reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
