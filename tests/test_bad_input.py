@@ -648,7 +648,7 @@ def bound_by_modes(probe: Path) -> Iterator[None]:
     held, fewer = ((ctypes.c_uint32 * 6)() for _ in range(2))
     bits = system.prctl(_GET_SECUREBITS, 0, 0, 0, 0)
     assert system.capget(header, held) == 0
-    fewer[:] = held[:]
+    ctypes.memmove(fewer, held, ctypes.sizeof(held))
     fewer[0] &= ~(_OVERRIDE | _READ_SEARCH)  # Of those that are effective.
     if system.prctl(_SET_SECUREBITS, bits | _NO_SETUID_FIXUP, 0, 0, 0) != 0:
         pytest.skip("file modes don't bind root, who may not give up capabilities here")

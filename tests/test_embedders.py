@@ -887,7 +887,10 @@ def test_a_model_that_lacks_weights_is_refused(
     with pytest.raises(EmbedderError) as refused:
         load_embedder(Target("local", str(directory), 384))
     # One of those that the library names.
-    assert re.sub(r"\([^\n]*weight\)", "(NAME)", wording(refused, tmp_path)) == snapshot()
+    assert re.sub(r"\([^\n]*\)", "(NAME)", wording(refused, tmp_path)) == snapshot(
+        "the model in TMP/model lacks weights (NAME), and random ones would take their place; "
+        "fetch it again"
+    )
 
 
 def test_a_model_without_a_pooler_which_is_not_used_gives_the_same_vectors(
