@@ -305,7 +305,7 @@ reembed: 7/9 re-embedded, 2 skipped (model all-MiniLM-L6-v2 (8-dim, fake), 8-dim
 
 rows         9
 re-embedded  7
-skipped      rejected by the model 1, encrypted 1 (previous vectors kept)
+skipped      encrypted 1, rejected by the model 1 (previous vectors kept)
 old vectors  1 rows still hold a vector that this run did not make; searches can't compare it with the new ones
 time         N s (N rows/s)
 model        all-MiniLM-L6-v2 (8-dim, fake)
