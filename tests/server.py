@@ -22,6 +22,7 @@ import argparse
 import base64
 import gzip
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -113,6 +114,10 @@ class _Server(ThreadingHTTPServer):
     scenarios: dict[str, _Scenario]
     _model: Embedder | None = None
     _lock = threading.Lock()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # The one who asked was killed.
+            super().handle_error(request, client_address)
 
     def embed(self, texts: Sequence[str], dimension: int | None) -> Vectors:
         if dimension is not None:

@@ -58,11 +58,12 @@ def test_a_refusal_takes_a_quarter_and_a_crowd_of_them_counts_as_one() -> None:
     assert pace.width == 18
 
 
-def test_it_never_falls_below_one() -> None:
+def test_it_never_falls_below_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reembed.transforms.embedders.pace._CROWD_SECONDS", 0.01)
     pace = Pace(most=1)
     for _ in range(3):
         pace.refused(0.0)
-        time.sleep(0.11)
+        time.sleep(0.02)
     assert pace.width == 1
 
 

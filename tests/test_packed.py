@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from reembed.transforms.embedders import cosines
 from reembed.transforms.embedders.local import LocalEmbedder
 from reembed.transforms.embedders.models import MINILM, find_model
 from reembed.transforms.embedders.packed import PackedLinear, pack_linear, unpack_linear
+from tests.tiny import DIMENSION, save_tiny_model
 
 TEXTS = ["a short text", "", "ein Text, der länger ist als der erste", "long " * 400]
 
@@ -37,11 +39,6 @@ class Layers(nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.inner(self.intermediate_act_fn(self.dense(rows)))
         return found
-
-
-@pytest.fixture(scope="module")
-def plain() -> SentenceTransformer:
-    return SentenceTransformer(str(find_model(MINILM)), device="cpu")
 
 
 @pytest.fixture
@@ -108,9 +105,9 @@ def test_without_onednn_a_model_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     assert dict(model.named_modules()) == before
 
 
-def test_the_real_model_gives_the_same_vectors_packed(
-    plain: SentenceTransformer, uncompiled: None
-) -> None:
+@pytest.mark.system
+def test_the_real_model_gives_the_same_vectors_packed(uncompiled: None) -> None:
+    plain = SentenceTransformer(str(find_model(MINILM)), device="cpu")
     embedder = LocalEmbedder(MINILM, 384)
 
     assert sum(isinstance(m, PackedLinear) for m in embedder._model.modules()) == 37
@@ -118,13 +115,18 @@ def test_the_real_model_gives_the_same_vectors_packed(
 
 
 def test_layers_that_give_other_vectors_are_not_kept(
-    plain: SentenceTransformer, uncompiled: None, monkeypatch: pytest.MonkeyPatch
+    uncompiled: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    model = str(save_tiny_model(tmp_path))
+    plain = SentenceTransformer(model, device="cpu")
+    assert any(
+        isinstance(m, PackedLinear) for m in LocalEmbedder(model, DIMENSION)._model.modules()
+    )
     monkeypatch.setattr(
         PackedLinear, "forward", lambda self, rows: -rows @ self._weight.to_dense().T
     )
 
-    embedder = LocalEmbedder(MINILM, 384)
+    embedder = LocalEmbedder(model, DIMENSION)
 
     assert not any(isinstance(m, PackedLinear) for m in embedder._model.modules())
     np.testing.assert_allclose(embedder.embed(TEXTS), plain.encode_document(TEXTS), atol=1e-6)

@@ -42,6 +42,7 @@ def test_summaries_add_up_in_any_grouping_and_order(a: Summary, b: Summary, c: S
     assert (a + b) + c == a + (b + c)
     assert a + b == b + a
     assert a + Summary() == a
+    assert list((a + b).kept) == list((b + a).kept)
 
 
 @given(summaries)

@@ -271,4 +271,5 @@ def _digest(content: bytes, person: bytes = b"") -> bytes:
 
 
 def _added(one: Mapping[Cause, int], other: Mapping[Cause, int]) -> dict[Cause, int]:
-    return {cause: one.get(cause, 0) + other.get(cause, 0) for cause in one.keys() | other.keys()}
+    causes = [cause for cause in Cause if cause in one or cause in other]  # One order, always.
+    return {cause: one.get(cause, 0) + other.get(cause, 0) for cause in causes}
