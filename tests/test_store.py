@@ -90,7 +90,7 @@ keys = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20)
 @given(keys, st.integers(1, 9), keys, st.sampled_from([None, "even"]))
 def test_every_row_present_or_future_is_in_exactly_one_range(
     tmp_path_factory: pytest.TempPathFactory,
@@ -432,7 +432,7 @@ def _exactly(path: Path) -> list[tuple[Any, ...]]:
     return select(path, f"SELECT rowid, {shown} FROM memories ORDER BY rowid")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(odd_values, odd_values, odd_values), min_size=1, max_size=4))
 def test_whatever_was_stored_is_put_back_exactly(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Any, Any, Any]]
@@ -532,7 +532,7 @@ space_rows = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20)
 @given(
     space_rows, st.sampled_from(Mode), st.sampled_from([None, "even"]), st.sets(st.integers(0, 11))
 )
