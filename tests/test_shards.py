@@ -45,7 +45,7 @@ def read(directory: Path, index: int, *, with_vectors: bool = True) -> list[Stag
     return list(read_shards(list_shards(directory)[index], with_vectors=with_vectors))
 
 
-@settings(deadline=None)
+@settings(max_examples=20)
 @given(entries)
 def test_a_shard_gives_back_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, rows: list[StagedRow]

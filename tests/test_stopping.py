@@ -25,6 +25,8 @@ from reembed.transforms.staging import Manifest, RunDirectory
 from tests import fake_program, kills
 from tests.conftest import Call, clean_environment, make_store, memory, select
 
+pytestmark = pytest.mark.system
+
 ROWS, RANGE_ROWS = 80, 16
 
 PAUSE_SECONDS = 0.5

@@ -94,7 +94,7 @@ def test_each_flag_is_used_or_refused_by_each_store(
 
 @given(st.data())
 @settings(
-    max_examples=30,
+    max_examples=10,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_flags_of_whatever_values_give_a_plan_or_one_sentence(

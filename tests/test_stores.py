@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import itertools
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from reembed.transforms.embedders.fake import POISON
 from reembed.transforms.staging import State, find_runs
-from tests.conftest import ROOT, Call, Ran, change, clean_environment, files, losing_writes, select
+from tests import kills
+from tests.conftest import Call, Ran, change, files, losing_writes, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind
 
 TEXTS: list[str | None] = [f"text {at}" for at in range(30)]
@@ -25,6 +25,14 @@ TEXTS: list[str | None] = [f"text {at}" for at in range(30)]
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
     return found
+
+
+one_format = pytest.mark.parametrize(
+    "kind",
+    [kind for kind in KINDS if kind.name not in ("table f64le", "table json")],
+    ids=lambda kind: kind.name,
+)
+"""For what takes long, and what a table does whatever the format of its vectors is."""
 
 
 @pytest.fixture
@@ -37,28 +45,48 @@ def flags(kind: Kind, path: Path, dimension: int = NEW_DIMENSION) -> tuple[str, 
     return ("--db", str(path), "--model", "m", "--dim", str(dimension), *kind.flags)
 
 
+COMMITTER = """
+import select, sqlite3, sys
+for line in sys.stdin:
+    db = sqlite3.connect(line.rstrip("\\n"), timeout=30, isolation_level=None)
+    while not select.select([sys.stdin], [], [], 0.002)[0]:
+        db.execute("UPDATE busy SET n = n + 1")
+    db.close()
+    print(sys.stdin.readline(), end="", flush=True)
+"""
+"""Commits to the file that a line names until there is another line, which it answers."""
+
+
+@pytest.fixture(scope="module")
+def committer() -> Iterator[subprocess.Popen[str]]:
+    command, pipe = [sys.executable, "-c", COMMITTER], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @contextmanager
-def committing(path: Path) -> Iterator[Callable[[], int]]:
-    """Another process that commits to the file all the while; give how often it has."""
+def committing(process: subprocess.Popen[str], path: Path) -> Iterator[Callable[[], int]]:
+    """Another process commits to the file all the while; give how often it has."""
+    assert process.stdin is not None
+    assert process.stdout is not None
     change(path, "CREATE TABLE busy (n INTEGER)", "INSERT INTO busy VALUES (0)")
-    script = (
-        "import sqlite3, sys, time\n"
-        "db = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)\n"
-        "while True: db.execute('UPDATE busy SET n = n + 1'); time.sleep(0.002)"
-    )
 
     def commits() -> int:
         ((count,),) = select(path, "SELECT n FROM busy")
         return int(count)
 
-    with subprocess.Popen([sys.executable, "-c", script, str(path)]) as process:
-        try:
-            ends = time.monotonic() + 60
-            while not commits():
-                assert time.monotonic() < ends
-            yield commits
-        finally:
-            process.kill()
+    print(path, file=process.stdin, flush=True)
+    try:
+        ends = time.monotonic() + 60
+        while not commits():
+            assert time.monotonic() < ends
+        yield commits
+    finally:
+        print("stop", file=process.stdin, flush=True)
+        assert process.stdout.readline() == "stop\n"
 
 
 @pytest.fixture
@@ -81,6 +109,7 @@ def test_a_plan_says_what_is_there_and_changes_no_byte(
     assert files(path.parent) == before
 
 
+@one_format
 def test_every_row_gets_the_vector_of_its_text_and_the_run_is_verified(
     kind: Kind, path: Path, reembed: Call
 ) -> None:
@@ -91,26 +120,44 @@ def test_every_row_gets_the_vector_of_its_text_and_the_run_is_verified(
     assert reembed("verify", "--db", path).code == 0
 
 
-@pytest.mark.parametrize("others", ["alone", "while another process commits"])
+@contextmanager
+def nobody() -> Iterator[Callable[[], int]]:
+    """No other process is at work; what is given counts how often it was called."""
+    yield itertools.count().__next__
+
+
 @pytest.mark.parametrize("move", ["another length", "the same length", "another prompt"])
 def test_every_move_is_one_that_the_table_confirms(
-    kind: Kind, path: Path, reembed: Call, move: str, others: str
+    kind: Kind, path: Path, reembed: Call, move: str
+) -> None:
+    check_move(kind, path, reembed, move, nobody())
+
+
+@pytest.mark.system
+@one_format
+@pytest.mark.parametrize("move", ["another length", "the same length", "another prompt"])
+def test_every_move_is_one_that_the_table_confirms_while_another_process_commits(
+    kind: Kind, path: Path, reembed: Call, move: str, committer: subprocess.Popen[str]
+) -> None:
+    check_move(kind, path, reembed, move, committing(committer, path))
+
+
+def check_move(
+    kind: Kind,
+    path: Path,
+    reembed: Call,
+    move: str,
+    others: AbstractContextManager[Callable[[], int]],
 ) -> None:
     dimension = NEW_DIMENSION if move == "another length" else OLD_DIMENSION
     prompt = "doc: " if move == "another prompt" else ""
     if prompt:
         assert reembed(*flags(kind, path, dimension)).code == 0
 
-    def moved() -> Ran:
-        return reembed(*flags(kind, path, dimension), "--json", prompt=prompt, range_rows=8)
-
-    if others == "alone":
-        ran = moved()
-    else:
-        with committing(path) as commits:
-            before = commits()
-            ran = moved()
-            assert commits() > before
+    with others as commits:
+        before = commits()
+        ran = reembed(*flags(kind, path, dimension), "--json", prompt=prompt, range_rows=8)
+        assert commits() > before
 
     assert (ran.code, ran.values["reembedded"]) == (0, len(TEXTS))
     new = [kind.new(str(text), dimension=dimension, prompt=prompt) for text in TEXTS]
@@ -221,20 +268,31 @@ def test_a_rollback_leaves_and_names_what_was_edited_since(
     assert kind.held(path)[8] == kind.old(8)
 
 
+@pytest.fixture(scope="module")
+def fork_server() -> None:
+    kills.start_fork_server(__name__)
+
+
+@pytest.mark.system
+@pytest.mark.usefixtures("fork_server")
+@one_format
 def test_killed_while_it_replaces_it_is_finished_or_undone(
     kind: Kind, path: Path, reembed: Call, tmp_path: Path
 ) -> None:
     before = kind.contents(path)
     variables = {"RANGE_ROWS": "2", "ROWS_AT_ONCE": "1", "FIRST_ROWS": "2"}
-    environment = clean_environment(tmp_path) | {f"FAKE_{n}": v for n, v in variables.items()}
-    program = [sys.executable, "-m", "tests.fake_program", *flags(kind, path)]
-    with subprocess.Popen(program, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-        ends = time.monotonic() + 60
-        while not _has_begun_to_replace(path, kind):
-            assert process.poll() is None or kind.whole
-            assert time.monotonic() < ends
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
+    environment = {f"FAKE_{name}": value for name, value in variables.items()}
+    _, tell = kills.FORKS.Pipe(duplex=False)
+    work = (tmp_path, tell, environment, flags(kind, path))
+    process = kills.FORKS.Process(target=kills.run_program, args=work)
+    process.start()
+    ends = time.monotonic() + 60
+    while not _has_begun_to_replace(path, kind):
+        assert process.is_alive() or kind.whole
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+    process.kill()
+    process.join()
     states = {"old": [kind.old(at) for at in range(30)], "new": [kind.new(str(t)) for t in TEXTS]}
     seen = kind.held(path)
     assert all(one in (old, new) for one, old, new in zip(seen, *states.values(), strict=True))

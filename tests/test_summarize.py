@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reembed.transforms.rows import Cause, KeyRange, Skipped, StagedRange, Summary
@@ -15,6 +15,7 @@ from tests.test_rows import summaries
 KEYS = KeyRange(0, None, None)
 
 
+@settings(max_examples=20)
 @given(st.lists(summaries))
 def test_parts_may_be_combined_in_any_bundles(parts: list[Summary]) -> None:
     middle = len(parts) // 2

@@ -42,6 +42,7 @@ def test_nothing_is_said_of_a_database_that_is_alone_on_a_disk(
     assert warnings(path) == []
 
 
+@pytest.mark.system
 def test_a_process_that_has_the_database_open_is_named_with_its_id(
     path: Path, mounted: Mounted
 ) -> None:
@@ -61,11 +62,13 @@ def test_a_process_that_has_the_database_open_is_named_with_its_id(
     assert list(holders(path)) == []
 
 
+@pytest.mark.system
 def test_every_process_that_has_the_database_open_is_named(path: Path) -> None:
     with holding(path, "SELECT 1") as one, holding(path, "SELECT 1") as other:
         assert {process for process, _ in holders(path)} == {one.pid, other.pid}
 
 
+@pytest.mark.system
 def test_a_database_that_is_named_by_a_link_is_the_one_that_it_leads_to(
     path: Path, mounted: Mounted
 ) -> None:
@@ -80,6 +83,7 @@ def test_a_database_that_is_named_by_a_link_is_the_one_that_it_leads_to(
     assert f" has {link} open; " in found
 
 
+@pytest.mark.system
 def test_this_process_and_those_of_other_databases_are_not_named(path: Path) -> None:
     other = make_store(path.with_name("other.db"), [memory("a")])
     connection = sqlite3.connect(path)

@@ -266,6 +266,7 @@ def as_user(user: int, do: Callable[[], object]) -> str:
 
 
 @AS_ROOT
+@pytest.mark.system
 def test_who_may_not_delete_a_run_is_told_why_and_its_link_stays(
     shared: Path, reembed: Call
 ) -> None:
@@ -291,6 +292,7 @@ def test_who_may_not_delete_a_run_is_told_why_and_its_link_stays(
 
 
 @AS_ROOT
+@pytest.mark.system
 def test_what_root_has_left_is_named_with_its_owner(shared: Path, reembed: Call) -> None:
     path = store(shared / "m.db")
     reembed("--db", path)  # Its own, as root has made everything with the first versions.
@@ -309,6 +311,7 @@ def test_what_root_has_left_is_named_with_its_owner(shared: Path, reembed: Call)
 
 
 @AS_ROOT
+@pytest.mark.system
 def test_what_another_user_has_made_beside_a_database_is_left_alone(shared: Path) -> None:
     path = store(shared / "m.db")
     os.chown(path, 4321, 4321)
