@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.pipeline import run as running
 from reembed.transforms import embedders, rollback
@@ -45,6 +46,7 @@ from tests.conftest import (
     unjam,
     unpack,
 )
+from tests.wording import wording
 
 SECRET = "projects/p/secrets/s/versions/latest"
 COMMANDS = ("status", "verify", "rollback", "cleanup")
@@ -248,7 +250,9 @@ def test_a_rollback_goes_back_one_run_at_a_time(reembed: Call, path: Path) -> No
     assert stored(path) == old(*range(10))
     third = reembed("rollback", "--db", path)
     assert (third.code, third.out) == (2, "")
-    assert "there is no run that has replaced anything" in third.error
+    assert wording(third.error, path.parent) == snapshot(
+        "there is no run that has replaced anything on TMP/m.db; reembed status shows what there is"
+    )
 
 
 def test_an_older_run_is_rolled_back_only_after_the_newer_one(reembed: Call, path: Path) -> None:
@@ -276,8 +280,12 @@ def test_what_can_not_be_rolled_back_is_said(reembed: Call, path: Path) -> None:
     staging = reembed("rollback", "--db", path, "--run", run_id)
 
     assert (unknown.code, staging.code) == (2, 2)
-    assert "no run is 20260101T000000Z-0000; reembed status shows" in unknown.error
-    assert f"the run {run_id} is staging, so there is nothing to do with it" in staging.error
+    assert wording(unknown.error, path.parent) == snapshot(
+        "no run is RUN; reembed status shows what there is"
+    )
+    assert wording(staging.error, path.parent) == snapshot(
+        "the run RUN is staging, so there is nothing to do with it"
+    )
 
 
 def test_an_incomplete_replacement_is_undone(reembed: Call, path: Path) -> None:
@@ -301,10 +309,14 @@ def test_a_rollback_that_was_cut_off_is_said_by_all_and_goes_on(reembed: Call, p
     [run_id] = runs(path)
 
     assert (cut.code, cut.out) == (6, "")
-    assert f"the rollback of run {run_id} is incomplete: try it again" in cut.error
+    assert wording(cut.error, path.parent) == snapshot(
+        "SQLite can't work with TMP/m.db: jammed; look into it and run again; the rollback of "
+        "run RUN is incomplete: try it again"
+    )
     for command in ("status", "verify", "cleanup"):
         done = reembed(command, "--db", path)
         assert (command, done.code) == (command, 6)
+        # One of them says more.
         assert f"run {run_id} (to all-MiniLM-L6-v2 (8-dim)) is half rolled back" in done.error
     assert reembed("rollback", "--db", path).code == 0
     assert stored(path) == old(*range(10))
@@ -458,6 +470,7 @@ def test_each_fault_of_a_vector_is_found_and_its_row_named(reembed: Call, path: 
         assert (what, checked.code, checked.values["wrong"]) == (what, 1, wrong)
         assert checked.values["wrong_ids"] == {kind: ["4"] for kind in wrong}
         assert checked.err.count("row 4 holds a") == len(wrong)
+        # How many findings there are differs from fault to fault.
         assert "run again to re-embed the rows that are wrong" in checked.error
 
     told = reembed("verify", "--db", path)
@@ -595,14 +608,19 @@ def test_verify_with_a_model_that_is_another_now_says_so(reembed: Call, path: Pa
     checked = reembed("verify", "--db", path, "--json", behaviour=0.05)
 
     assert checked.code == 3
-    assert "does not behave as it did when the run" in checked.error
+    assert wording(checked.error, path.parent) == snapshot(
+        "all-MiniLM-L6-v2 (8-dim, fake) does not behave as it did when the run RUN began, so its "
+        "rows can't be checked with it; bring the former model back"
+    )
     # What needs no model was checked all the same.
     assert (checked.values["checked"], checked.values["wrong"]) == (10, {})
     assert (checked.values["sampled"], checked.values["unchecked"]) == (0, checked.error)
     put(path, "4", None)
     worse = reembed("verify", "--db", path, behaviour=0.05)
     assert worse.code == 1
-    assert "2 findings in" in worse.error
+    assert wording(worse.error, path.parent) == snapshot(
+        "2 findings in TMP/m.db; run again to re-embed the rows that are wrong"
+    )
 
 
 def test_without_the_model_the_digests_are_checked(
@@ -639,7 +657,9 @@ def test_flags_of_a_server_are_refused_for_a_model_that_runs_here(
     refused = reembed("verify", "--db", path, *flag)
 
     assert refused.code == 2
-    assert f"{flag[0]} is about a server, and all-MiniLM-L6-v2 (8-dim, fake)" in refused.error
+    assert refused.error.removeprefix(f"{flag[0]} ") == snapshot(
+        "is about a server, and all-MiniLM-L6-v2 (8-dim, fake) runs on this machine; leave it out"
+    )
 
 
 def test_what_is_wrong_is_right_after_another_run(reembed: Call, path: Path) -> None:
@@ -661,8 +681,12 @@ def test_verify_needs_a_run_that_has_replaced_something(reembed: Call, path: Pat
     named = reembed("verify", "--db", path, "--run", run_id)
 
     assert (checked.code, named.code) == (2, 2)
-    assert "there is no run that has replaced anything" in checked.error
-    assert f"the run {run_id} is staging" in named.error
+    assert wording(checked.error, path.parent) == snapshot(
+        "there is no run that has replaced anything on TMP/m.db; reembed status shows what there is"
+    )
+    assert wording(named.error, path.parent) == snapshot(
+        "the run RUN is staging, so there is nothing to do with it"
+    )
 
 
 def test_an_older_run_is_verified_by_name(reembed: Call, path: Path) -> None:
@@ -762,7 +786,10 @@ def test_status_tells_it_to_a_person(reembed: Call, tmp_path: Path) -> None:
     told = reembed("status", "--db", path)
 
     assert told.code == 6
-    assert f"the replacement by run {half} (to all-MiniLM-L6-v2 (16-dim)) is" in told.error
+    assert wording(told.error, tmp_path) == snapshot(
+        "the replacement by run RUN (to all-MiniLM-L6-v2 (16-dim)) is incomplete: of ranges 0-4, "
+        "0 hold new vectors, and 1-2 were being written"
+    )
     first, second = told.out.split("\n\n")
     shown = [line for line in first.splitlines() if not line.startswith(("on disk", "run"))]
     assert shown == [
@@ -841,6 +868,7 @@ def test_an_incomplete_replacement_is_said_by_every_command(reembed: Call, path:
     ):
         done = reembed(*arguments, "--db", path)
         assert (arguments, done.code) == (arguments, 6)
+        # Which run it is counts here.
         assert f"the replacement by run {half} (to all-MiniLM-L6-v2 (8-dim)) is" in done.error
     assert runs(path) == [finished, half]
     assert reembed("rollback", "--db", path, "--json").values["run_id"] == half
@@ -1079,8 +1107,13 @@ def test_an_empty_run_of_an_older_version_is_ended_by_a_rollback_that_finds_noth
     undone = reembed("rollback", "--db", path)
 
     assert (checked.code, undone.code) == (2, 2)
-    assert f"the run {empty} wrote nothing, so there is nothing to verify" in checked.error
-    assert f"the run {empty} wrote nothing, so there was nothing to put back" in undone.error
+    assert wording(checked.error, path.parent) == snapshot(
+        "the run RUN wrote nothing, so there is nothing to verify"
+    )
+    assert wording(undone.error, path.parent) == snapshot(
+        "the run RUN wrote nothing, so there was nothing to put back; it is ended, and reembed "
+        "status shows the others"
+    )
     assert reembed("rollback", "--db", path, "--json").values["run_id"] == first
     change(path, "DELETE FROM memories WHERE id = 'sealed'")
     assert stored(path) == old(*range(10))
@@ -1109,9 +1142,11 @@ def test_a_rollback_that_puts_nothing_back_does_not_close_the_run(
 
     assert (undone.code, all_columns(path)) == (1, now)
     assert undone.out.startswith(f"reembed: nothing of run {run_id} was put back\n")
-    assert f"none of the 10 rows that the run {run_id} wrote" in undone.error
-    assert "could be put back (its text was edited since 10), so it stays as it is" in undone.error
-    assert f"reembed cleanup --run {run_id} --yes removes it" in undone.error
+    assert wording(undone.error, path.parent) == snapshot(
+        "none of the 10 rows that the run RUN wrote in TMP/m.db could be put back (its text was "
+        "edited since 10), so it stays as it is; if nothing of it is wanted back, reembed "
+        "cleanup --run RUN --yes removes it"
+    )
     assert status_of(reembed, path)[1]["state"] == "replaced"
 
     change(path, "UPDATE memories SET content = rtrim(content, '!')")
@@ -1210,8 +1245,12 @@ def test_rows_without_a_key_are_not_taken_for_others_after_a_vacuum(
     for command in ("verify", "rollback"):
         refused = reembed(command, "--db", path)
         assert (refused.code, all_columns(path)) == (1, now)
-        assert f"the rows of {path} have other numbers now than when the run" in refused.error
-        assert "so it can't be told which row is which; restore a copy" in refused.error
+        assert wording(refused.error, tmp_path) == snapshot(
+            "the rows of TMP/t.db have other numbers now than when the run RUN wrote them "
+            "(VACUUM does that to a table without a key), so it can't be told which row is "
+            "which; restore a copy of the file from before, or re-embed the table with the "
+            "former model"
+        )
     assert status_of(reembed, path)[1]["state"] == "replaced"
 
 

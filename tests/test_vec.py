@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.embedders.fake import FakeEmbedder
 from reembed.transforms.stores.vec import with_dimension
 from reembed.transforms.stores.vec0 import connect
 from tests.conftest import Call, files, make_store, memory
+from tests.wording import wording
 
 TEXTS = [f"note {at}" for at in range(40)]
 FLAGS = ("--text", "body")
@@ -104,7 +106,10 @@ def test_rows_without_a_text_are_refused_before_anything_is_embedded(
     refused = reembed("--db", path, *FLAGS, "--dim", "8")
 
     assert refused.code == 1
-    assert "1 rows of the vec0 table docs have no text that could be embedded" in refused.error
+    assert wording(refused.error, tmp_path) == snapshot(
+        "1 rows of the vec0 table docs have no text that could be embedded, and a table of "
+        "vectors of 8 numbers can't keep theirs of 6; give them texts, or delete them first"
+    )
     assert files(tmp_path) == before
     same = reembed("--db", path, *FLAGS, "--dim", "6", "--json")
     assert (same.code, same.values["skipped"]) == (0, 1)
@@ -125,7 +130,10 @@ def test_a_text_that_is_not_utf_8_is_refused_before_anything_is_embedded(
     for more in (["--dry-run"], []):
         refused = reembed(*flags, *more)
         assert (refused.code, refused.texts) == (1, set())
-        assert "1 rows of the vec0 table docs have no text that could be" in refused.error
+        assert wording(refused.error, tmp_path) == snapshot(
+            "1 rows of the vec0 table docs have no text that could be embedded, and a table of "
+            "vectors of 8 numbers can't keep theirs of 5; give them texts, or delete them first"
+        )
     assert not path.with_name("v.db.reembed").exists()
     same = reembed(*flags, "--dim", "5", "--json")
     assert (same.code, same.values["reembedded"], same.values["skipped"]) == (0, 2, 1)
@@ -145,29 +153,84 @@ def test_a_row_that_is_added_in_the_middle_is_embedded_too(reembed: Call, tmp_pa
 @pytest.mark.parametrize(
     ("schema", "flags", "says"),
     [
-        ("embedding int8[4], +body TEXT", FLAGS, "are int8[4]; only float ones"),
-        ("embedding bit[8], +body TEXT", FLAGS, "are bit[8]; only float ones"),
+        (
+            "embedding int8[4], +body TEXT",
+            FLAGS,
+            snapshot(
+                "the vectors in column embedding of the vec0 table docs are int8[4]; only float "
+                "ones can be re-embedded"
+            ),
+        ),
+        (
+            "embedding bit[8], +body TEXT",
+            FLAGS,
+            snapshot(
+                "the vectors in column embedding of the vec0 table docs are bit[8]; only float "
+                "ones can be re-embedded"
+            ),
+        ),
         (
             "id TEXT PRIMARY KEY, embedding float[4], +body TEXT",
             FLAGS,
-            "id of the vec0 table docs is",
+            snapshot(
+                "the key id of the vec0 table docs is a TEXT; only whole numbers as keys are "
+                "supported"
+            ),
         ),
         (
             "a float[4], b float[4], +body TEXT",
             FLAGS,
-            "has the vectors a, b; choose one with --vec",
+            snapshot("the vec0 table docs has the vectors a, b; choose one with --vector"),
         ),
-        ("embedding float[4]", (), "are found by --text, which names auxiliary columns"),
-        ("embedding float[4], +body TEXT", ("--text", "x"), "no column x (it has rowid, embedding"),
+        (
+            "embedding float[4]",
+            (),
+            snapshot(
+                "the texts of the vec0 table docs are found by --text, which names auxiliary "
+                "columns of it, or with --text-table those of another table; give --text"
+            ),
+        ),
+        (
+            "embedding float[4], +body TEXT",
+            ("--text", "x"),
+            snapshot(
+                "the table docs has no column x (it has rowid, embedding, body); correct --text"
+            ),
+        ),
         (
             "embedding float[4], +body TEXT",
             ("--text", "x", "--text-table", "nope"),
-            "has no table nope; correct --text-table",
+            snapshot("TMP/m.db has no table nope; correct --text-table"),
         ),
-        ("embedding float[4], +body TEXT", (*FLAGS, "--where", "1"), "--where does not go with a"),
-        ("embedding float[4], +body TEXT", (*FLAGS, "--namespace", "1"), "--namespace does not go"),
-        ("embedding float[4], +body TEXT", (*FLAGS, "--missing-only"), "moved as wholes"),
-        ("embedding float[4], +body TEXT", (*FLAGS, "--skipped", "clear"), "always has one"),
+        (
+            "embedding float[4], +body TEXT",
+            (*FLAGS, "--where", "1"),
+            snapshot(
+                "--where does not go with a vec0 table, which is moved as a whole; leave it out"
+            ),
+        ),
+        (
+            "embedding float[4], +body TEXT",
+            (*FLAGS, "--namespace", "1"),
+            snapshot(
+                "--namespace does not go with a vec0 table, which is moved as a whole; leave it out"
+            ),
+        ),
+        (
+            "embedding float[4], +body TEXT",
+            (*FLAGS, "--missing-only"),
+            snapshot(
+                "the vec0 table docs: text body, vector embedding are moved as wholes, so only "
+                "--namespace chooses some of TMP/m.db; leave out what chooses rows"
+            ),
+        ),
+        (
+            "embedding float[4], +body TEXT",
+            (*FLAGS, "--skipped", "clear"),
+            snapshot(
+                "--skipped clear can't be done in TMP/m.db: a row of a vec0 table always has one"
+            ),
+        ),
     ],
 )
 def test_what_can_not_be_done_is_refused_by_name(
@@ -180,7 +243,7 @@ def test_what_can_not_be_done_is_refused_by_name(
     ran = reembed("--db", path, *flags)
 
     assert ran.code in (1, 2)
-    assert says in ran.error
+    assert wording(ran.error, tmp_path) == says
     assert files(tmp_path) == before
 
 
@@ -193,9 +256,12 @@ def test_a_rollback_is_refused_once_a_row_was_added_since(reembed: Call, tmp_pat
 
     assert undone.code == 1
     assert reembed("status", "--db", path).code == 0
-    assert "1 rows are in the way (the first, 99: it was added since) of putting" in undone.error
-    assert "so 40 others keep their new vectors" in undone.error
-    assert "delete these rows and roll back again, or re-embed the table with its" in undone.error
+    assert wording(undone.error, tmp_path) == snapshot(
+        "1 rows are in the way (the first, 99: it was added since) of putting back TMP/m.db, "
+        "where all rows must have one model, so 40 others keep their new vectors; delete these "
+        "rows and roll back again, or re-embed the table with its former model; nothing was put "
+        "back"
+    )
     assert "row 99 is in the way: it was added since" in undone.err
     assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(32,)]
     query(path, "DELETE FROM docs WHERE rowid = 99")
@@ -227,7 +293,10 @@ def test_texts_of_another_table_must_be_told_by_its_key(reembed: Call, tmp_path:
 
     ran = reembed("--db", path, *FLAGS, "--text-table", "texts", "--text-key", "doc")
 
-    assert "two rows of texts have the doc 1" in ran.error
+    assert wording(ran.error, tmp_path) == snapshot(
+        "two rows of texts have the doc 1, so it is not known which has a vector's text; correct "
+        "--text-key"
+    )
 
 
 def test_without_the_packages_it_says_which_to_install(
@@ -239,7 +308,10 @@ def test_without_the_packages_it_says_which_to_install(
     ran = reembed("--db", path, *FLAGS)
 
     assert ran.code == 1
-    assert "are not installed: pip install '.[sqlite-vec]' in the checkout" in ran.error
+    assert wording(ran.error, tmp_path) == snapshot(
+        "vec0 tables need the packages of sqlite-vec, which are not installed: pip install "
+        "'.[sqlite-vec]' in the checkout of reembed"
+    )
 
 
 @pytest.mark.system
@@ -284,7 +356,12 @@ def test_a_rollback_that_put_nothing_back_leaves_the_run_as_it_was(
     undone = reembed("rollback", "--db", path, "--json")
 
     assert (undone.code, undone.values["state"], undone.values["restored"]) == (1, "replaced", 0)
-    assert "nothing was put back" in undone.error
+    assert wording(undone.error, tmp_path) == snapshot(
+        "1 rows are in the way (the first, 99: it was added since) of putting back TMP/m.db, "
+        "where all rows must have one model, so 39 others keep their new vectors; delete these "
+        "rows and roll back again, or re-embed the table with its former model; nothing was put "
+        "back"
+    )
     checked = reembed("verify", "--db", path, "--json")
     assert (checked.code, checked.values["put_back"]) == (1, 0)
     assert checked.values["wrong_ids"]["overwritten"] == ["3"]

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.embedders.fake import FakeEmbedder
 from reembed.transforms.stores.formats import decode
 from reembed.transforms.stores.vec0 import connect
 from tests.conftest import Call, Ran, change, files, select
+from tests.wording import wording
 
 TEXTS = [f"The archivist has painted {at} lamps of the old bridge." for at in range(10)]
 BODY = ("--text", "body", "--text-table", "chunks")
@@ -89,10 +91,41 @@ def test_a_table_of_its_own_texts_has_no_pairs(reembed: Call, tmp_path: Path) ->
     assert (ran.code, ran.values["sample_pairs"]) == (0, [])
 
 
-@pytest.mark.parametrize("flags", [(), ("--text-key", "rowid"), ("--text-key", "id")])
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (
+            (),
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 table v: "
+                "it has no INTEGER PRIMARY KEY; its column chunk names rows of chunks by their "
+                "id, but reembed joins by the vec0 table's own key alone: make a view that has "
+                "this key beside the texts, and give the flags below"
+            ),
+        ),
+        (
+            ("--text-key", "rowid"),
+            snapshot(
+                "--text-key rowid joins 10 of 10 sampled vectors to other rows of chunks than "
+                "the vec0 table v does; its column chunk names rows of chunks by their id, but "
+                "reembed joins by the vec0 table's own key alone: make a view that has this key "
+                "beside the texts, and give the flags below"
+            ),
+        ),
+        (
+            ("--text-key", "id"),
+            snapshot(
+                "0 of the 10 keys of the vec0 table v are in the column id of chunks, so its "
+                "texts are not those of the vectors; its column chunk names rows of chunks by "
+                "their id, but reembed joins by the vec0 table's own key alone: make a view that "
+                "has this key beside the texts, and give the flags below"
+            ),
+        ),
+    ],
+)
 @pytest.mark.parametrize("columns", [", chunk TEXT", ", +chunk TEXT", ", chunk TEXT partition key"])
 def test_rows_that_a_column_of_the_vec0_table_links_are_not_joined_by_their_numbers(
-    flags: tuple[str, ...], columns: str, reembed: Call, tmp_path: Path
+    flags: tuple[str, ...], says: str, columns: str, reembed: Call, tmp_path: Path
 ) -> None:
     rows = list(zip(KEYS, TEXTS, strict=True))
     path = make(tmp_path / "m.db", "(id TEXT PRIMARY KEY, body)", rows, columns, *reversed(KEYS))
@@ -101,7 +134,7 @@ def test_rows_that_a_column_of_the_vec0_table_links_are_not_joined_by_their_numb
     refused = reembed("--db", path, *BODY, *flags)
 
     assert refused.code == 2
-    assert "its column chunk names rows of chunks by their id, but reembed joins" in refused.error
+    assert wording(refused.error, tmp_path) == says
     assert files(tmp_path) == before
     view, command = below(refused)
     change(path, view)
@@ -210,6 +243,7 @@ def test_without_a_key_the_columns_that_have_the_keys_are_proposed(
     refused = reembed("--db", path, *BODY)
 
     assert refused.code == 2
+    # What the columns are that have them differs from case to case.
     assert refused.error.startswith("--text-key must say which column of chunks holds the keys of")
     line = f"--table v --text body --text-table chunks --text-key {proposed}"
     assert below(refused) == ([] if proposed is None else [line])
@@ -281,18 +315,38 @@ def test_a_search_index_has_texts_by_its_rowid(reembed: Call, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--text", "body", "--text-key", "id"), "--text-key is a column of the table that --text"),
-        (("--text", "body", "--text-table", "V"), "--text-table V is the vec0 table itself; leave"),
-        ((*BODY, "--text-key", "nope"), "the table chunks has no column nope (it has id, body)"),
+        (
+            ("--text", "body", "--text-key", "id"),
+            snapshot(
+                "--text-key is a column of the table that --text-table names; give both, or "
+                "neither if the texts are in the vec0 table v itself"
+            ),
+        ),
+        (
+            ("--text", "body", "--text-table", "V"),
+            snapshot(
+                "--text-table V is the vec0 table itself; leave it out, and its own columns are "
+                "read"
+            ),
+        ),
+        (
+            (*BODY, "--text-key", "nope"),
+            snapshot("the table chunks has no column nope (it has id, body); correct --text-key"),
+        ),
         (
             ("--text", "body", "--text-table", "bare", "--text-key", "rowid"),
-            "the table bare has no column rowid (it has id, body); correct --text-key",
+            snapshot("the table bare has no column rowid (it has id, body); correct --text-key"),
         ),
         (
             ("--text", "body", "--text-table", "shown", "--text-key", "rowid"),
-            "the table shown has no column rowid (it has id, body); correct --text-key",
+            snapshot("the table shown has no column rowid (it has id, body); correct --text-key"),
         ),
-        (("--text", "distance"), "the table v has no column distance (it has rowid, embedding)"),
+        (
+            ("--text", "distance"),
+            snapshot(
+                "the table v has no column distance (it has rowid, embedding); correct --text"
+            ),
+        ),
     ],
 )
 def test_what_can_not_be_a_key_or_a_text_is_refused(
@@ -310,7 +364,7 @@ def test_what_can_not_be_a_key_or_a_text_is_refused(
     ran = reembed("--db", path, *flags)
 
     assert ran.code in (1, 2)
-    assert ran.error.startswith(says)
+    assert wording(ran.error, tmp_path) == says
     assert files(tmp_path) == before
 
 
@@ -372,7 +426,9 @@ def test_of_several_vec0_tables_the_texts_of_each_are_listed(reembed: Call, tmp_
 
     ran = reembed("--db", path)
 
-    assert "has the vec0 tables v, w, x; choose one of them with --table" in ran.error
+    assert wording(ran.error, tmp_path) == snapshot(
+        "TMP/m.db has the vec0 tables v, w, x; choose one of them with --table"
+    )
     assert below(ran)[::2] == [
         "--table v --text body",
         "--table w --vector a --text t",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-import select as waiting
 import sqlite3
 import subprocess
 import sys
@@ -16,26 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.pipeline import run as running
 from reembed.transforms.embedders.fake import FakeEmbedder
 from reembed.transforms.rows import Summary
 from reembed.transforms.stores import Replacement
 from reembed.transforms.stores.codec import encode
-from reembed.transforms.stores.demo import Memory, hashed_vector
-from tests.conftest import Call, clean_environment, make_store, memory, plain_pass, select
+from tests.changes import old_memory
+from tests.conftest import Call, clean_environment, make_store, plain_pass, select
+from tests.wording import wording
 
 ROWS = 300
-PAUSE_SECONDS = 1 / 40
-OLD, NEW = 32, 8
+NEW = 8
 SEVERAL = {"rows_at_once": 100, "first_rows": 100}
-
-
-def old_memory(key: str) -> Memory:
-    """A row as a daemon with the old model writes it."""
-    row = memory(key)
-    vector = hashed_vector(f"{row.title} {row.content}", OLD)
-    return memory(key, embedding=vector, embedding_dim=OLD)
 
 
 def new_vectors(path: Path) -> dict[str, bool]:
@@ -61,60 +53,11 @@ class Written:
     longest_wait: float
 
 
-def write(path: str) -> None:
-    """Add, edit and delete rows as ai-memory does, until stdin ends; then print what was done."""
-    dice = random.Random(20)
-    changes: list[tuple[str, str, float]] = []
-    refused: list[str] = []
-    waits = [0.0]
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("PRAGMA busy_timeout=5000")
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
-        keys = [key for (key,) in db.execute("SELECT id FROM memories ORDER BY id")]
-        print("at work", flush=True)
-        while not waiting.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
-            what = dice.choice(["add", "edit", "edit and embed", "delete"])
-            key = dice.choice(keys) if what != "add" else f"{dice.getrandbits(64):016x}"
-            began = time.monotonic()
-            try:
-                apply(db, what, key, f"{len(changes)} of the writer")
-            except sqlite3.OperationalError as error:
-                refused.append(str(error))
-                continue
-            waits.append(time.monotonic() - began)
-            changes.append((what, key, time.time()))
-            if what == "add":
-                keys.append(key)
-            elif what == "delete":
-                keys.remove(key)
-    print(json.dumps([changes, refused, max(waits)]))
-
-
-def apply(db: sqlite3.Connection, what: str, key: str, content: str) -> None:
-    """Make one change; where the daemon embeds, it is with the old model."""
-    vector = hashed_vector(f"title {key} {content}", OLD)
-    match what:
-        case "add":
-            row = vars(memory(key, content, embedding=vector, embedding_dim=OLD))
-            places = ", ".join(f":{name}" for name in row)
-            db.execute(f"INSERT INTO memories ({', '.join(row)}) VALUES ({places})", row)
-        case "edit":
-            db.execute("UPDATE memories SET content = ? WHERE id = ?", (content, key))
-        case "edit and embed":
-            db.execute(
-                "UPDATE memories SET content = ?, embedding = ?, embedding_dim = ? WHERE id = ?",
-                (content, vector, OLD, key),
-            )
-        case _:
-            db.execute("DELETE FROM memories WHERE id = ?", (key,))
-
-
 @contextmanager
 def writing(path: Path, home: Path) -> Iterator[list[Written]]:
     """A writer is at work; what it did is in the list afterwards."""
     done: list[Written] = []
-    command = [sys.executable, "-m", "tests.test_writer", str(path)]
+    command = [sys.executable, "-m", "tests.changes", str(path)]
     pipe = subprocess.PIPE
     environment = clean_environment(home)
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
@@ -247,7 +190,11 @@ def test_rows_that_a_daemon_overwrites_again_and_again_are_named_until_it_stops(
     assert {key for key, is_new in new_vectors(path).items() if not is_new} == {*keys[5::60]}
     remaining = Path(ran.values["run_directory"]) / "remaining.jsonl"
     assert read_ids(remaining) == {*keys[5::60]}
-    assert ran.error.startswith("4 rows don't hold their new vectors, although these were")
+    assert wording(ran.error, tmp_path) == snapshot(
+        "4 rows don't hold their new vectors, although these were written: a trigger of the "
+        "database or another program puts others back; drop or stop it and run again, or undo "
+        "the replacement with reembed rollback"
+    )
     assert reembed("status", "--db", path).code == 6
 
     daemon["times"] = 0
@@ -257,7 +204,3 @@ def test_rows_that_a_daemon_overwrites_again_and_again_are_named_until_it_stops(
     assert new_vectors(path) == dict.fromkeys(keys, True)
     assert not remaining.exists()
     assert reembed("status", "--db", path).code == 0
-
-
-if __name__ == "__main__":
-    write(*sys.argv[1:])
