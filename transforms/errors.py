@@ -127,7 +127,7 @@ def unwrap(error: BaseException) -> ReembedError | None:
     Runners add a note in square brackets, or carry a worker's exception as the text of its
     traceback, of which the last line that names one of our classes holds the message.
 
-    >>> unwrap(RuntimeError("boom\\ntransforms.errors.StoreError: locked [while running 'X']"))
+    >>> unwrap(RuntimeError("\\nreembed.transforms.errors.StoreError: locked [while running 'X']"))
     StoreError('locked')
     """
     if isinstance(error, ReembedError):
