@@ -118,6 +118,7 @@ for module in pkgutil.walk_packages(reembed.__path__, "reembed."):
     assert len(found) == len(in_checkout) - 1  # But for __main__.
 
 
+@pytest.mark.timeout(300)  # An sdist is built, and workers start that load the real model.
 def test_a_job_that_is_translated_and_done_gives_the_models_vectors(
     service: Dataflow,
     checkout: Path,

@@ -631,6 +631,7 @@ def test_weights_that_were_altered_are_noticed_by_the_probe(
 
 
 @pytest.mark.parametrize("copy", ["minilm", "bare"])
+@pytest.mark.usefixtures("real_model")
 def test_what_stands_beyond_the_256th_token_changes_nothing(
     copy: str, request: pytest.FixtureRequest
 ) -> None:

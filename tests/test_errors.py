@@ -29,7 +29,7 @@ def test_so_do_the_lines_below_its_message(kind: type[ReembedError]) -> None:
 def test_an_error_is_found_in_a_runners_traceback(kind: type[ReembedError]) -> None:
     text = (
         "Traceback (most recent call last):\n  File ...\nsqlite3.OperationalError: no\n\nDuring "
-        f"handling ...\ntransforms.errors.{kind.__name__}: a: b; c [while running 'Read']\n\nmore"
+        f"handling ...\n{errors.__name__}.{kind.__name__}: a: b; c [while running 'Read']\n\nmore"
     )
 
     found = unwrap(RuntimeError(text))
