@@ -17,6 +17,12 @@ _CHANGING = (
 )
 
 
+def line_with(words: str, said: str) -> str:
+    """The one line of a text that holds these words."""
+    [found] = [line for line in said.splitlines() if words in line]
+    return found
+
+
 def wording(said: str | BaseException | pytest.ExceptionInfo[BaseException], tmp_path: Path) -> str:
     """The words of a text or an error: paths below `tmp_path` begin with TMP, runs are RUN.
 
