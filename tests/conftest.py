@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +405,15 @@ def reembed(
     yield call
     logger.handlers, level, logger.propagate = before
     logger.setLevel(level)
+
+
+_build_once = cache(embedders._build)
+
+
+@pytest.fixture
+def real_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load a real model once for all tests with this fixture, which is 6 s for each of them."""
+    monkeypatch.setattr(embedders, "_build", _build_once)
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-FIXTURES = {"program", "fake_program"}
-"""What runs the program in a process of its own: tests that use it are marked `system`."""
+FIXTURES = {"program", "fake_program", "real_model"}
+"""What runs the program in a process of its own, or takes long: such tests are `system`."""
 
 _EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 
@@ -27,10 +27,13 @@ class Launches:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Mark what runs the program as a process."""
+        """Mark what runs the program as a process; have one worker load the real model."""
         for item in items:
-            if FIXTURES & set(getattr(item, "fixturenames", ())):
+            names = set(getattr(item, "fixturenames", ()))
+            if FIXTURES & names:
                 item.add_marker(pytest.mark.system)
+            if "real_model" in names and item.config.pluginmanager.hasplugin("xdist"):
+                item.add_marker(pytest.mark.xdist_group("real model"))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
