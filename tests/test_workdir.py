@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
 from apache_beam.io.filesystems import FileSystems
+from inline_snapshot import snapshot
 
 from reembed.transforms.errors import RunError, StagingError
 from reembed.transforms.rows import KeyRange, RangeRows, RangeVectors, Row, StagedRow, text_digest
@@ -24,6 +26,7 @@ from tests.conftest import (
     select,
     worker_pool,
 )
+from tests.wording import line_with, wording
 
 KEYS = KeyRange(3, None, None)
 VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"
@@ -101,9 +104,27 @@ def test_nothing_is_left_of_a_directory_that_was_removed(
 
 
 @pytest.mark.parametrize("place", ["/proc/nowhere", "nosuchscheme://a/b"])
-def test_a_place_that_can_not_be_used_is_told_in_one_sentence(place: str) -> None:
-    with pytest.raises(StagingError, match=r"^the work directory .* can't be used \(.*--workdir"):
+def test_a_place_that_can_not_be_used_is_told_in_one_sentence(place: str, tmp_path: Path) -> None:
+    with pytest.raises(StagingError) as refused:
         WorkDirectory(place, "one").make()
+    # What Beam says of a scheme that it doesn't know is its own.
+    said = re.sub(r"\(ValueError: .*\)", "(BEAM)", wording(refused, tmp_path))
+    assert (
+        said
+        == snapshot(
+            {
+                "/proc/nowhere": (
+                    "the work directory /proc/nowhere can't be used (FileNotFoundError: "
+                    "[Errno 2] No such file or directory: '/proc/nowhere'); name one "
+                    "with --workdir that this machine and all workers can write"
+                ),
+                "nosuchscheme://a/b": (
+                    "the work directory nosuchscheme://a/b can't be used (BEAM); name "
+                    "one with --workdir that this machine and all workers can write"
+                ),
+            }
+        )[place]
+    )
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -130,9 +151,13 @@ def test_the_plan_says_where_texts_are_copied_to(reembed: Call, tmp_path: Path) 
 
     planned = reembed("--db", path, "--workdir", "gs://bucket/place/", "--dry-run")
 
-    assert "the texts of 1 rows are copied to gs://bucket/place" in planned.err
-    assert "workers" in planned.out
-    assert "gs://bucket/place/2" in planned.out
+    assert wording(line_with("copied", planned.err), tmp_path) == snapshot(
+        "reembed: the texts of 1 rows are copied to gs://bucket/place/ for the workers, and "
+        "deleted when all is replaced"
+    )
+    assert wording(line_with("workers", planned.out), tmp_path) == snapshot(
+        "workers          read texts and leave vectors in gs://bucket/place/RUN"
+    )
 
 
 def test_what_workers_have_left_is_not_made_again_by_a_later_try(
@@ -242,13 +267,16 @@ def test_workers_that_find_nothing_of_what_was_left_for_them_end_the_run(
     ran = reembed("--db", path, "--workdir", tmp_path / "work", through_beam=True)
 
     assert ran.code == 1
-    assert "of 9 rows that were left for the workers in" in ran.error
-    assert "they have found 0; name a work directory with --workdir" in ran.error
+    assert wording(ran.error, tmp_path) == snapshot(
+        "of 9 rows that were left for the workers in TMP/work/RUN, they have found 0; name a "
+        "work directory with --workdir that all workers see as this machine does"
+    )
     assert path.read_bytes() == before
 
 
 def test_a_place_that_does_not_answer_is_told_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     from reembed.transforms import workdir
 
@@ -256,7 +284,11 @@ def test_a_place_that_does_not_answer_is_told_after_a_while(
     monkeypatch.setattr(workdir, "MOST_SECONDS", 0.05)
     monkeypatch.setattr(FileSystems, "exists", lambda path: released.wait(30))
     try:
-        with pytest.raises(StagingError, match=r"^the work directory gs://b/x gave no answer with"):
+        with pytest.raises(StagingError) as refused:
             WorkDirectory("gs://b/x", "1").make()
+        assert wording(refused, tmp_path) == snapshot(
+            "the work directory gs://b/x gave no answer within 0.05 s; see that this machine "
+            "can reach it and is logged in there, or name another with --workdir"
+        )
     finally:
         released.set()

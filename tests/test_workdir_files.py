@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from apache_beam.io.filesystem import FileMetadata, MatchResult
+from inline_snapshot import snapshot
 
 from reembed.transforms import workdir
 from reembed.transforms.errors import StagingError, UsageError
@@ -17,6 +18,7 @@ from reembed.transforms.rows import KeyRange, RangeRows, RangeVectors, Row, Stag
 from reembed.transforms.staging.names import SHARD
 from reembed.transforms.workdir import WorkDirectory
 from tests.conftest import Call, begin, fake_plan, files, make_store, memory
+from tests.wording import wording
 
 KEYS = KeyRange(3, None, None)
 PART = RangeRows(KEYS, 0, (Row("a", 0, "text", text_digest(b"text")),))
@@ -95,7 +97,10 @@ def test_a_file_of_somebody_elses_stays(tmp_path: Path, caplog: pytest.LogCaptur
         work.remove()
 
     assert sorted(files(Path(work.path))) == sorted(theirs)
-    assert "stays, since reembed did not make all that is in it" in caplog.text
+    [record] = caplog.records
+    assert wording(record.getMessage(), tmp_path) == snapshot(
+        "TMP/work/run stays, since reembed did not make all that is in it"
+    )
 
 
 @pytest.mark.parametrize("part", [".", "shards", "inputs-one-0001"])
@@ -106,8 +111,28 @@ def test_nothing_is_written_or_deleted_through_a_link(tmp_path: Path, part: str)
     place.symlink_to(tmp_path / "moved")
     before = files(tmp_path / "moved")
 
-    with pytest.raises(StagingError, match="is a symbolic link, where reembed keeps a directory"):
+    with pytest.raises(StagingError) as refused:
         filled(work)
+    assert (
+        wording(refused, tmp_path)
+        == snapshot(
+            {
+                ".": (
+                    "TMP/work/run is a symbolic link, where reembed keeps a directory; "
+                    "reembed leaves it alone: move it away, and run again"
+                ),
+                "shards": (
+                    "TMP/work/run/shards is a symbolic link, where reembed keeps a "
+                    "directory; reembed leaves it alone: move it away, and run again"
+                ),
+                "inputs-one-0001": (
+                    "TMP/work/run/inputs-one-0001 is a symbolic link, where reembed "
+                    "keeps a directory; reembed leaves it alone: move it away, and run "
+                    "again"
+                ),
+            }
+        )[part]
+    )
     with suppress(StagingError):
         work.remove()
 
@@ -121,15 +146,24 @@ def test_a_shard_that_is_no_file_is_told(tmp_path: Path) -> None:
     shard.unlink()
     os.mkfifo(shard)
 
-    with pytest.raises(StagingError, match="is a pipe, where reembed keeps a file"):
+    with pytest.raises(StagingError) as refused:
         work.fetch_shards(run)
+    assert wording(refused, tmp_path) == snapshot(
+        "TMP/work/run/shards/0000003.0001.000.00001.ca3fc0288d8ee729.parquet is a pipe, "
+        "where reembed keeps a file; reembed leaves it alone: move it away, and run again"
+    )
 
 
 def test_a_worker_that_does_not_see_the_place_says_so(tmp_path: Path) -> None:
     elsewhere = WorkDirectory(str(tmp_path / "not" / "mounted"), "one")
 
-    with pytest.raises(StagingError, match="that this machine and all workers can write"):
+    with pytest.raises(StagingError) as refused:
         list(elsewhere.read_inputs(KEYS, pass_number=1))
+    assert wording(refused, tmp_path) == snapshot(
+        "the work directory TMP/not/mounted can't be used (FileNotFoundError: [Errno 2] No "
+        "such file or directory: 'TMP/not/mounted'); name one with --workdir that this "
+        "machine and all workers can write"
+    )
 
 
 def test_a_place_where_others_can_exchange_it_is_refused(reembed: Call, tmp_path: Path) -> None:
@@ -140,7 +174,11 @@ def test_a_place_where_others_can_exchange_it_is_refused(reembed: Call, tmp_path
 
     refused = reembed("--db", path, "--workdir", place)
     assert (refused.code, list(place.iterdir())) == (2, [])
-    assert f"other users can write {place} (mode 0777)" in refused.error
+    assert wording(refused.error, tmp_path) == snapshot(
+        "other users can write TMP/shared (mode 0777), so they could put something else in "
+        "the place of a run there; name a directory of your own with --workdir, or take the "
+        "right from them: chmod go-w TMP/shared"
+    )
     place.chmod(0o770)
     with pytest.raises(UsageError):
         WorkDirectory(str(place / "run"), "one").make()
