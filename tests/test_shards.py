@@ -9,10 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inline_snapshot import snapshot
 
 from reembed.transforms.errors import StagingError
 from reembed.transforms.rows import Cause, KeyRange, RangeVectors, Skipped, StagedRange, StagedRow
 from reembed.transforms.staging.shards import list_shards, read_shards, read_tokens, write_shard
+from tests.wording import wording
 
 KEYS = KeyRange(7, "a", "b")
 VECTOR = np.array([1.5, -2.0], dtype="<f4").tobytes()
@@ -150,5 +152,11 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     path = tmp_path / staged.shard
     path.write_bytes(path.read_bytes()[:-9])
 
-    with pytest.raises(StagingError, match=rf"{staged.shard} is damaged"):
+    with pytest.raises(StagingError) as refused:
         read(tmp_path, 7)
+    assert wording(refused, tmp_path).replace(staged.shard, "SHARD") == snapshot(
+        (
+            "TMP/SHARD is damaged: its bytes are not those that were written; run reembed again, "
+            "which looks through all files of the run first"
+        )
+    )

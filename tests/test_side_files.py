@@ -11,12 +11,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.errors import StoreError
 from reembed.transforms.stores import recover_store
 from reembed.transforms.stores.side_files import check_side_files
 from reembed.transforms.stores.sqlite import write_connection, write_transaction
 from tests.conftest import Call, files, make_store, memory, select
+from tests.wording import wording
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="other owners can only be made by root")
 MAGIC = bytes.fromhex("d9d505f920a163d7")
@@ -83,8 +85,12 @@ def test_a_journal_that_names_somebodys_file_has_it_deleted_by_nobody(
     refused = reembed(*command, "--db", path)
 
     assert refused.code == 1
-    assert f"would have SQLite delete {victim}" in refused.error
-    assert len(refused.error.splitlines()) == 1
+    assert wording(refused.error, tmp_path) == snapshot(
+        "TMP/store/m.db-journal would have SQLite delete TMP/thesis.txt, which is no journal "
+        "of its own beside TMP/store/m.db; if a program was cut off that wrote to several "
+        "databases, let it open TMP/store/m.db again; else somebody may have made the "
+        "journal to have that file deleted: move it away, and run again"
+    )
     assert files(tmp_path) == before
 
 
@@ -98,38 +104,65 @@ def test_a_journal_that_names_somebodys_file_has_it_deleted_by_nobody(
         "m.db-mj0123459AB/../notes",
     ],
 )
-def test_only_a_journal_of_its_own_directory_and_kind_may_be_named(path: Path, name: str) -> None:
+def test_only_a_journal_of_its_own_directory_and_kind_may_be_named(
+    path: Path, name: str, tmp_path: Path
+) -> None:
     victim = path.parent / name
     beside(path, "-journal").write_bytes(header(path, 0) + name_at_the_end(victim))
 
     if name == "other-mj0123459AB":
         check_side_files(path)
     else:
-        with pytest.raises(StoreError, match="would have SQLite delete"):
+        with pytest.raises(StoreError) as refused:
             check_side_files(path)
+        assert wording(refused, tmp_path).replace(name, "NAME") == snapshot(
+            "TMP/store/m.db-journal would have SQLite delete TMP/store/NAME, which is no "
+            "journal of its own beside TMP/store/m.db; if a program was cut off that wrote "
+            "to several databases, let it open TMP/store/m.db again; else somebody may have "
+            "made the journal to have that file deleted: move it away, and run again"
+        )
 
 
-def test_a_name_is_read_up_to_its_first_zero_and_whatever_its_checksum(path: Path) -> None:
+def test_a_name_is_read_up_to_its_first_zero_and_whatever_its_checksum(
+    path: Path, tmp_path: Path
+) -> None:
     content = b"/etc/passwd\0m.db-mj0123459AB"
     end = bytes(4) + content + struct.pack(">II", len(content), 99) + MAGIC
     beside(path, "-journal").write_bytes(header(path, 0) + end)
 
-    with pytest.raises(StoreError, match="have SQLite delete /etc/passwd,"):
+    with pytest.raises(StoreError) as refused:
         check_side_files(path)
+    assert wording(refused, tmp_path) == snapshot(
+        "TMP/store/m.db-journal would have SQLite delete /etc/passwd, which is no journal of "
+        "its own beside TMP/store/m.db; if a program was cut off that wrote to several "
+        "databases, let it open TMP/store/m.db again; else somebody may have made the "
+        "journal to have that file deleted: move it away, and run again"
+    )
 
 
-def test_a_pipe_that_a_write_to_several_databases_names_is_not_waited_for(path: Path) -> None:
+def test_a_pipe_that_a_write_to_several_databases_names_is_not_waited_for(
+    path: Path, tmp_path: Path
+) -> None:
     listing = path.parent / "m.db-mj0123459AB"
     os.mkfifo(path.parent / "pipe")
     beside(path, "-journal").write_bytes(header(path, 0) + name_at_the_end(listing))
 
     listing.write_bytes(os.fsencode(path.parent / "pipe") + b"\0")
-    with pytest.raises(StoreError, match="pipe as a journal, which is not a regular file"):
+    with pytest.raises(StoreError) as refused:
         recover_store(path)
+    assert wording(refused, tmp_path) == snapshot(
+        "TMP/store/m.db-mj0123459AB names TMP/store/pipe as a journal, which is not a "
+        "regular file, so SQLite did not make it; reembed leaves it alone: move "
+        "TMP/store/m.db-journal away, and run again"
+    )
     listing.unlink()
     os.mkfifo(listing)
-    with pytest.raises(StoreError, match="9AB is not a regular file"):
+    with pytest.raises(StoreError) as refused:
         recover_store(path)
+    assert wording(refused, tmp_path) == snapshot(
+        "TMP/store/m.db-mj0123459AB is not a regular file, so SQLite did not make it for "
+        "TMP/store/m.db; reembed leaves it alone: move it away, and run again"
+    )
 
 
 def test_a_write_that_was_cut_off_is_rolled_back(path: Path, reembed: Call) -> None:
@@ -211,8 +244,52 @@ def test_what_sqlite_did_not_make_is_left_alone(
 
         assert refused.code == 1
         assert beside(path, suffix).name in refused.error
-        assert "reembed leaves it alone" in refused.error
-        assert len(refused.error.splitlines()) == 1
+        said = wording(refused.error, tmp_path).replace(suffix, "-SUFFIX")
+        assert (
+            said
+            == snapshot(
+                {
+                    "a_link": (
+                        "TMP/store/m.db-SUFFIX is not a regular file, so SQLite did not "
+                        "make it for TMP/store/m.db; reembed leaves it alone: move it "
+                        "away, and run again"
+                    ),
+                    "a_link_to_nothing": (
+                        "TMP/store/m.db-SUFFIX is not a regular file, so SQLite did not "
+                        "make it for TMP/store/m.db; reembed leaves it alone: move it "
+                        "away, and run again"
+                    ),
+                    "a_pipe": (
+                        "TMP/store/m.db-SUFFIX is not a regular file, so SQLite did not "
+                        "make it for TMP/store/m.db; reembed leaves it alone: move it "
+                        "away, and run again"
+                    ),
+                    "a_hard_link": (
+                        "TMP/store/m.db-SUFFIX is a hard link, so SQLite did not make it "
+                        "for TMP/store/m.db, and would write into another file, too; "
+                        "reembed leaves it alone: move it away, and run again, or, if "
+                        "you know that all in it is yours, put a copy in its place"
+                    ),
+                    "a_directory": (
+                        "TMP/store/m.db-SUFFIX is not a regular file, so SQLite did not "
+                        "make it for TMP/store/m.db; reembed leaves it alone: move it "
+                        "away, and run again"
+                    ),
+                    "writable_by_all": (
+                        "all users can write TMP/store/m.db-SUFFIX (mode 0666) but not "
+                        "TMP/store/m.db, and SQLite would take over what is in it; "
+                        "reembed leaves it alone: move it away, and run again, or, if "
+                        "you know that all in it is yours, chmod go-w "
+                        "TMP/store/m.db-SUFFIX"
+                    ),
+                    "another_owners": (
+                        "TMP/store/m.db-SUFFIX belongs to user 4321, who may not write "
+                        "TMP/store/m.db, and SQLite would take over what is in it; "
+                        "reembed leaves it alone: move it away, and run again"
+                    ),
+                }
+            )[make.__name__]
+        )
     assert (files(tmp_path), sorted(tmp_path.rglob("*"))) == before
 
 
@@ -232,7 +309,10 @@ def test_another_users_journal_or_log_does_not_get_into_the_database(
 
     refused = reembed("--db", path)
     assert (refused.code, files(tmp_path)) == (1, before)
-    assert "who may not write" in refused.error
+    assert wording(refused.error, tmp_path) == snapshot(
+        "TMP/store/m.db-journal belongs to bin, who may not write TMP/store/m.db, and SQLite "
+        "would take over what is in it; reembed leaves it alone: move it away, and run again"
+    )
 
     journal.unlink()
     log = tmp_path / "log.db"
@@ -248,7 +328,10 @@ def test_another_users_journal_or_log_does_not_get_into_the_database(
 
     refused = reembed("--db", path)
     assert (refused.code, files(path.parent)) == (1, before)
-    assert "who may not write" in refused.error
+    assert wording(refused.error, tmp_path) == snapshot(
+        "TMP/store/m.db-wal belongs to bin, who may not write TMP/store/m.db, and SQLite "
+        "would take over what is in it; reembed leaves it alone: move it away, and run again"
+    )
 
 
 @AS_ROOT
@@ -262,7 +345,7 @@ def test_another_users_journal_or_log_does_not_get_into_the_database(
     ],
 )
 def test_a_member_of_the_group_that_shares_a_database_may_have_made_a_journal(
-    path: Path, mode: int, owner: int, fine: bool
+    path: Path, mode: int, owner: int, fine: bool, tmp_path: Path
 ) -> None:
     contents = select(path, CONTENTS)
     killed(path)
@@ -275,12 +358,31 @@ def test_a_member_of_the_group_that_shares_a_database_may_have_made_a_journal(
         recover_store(path)
         assert select(path, CONTENTS) == contents
     else:
-        with pytest.raises(StoreError, match="who may not write"):
+        with pytest.raises(StoreError) as refused:
             recover_store(path)
+        assert (
+            wording(refused, tmp_path)
+            == snapshot(
+                {
+                    "0o660": (
+                        "TMP/store/m.db-journal belongs to bin, who may not write "
+                        "TMP/store/m.db, and SQLite would take over what is in it; "
+                        "reembed leaves it alone: move it away, and run again"
+                    ),
+                    "0o640": (
+                        "TMP/store/m.db-journal belongs to daemon, who may not write "
+                        "TMP/store/m.db, and SQLite would take over what is in it; "
+                        "reembed leaves it alone: move it away, and run again"
+                    ),
+                }
+            )[oct(mode)]
+        )
 
 
 @AS_ROOT
-def test_a_group_that_does_not_share_the_database_may_not_write_its_journal(path: Path) -> None:
+def test_a_group_that_does_not_share_the_database_may_not_write_its_journal(
+    path: Path, tmp_path: Path
+) -> None:
     """A member's own group is fine: SQLite makes the file so where the directory has no say."""
     os.chown(path, -1, 1)
     path.chmod(0o660)
@@ -292,24 +394,37 @@ def test_a_group_that_does_not_share_the_database_may_not_write_its_journal(path
     os.chown(side, 0, 0)
     check_side_files(path)
     os.chown(side, A_MEMBER, NO_MEMBER)
-    with pytest.raises(StoreError, match="other users can write"):
+    with pytest.raises(StoreError) as refused:
         check_side_files(path)
+    assert wording(refused, tmp_path) == snapshot(
+        "other users can write TMP/store/m.db-journal (mode 0660) but not TMP/store/m.db, "
+        "and SQLite would take over what is in it; reembed leaves it alone: move it away, "
+        "and run again, or, if you know that all in it is yours, chmod go-w "
+        "TMP/store/m.db-journal"
+    )
 
 
 def test_a_journal_that_is_made_while_a_transaction_is_at_work_keeps_it_from_its_commit(
     path: Path,
+    tmp_path: Path,
 ) -> None:
     contents = select(path, CONTENTS)
     journal = beside(path, "-journal")
 
     with (
-        pytest.raises(StoreError, match="all users can write"),
+        pytest.raises(StoreError) as refused,
         write_connection(path) as db,
         write_transaction(db),
     ):
         journal.write_bytes(b"\0")  # SQLite takes the rights from others if it is empty.
         journal.chmod(0o666)
         db.execute("UPDATE memories SET content = 'new'")
+    assert wording(refused, tmp_path) == snapshot(
+        "all users can write TMP/store/m.db-journal (mode 0666) but not TMP/store/m.db, and "
+        "SQLite would take over what is in it; reembed leaves it alone: move it away, and "
+        "run again, or, if you know that all in it is yours, chmod go-w "
+        "TMP/store/m.db-journal"
+    )
     journal.unlink(missing_ok=True)
     assert select(path, CONTENTS) == contents
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.embedders.fake import NOT_A_NUMBER, POISON, FakeEmbedder
 from reembed.transforms.errors import StampError
@@ -16,6 +17,7 @@ from reembed.transforms.stamp import WITNESSES, check_witnesses
 from reembed.transforms.stores.codec import encode
 from reembed.transforms.stores.demo import hashed_vector
 from tests.conftest import Call, change, fake_plan, jam, make_store, memory, select, unjam
+from tests.wording import line_with, wording
 
 STAMP = "sentence-transformers/all-minilm-l6-v2#none"
 
@@ -65,14 +67,18 @@ def column(path: Path, name: str) -> dict[str, Any]:
     return dict(select(path, f"SELECT id, {name} FROM memories"))
 
 
-def test_vectors_get_the_stamp_and_stay(reembed: Call, path: Path) -> None:
+def test_vectors_get_the_stamp_and_stay(reembed: Call, path: Path, tmp_path: Path) -> None:
     before = column(path, "embedding")
 
     done = reembed("--db", path, "--stamp-only", "--json", range_rows=3)
 
     assert (done.code, done.values["total"], done.values["reembedded"]) == (0, 10, 10)
     assert done.values["mode"] == "stamp only"
-    assert "no vector is replaced; those without the target's stamp get it" in done.err
+    assert wording(done.err, tmp_path) == snapshot(
+        "reembed: PRE-FLIGHT — stored embedding dims: [8]; target: 8-dim (all-MiniLM-L6-v2 "
+        "(8-dim, fake)); no vector is replaced; those without the target's stamp get it\n"
+        "reembed: loading all-MiniLM-L6-v2 (8-dim, fake)\n"
+    )
     assert column(path, "embedding") == before
     assert set(column(path, "embedding_space").values()) == {STAMP}
     assert set(column(path, "embedding_dim").values()) == {8}
@@ -100,7 +106,9 @@ def test_a_vector_without_the_first_byte_gets_it(reembed: Call, path: Path) -> N
     assert set(column(path, "embedding_dim").values()) == {8}
 
 
-def test_vectors_of_another_length_and_rows_without_one_are_left(reembed: Call, path: Path) -> None:
+def test_vectors_of_another_length_and_rows_without_one_are_left(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     put(path, "001", hashed_vector("x", 16))
     put(path, "002", None)
     put(path, "003", b"\x02" + own("003")[1:])  # Big-endian.
@@ -109,14 +117,17 @@ def test_vectors_of_another_length_and_rows_without_one_are_left(reembed: Call, 
     done = reembed("--db", path, "--stamp-only", "--json", range_rows=3)
 
     assert (done.code, done.values["reembedded"], done.values["skipped"]) == (0, 7, 1)
-    assert "skipped row 003: a big-endian vector (first byte 0x02) can't be read" in done.err
+    assert wording(line_with("WARN", done.err), tmp_path) == snapshot(
+        "WARN [RUN] skipped row 003: a big-endian vector (first byte 0x02) can't be read "
+        "(previous vector kept)"
+    )
     assert column(path, "embedding") == before
     left = {key: stamps[key] for key in ("001", "002", "003")}
     assert column(path, "embedding_space") == dict.fromkeys(before, STAMP) | left
 
 
 def test_vectors_of_another_model_are_refused_and_nothing_is_left(
-    reembed: Call, path: Path
+    reembed: Call, path: Path, tmp_path: Path
 ) -> None:
     put(path, "004", hashed_vector("another model", 8))
     before = path.read_bytes()
@@ -124,10 +135,11 @@ def test_vectors_of_another_model_are_refused_and_nothing_is_left(
     done = reembed("--db", path, "--stamp-only", range_rows=3)
 
     assert (done.code, done.out) == (4, "")
-    assert (
-        "1 of 10 sampled rows hold vectors that are not this model's (lowest cosine" in done.error
+    assert wording(done.error, tmp_path) == snapshot(
+        "1 of 10 sampled rows hold vectors that are not this model's (lowest cosine 0.298), "
+        "so they may not be stamped as its; re-embed the rows, or name the model that made "
+        "them; nothing was written"
     )
-    assert "nothing was written" in done.error
     assert path.read_bytes() == before
     assert reembed("status", "--db", path, "--json").values["runs"] == []
 
@@ -163,8 +175,13 @@ def test_rows_of_one_corner_of_a_large_table_have_witnesses_too(tmp_path: Path) 
     put(path, "102", hashed_vector("another model", 8))
     plan = fake_plan(path, rows=2, stamp_only=True)
 
-    with pytest.raises(StampError, match="1 of 2 sampled rows"):
+    with pytest.raises(StampError) as refused:
         check_witnesses(plan.store, plan.ranges, FakeEmbedder(8))
+    assert wording(refused, tmp_path) == snapshot(
+        "1 of 2 sampled rows hold vectors that are not this model's (lowest cosine -0.066), "
+        "so they may not be stamped as its; re-embed the rows, or name the model that made "
+        "them; nothing was written"
+    )
 
 
 def test_one_stray_witness_is_enough(tmp_path: Path) -> None:
@@ -172,8 +189,13 @@ def test_one_stray_witness_is_enough(tmp_path: Path) -> None:
     put(path, "009", hashed_vector("another model", 8))
     plan = fake_plan(path, stamp_only=True)
 
-    with pytest.raises(StampError, match="1 of 10 sampled rows"):
+    with pytest.raises(StampError) as refused:
         check_witnesses(plan.store, plan.ranges, FakeEmbedder(8))
+    assert wording(refused, tmp_path) == snapshot(
+        "1 of 10 sampled rows hold vectors that are not this model's (lowest cosine -0.240), "
+        "so they may not be stamped as its; re-embed the rows, or name the model that made "
+        "them; nothing was written"
+    )
 
 
 def test_vectors_that_differ_by_rounding_are_the_models(tmp_path: Path) -> None:
@@ -211,12 +233,32 @@ def test_rows_that_can_not_be_embedded_are_neither_witnesses_nor_stamped(
 
 
 @pytest.mark.parametrize("word", [POISON, NOT_A_NUMBER])
-def test_a_model_that_takes_no_text_of_the_sample_is_refused(path: Path, word: str) -> None:
+def test_a_model_that_takes_no_text_of_the_sample_is_refused(
+    path: Path, word: str, tmp_path: Path
+) -> None:
     change(path, f"UPDATE memories SET content = '{word}'")
     plan = fake_plan(path, stamp_only=True)
 
-    with pytest.raises(StampError, match="10 of 10 sampled rows"):
+    with pytest.raises(StampError) as refused:
         check_witnesses(plan.store, plan.ranges, FakeEmbedder(8))
+    assert (
+        wording(refused, tmp_path)
+        == snapshot(
+            {
+                "POISON": (
+                    "10 of 10 sampled rows hold vectors that are not this model's (it "
+                    "takes none of the texts), so they may not be stamped as its; "
+                    "re-embed the rows, or name the model that made them; nothing was "
+                    "written"
+                ),
+                "NOT-A-NUMBER": (
+                    "10 of 10 sampled rows hold vectors that are not this model's "
+                    "(lowest cosine 0.000), so they may not be stamped as its; re-embed "
+                    "the rows, or name the model that made them; nothing was written"
+                ),
+            }
+        )[word]
+    )
 
 
 def test_a_text_that_the_model_rejects_is_no_witness(reembed: Call, path: Path) -> None:
@@ -233,13 +275,20 @@ def nearly(key: str) -> bytes:
     return encode(np.frombuffer(own(key)[1:], "<f4") + np.float32(1e-4))
 
 
-def test_a_try_that_failed_is_forgotten_where_vectors_are_new(reembed: Call, path: Path) -> None:
+def test_a_try_that_failed_is_forgotten_where_vectors_are_new(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     """To stamp replaces no vector, also where another program made it since."""
     zeros = [f"{i:03}" for i in range(3, 9)]
     for key in zeros:
         put(path, key, encode(np.zeros(8)))
     failed = reembed("--db", path, "--stamp-only", range_rows=3)
-    assert (failed.code, "6 of 10 rows could not be" in failed.error) == (5, True)
+    assert failed.code == 5
+    assert wording(failed.error, tmp_path) == snapshot(
+        "6 of 10 rows could not be embedded (6 unusable vector), and --max-skipped allows "
+        "0.5 of them and never all; nothing is replaced now, and what is staged stays: check "
+        "the model, then run again with --retry-skipped, or with a higher --max-skipped"
+    )
     for key in [*zeros, "001"]:
         put(path, key, nearly(key))
     before = column(path, "embedding")
@@ -252,7 +301,7 @@ def test_a_try_that_failed_is_forgotten_where_vectors_are_new(reembed: Call, pat
 
 
 def test_vectors_that_are_new_since_the_replacement_was_begun_are_left_and_named(
-    reembed: Call, path: Path
+    reembed: Call, path: Path, tmp_path: Path
 ) -> None:
     """They were not there when the sample was looked at."""
     jam(path, "005")
@@ -277,8 +326,17 @@ def test_vectors_that_are_new_since_the_replacement_was_begun_are_left_and_named
         4,
         0,
     )
-    for key in ("000", "007", "008", "010"):
-        assert f"skipped row {key}: it is newer than the check of the sample" in done.err
+    warned = [line for line in done.err.splitlines() if line.startswith("WARN")]
+    assert wording("\n".join(warned), tmp_path) == snapshot(
+        "WARN [RUN] skipped row 000: it is newer than the check of the sample; stamp it with "
+        "another run (previous vector kept)\n"
+        "WARN [RUN] skipped row 007: it is newer than the check of the sample; stamp it with "
+        "another run (previous vector kept)\n"
+        "WARN [RUN] skipped row 008: it is newer than the check of the sample; stamp it with "
+        "another run (previous vector kept)\n"
+        "WARN [RUN] skipped row 010: it is newer than the check of the sample; stamp it with "
+        "another run (previous vector kept)"
+    )
     assert column(path, "embedding") == before
     left = {key: stamps[key] for key in ("007", "008", "010")}
     assert column(path, "embedding_space") == dict.fromkeys(before, STAMP) | left

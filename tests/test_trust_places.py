@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.errors import StagingError, UsageError
 from reembed.transforms.staging import (
@@ -22,6 +23,7 @@ from reembed.transforms.staging import (
 )
 from reembed.transforms.staging.files import tree_bytes
 from tests.conftest import Call, begin, fake_plan, files, make_store, memory, select
+from tests.wording import wording
 
 VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="other owners can only be made by root")
@@ -54,8 +56,30 @@ def test_a_run_is_not_made_in_a_run(
         refused = reembed("--db", path, "--model", "b", "--run-dir", run / inside)
 
         assert (refused.code, files(run)) == (2, before)
-        assert "is a run or lies in one" in refused.error
-        assert run.name in refused.error
+        said = refused.error.replace(f"{run.resolve()}", "THE RUN")
+        assert (
+            said
+            == snapshot(
+                {
+                    ".": (
+                        "THE RUN is a run or lies in one, THE RUN, and would be deleted "
+                        "with it; name another directory with --run-dir"
+                    ),
+                    "shards": (
+                        "THE RUN/shards is a run or lies in one, THE RUN, and would be "
+                        "deleted with it; name another directory with --run-dir"
+                    ),
+                    "backup": (
+                        "THE RUN/backup is a run or lies in one, THE RUN, and would be "
+                        "deleted with it; name another directory with --run-dir"
+                    ),
+                    "new": (
+                        "THE RUN/new is a run or lies in one, THE RUN, and would be "
+                        "deleted with it; name another directory with --run-dir"
+                    ),
+                }
+            )[inside]
+        )
 
 
 @pytest.mark.parametrize("inside", [".", "new"])
@@ -68,7 +92,21 @@ def test_a_run_is_not_made_where_another_database_has_its_own(
         refused = reembed(*command, "--db", path, "--run-dir", staging_root(other) / inside)
 
         assert (refused.code, staging_root(other).exists()) == (2, False)
-        assert f"is where the runs on another database are kept, {other}" in refused.error
+        assert (
+            wording(refused.error, tmp_path)
+            == snapshot(
+                {
+                    ".": (
+                        "TMP/other.db.reembed is where the runs on another database are kept, "
+                        "TMP/other.db; name another directory with --run-dir"
+                    ),
+                    "new": (
+                        "TMP/other.db.reembed/new is where the runs on another database are kept, "
+                        "TMP/other.db; name another directory with --run-dir"
+                    ),
+                }
+            )[inside]
+        )
     # Its own is where they are anyway.
     assert reembed("--db", path, "--run-dir", staging_root(path)).code == 0
     assert run_of(path).is_dir()
@@ -86,7 +124,12 @@ def test_runs_of_another_database_that_lie_in_this_ones_place_are_not_its_own(
     refused = reembed(*(() if command == "run" else (command,)), "--db", other)
 
     assert refused.code == 1
-    assert f"belongs to {path}, which is another file than {other}" in refused.error
+    assert wording(refused.error, tmp_path) == snapshot(
+        "the run RUN belongs to TMP/m.db, which is another file than TMP/other.db, so "
+        "neither can use it here; move TMP/other.db.reembed/RUN elsewhere; if TMP/other.db "
+        'is the file that the run replaced vectors in, moved here, set "database" to '
+        '"TMP/other.db" in TMP/other.db.reembed/RUN/manifest.json instead'
+    )
     assert files(tmp_path) == before
 
 
@@ -111,8 +154,10 @@ def test_a_run_directory_that_was_moved_is_found_as_the_message_says(
 
     refused = reembed("rollback", "--db", path, "--run-dir", tmp_path / "moved")
     assert refused.code == 1
-    assert "if it was moved, remove the link and name the directory that it is in now" in (
-        refused.error
+    assert wording(refused.error, tmp_path) == snapshot(
+        "the run RUN lies at TMP/runs/RUN, which isn't there; mount it, or remove the link "
+        "TMP/m.db.reembed/RUN if it is gone for good; if it was moved, remove the link and "
+        "name the directory that it is in now with --run-dir"
     )
     link.unlink()
     assert reembed("rollback", "--db", path, "--run-dir", tmp_path / "moved").code == 0
@@ -129,7 +174,11 @@ def test_a_link_is_followed_only_to_a_run_of_its_name(
 
     refused = reembed("status", "--db", path)
 
-    assert (refused.code, "not one that reembed made" in refused.error) == (1, True)
+    assert refused.code == 1
+    assert wording(refused.error, tmp_path) == snapshot(
+        "TMP/m.db.reembed/RUN is a symbolic link to TMP/runs/another, and not one that "
+        "reembed made, which leads to a directory named RUN; remove it, and run again"
+    )
 
 
 def test_a_link_in_the_place_that_run_dir_names_is_not_followed(
@@ -143,7 +192,11 @@ def test_a_link_in_the_place_that_run_dir_names_is_not_followed(
 
     refused = reembed("status", "--db", path, "--run-dir", tmp_path / "runs")
 
-    assert (refused.code, "is a symbolic link, where reembed keeps" in refused.error) == (1, True)
+    assert refused.code == 1
+    assert wording(refused.error, tmp_path) == snapshot(
+        "TMP/runs/RUN is a symbolic link, where reembed keeps a directory; reembed leaves it "
+        "alone: move it away, and run again"
+    )
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770])
@@ -156,7 +209,12 @@ def test_a_place_where_others_can_exchange_a_run_is_refused(
 
     refused = reembed("--db", path, "--run-dir", shared / "new")
     assert (refused.code, list(shared.iterdir())) == (2, [])
-    assert f"other users can write {shared} (mode {mode:04o})" in refused.error
+    said = wording(refused.error, tmp_path)
+    assert said.replace(f"{mode:04o}", "MODE") == snapshot(
+        "other users can write TMP/shared (mode MODE), so they could put something else in "
+        "the place of a run there; name a directory of your own with --run-dir, or take the "
+        "right from them: chmod go-w TMP/shared"
+    )
     shared.chmod(0o1777)
     assert reembed("--db", path, "--run-dir", shared).code == 0
 
@@ -177,8 +235,12 @@ def test_a_run_is_not_made_in_what_another_has_made_for_it(path: Path, tmp_path:
     made = tmp_path / "runs" / f".{plan.run.run_id}.made"
     made.mkdir(parents=True)
 
-    with pytest.raises(StagingError, match="File exists"):
+    with pytest.raises(StagingError) as refused:
         begin(plan)
+    assert wording(refused, tmp_path) == snapshot(
+        "the run directory TMP/runs/.RUN.made can't be used (File exists); move what lies "
+        "there away, and run again"
+    )
     assert list(made.iterdir()) == []
 
 
@@ -195,7 +257,27 @@ def test_a_run_that_holds_a_file_of_somebody_elses_stays(
         refused = reembed(*arguments, "--db", path)
 
         assert refused.code == 1
-        assert "is not reembed's, so nothing is deleted; move it elsewhere" in refused.error
+        assert (
+            wording(refused.error, tmp_path)
+            == snapshot(
+                {
+                    ".": (
+                        "TMP/runs/RUN/foo (conflicted copy).parquet is not reembed's, so "
+                        "nothing is deleted; move it elsewhere, and try again"
+                    ),
+                    "shards": (
+                        "TMP/runs/RUN/shards/foo (conflicted copy).parquet is not "
+                        "reembed's, so nothing is deleted; move it elsewhere, and try "
+                        "again"
+                    ),
+                    "backup": (
+                        "TMP/runs/RUN/backup/foo (conflicted copy).parquet is not "
+                        "reembed's, so nothing is deleted; move it elsewhere, and try "
+                        "again"
+                    ),
+                }
+            )[place]
+        )
         assert {**files(tmp_path), "m.db.reembed/lock": b""} == {**before, "m.db.reembed/lock": b""}
 
 
@@ -232,7 +314,10 @@ def test_a_run_that_can_not_be_deleted_keeps_its_link(
         refused = reembed("cleanup", "--db", path, "--yes")
 
     assert refused.code == 1
-    assert "Read-only file system" in refused.error
+    assert wording(refused.error, tmp_path) == snapshot(
+        "the run directory TMP/runs/RUN can't be used (Read-only file system); make it "
+        "writable, and run again"
+    )
     assert files(link) == before
     assert reembed("cleanup", "--db", path, "--yes").code == 0
     assert list((tmp_path / "runs").iterdir()) == []
@@ -265,6 +350,7 @@ def as_user(user: int, do: Callable[[], object]) -> str:
         return raised.read()
 
 
+@pytest.mark.system
 @AS_ROOT
 @pytest.mark.system
 def test_who_may_not_delete_a_run_is_told_why_and_its_link_stays(
@@ -285,12 +371,15 @@ def test_who_may_not_delete_a_run_is_told_why_and_its_link_stays(
 
     refused = as_user(4321, clean_up)
 
-    assert refused.startswith("StagingError: the run directory")
-    assert f"{shared / 'runs'} belongs to root: run reembed as root" in refused
+    assert wording(refused, shared) == snapshot(
+        "StagingError: the run directory TMP/runs/RUN can't be used (Permission denied: "
+        "TMP/runs); TMP/runs belongs to root: run reembed as root, or have it given to you"
+    )
     assert files(shared) == before
     assert link.is_symlink()
 
 
+@pytest.mark.system
 @AS_ROOT
 @pytest.mark.system
 def test_what_root_has_left_is_named_with_its_owner(shared: Path, reembed: Call) -> None:
@@ -300,16 +389,24 @@ def test_what_root_has_left_is_named_with_its_owner(shared: Path, reembed: Call)
     run = run_of(path)
 
     refused = as_user(4321, lambda: find_runs(path))
-    denied = f"(Permission denied: {run.parent / 'lock'})"
-    assert f"{denied}; {run.parent} belongs to root: run reembed as root" in refused
+    assert wording(refused, shared) == snapshot(
+        "StagingError: the run directory TMP/m.db.reembed can't be used (Permission denied: "
+        "TMP/m.db.reembed/lock); TMP/m.db.reembed belongs to root: run reembed as root, or "
+        "have it given to you"
+    )
     os.chown(run.parent, 4321, 4321)
-    assert f"{run} belongs to root" in as_user(4321, lambda: find_runs(path))
+    assert wording(as_user(4321, lambda: find_runs(path)), shared) == snapshot(
+        "StagingError: the run directory TMP/m.db.reembed/RUN can't be used (Permission "
+        "denied: TMP/m.db.reembed/RUN/shards); TMP/m.db.reembed/RUN belongs to root: run "
+        "reembed as root, or have it given to you"
+    )
     for place in run.rglob("*"):
         os.chown(place, 4321, 4321)
     os.chown(run, 4321, 4321)
     assert as_user(4321, lambda: find_runs(path)) == ""
 
 
+@pytest.mark.system
 @AS_ROOT
 @pytest.mark.system
 def test_what_another_user_has_made_beside_a_database_is_left_alone(shared: Path) -> None:
@@ -322,8 +419,10 @@ def test_what_another_user_has_made_beside_a_database_is_left_alone(shared: Path
             pass
 
     for use in (lock, lambda: find_runs(path), lambda: lock_holder(path)):
-        assert f"{staging_root(path)} belongs to user 4322, not to user 4321 or root" in as_user(
-            4321, use
+        assert wording(as_user(4321, use), shared) == snapshot(
+            "StagingError: TMP/m.db.reembed belongs to user 4322, not to user 4321 or root, "
+            "so what is in it can't be trusted; reembed leaves it alone: move it away, or "
+            "run reembed as user 4322 if they made it"
         )
     assert list(staging_root(path).iterdir()) == []
 
@@ -349,7 +448,9 @@ def test_what_root_makes_belongs_to_the_owner_of_the_database(
 
 
 @AS_ROOT
-def test_root_trusts_the_owner_of_the_database_and_nobody_else(path: Path, reembed: Call) -> None:
+def test_root_trusts_the_owner_of_the_database_and_nobody_else(
+    path: Path, reembed: Call, tmp_path: Path
+) -> None:
     os.chown(path, 4321, 4321)
     reembed("--db", path)
     root = staging_root(path)
@@ -358,7 +459,11 @@ def test_root_trusts_the_owner_of_the_database_and_nobody_else(path: Path, reemb
     os.chown(root, 4322, 4322)
     refused = reembed("status", "--db", path)
     assert refused.code == 1
-    assert f"{root} belongs to user 4322, not to user 4321 or root" in refused.error
+    assert wording(refused.error, tmp_path) == snapshot(
+        "TMP/m.db.reembed belongs to user 4322, not to user 4321 or root, so what is in it "
+        "can't be trusted; reembed leaves it alone: move it away, or run reembed as user "
+        "4322 if they made it"
+    )
 
 
 def test_where_the_file_system_has_no_modes_the_sentence_says_so(
@@ -374,10 +479,12 @@ def test_where_the_file_system_has_no_modes_the_sentence_says_so(
     refused = reembed("status", "--db", path)
 
     assert refused.code == 1
-    assert f"{run} can be written by other users (mode 0777), since its file system" in (
-        refused.error
+    assert wording(refused.error, tmp_path) == snapshot(
+        "TMP/m.db.reembed/RUN can be written by other users (mode 0777), since its file "
+        "system keeps no owners and modes, so what is in it can't be trusted; name a "
+        "directory on another file system with --run-dir, or mount this one for you alone "
+        "(umask=077)"
     )
-    assert "--run-dir" in refused.error
     # What lies elsewhere can be trusted, whoever made the link to it.
     shutil.move(run, tmp_path / run.name)
     (tmp_path / run.name).chmod(0o700)
@@ -419,15 +526,20 @@ def test_a_half_made_run_that_is_a_link_is_left_alone(path: Path, tmp_path: Path
     assert (tmp_path / "docs" / "manifest.json").read_text() == "somebody's"
 
 
-def test_a_lock_that_is_a_pipe_keeps_nobody_waiting(path: Path) -> None:
+def test_a_lock_that_is_a_pipe_keeps_nobody_waiting(path: Path, tmp_path: Path) -> None:
     root = staging_root(path)
     root.mkdir(mode=0o700)
     os.mkfifo(root / "lock", 0o600)
 
-    with pytest.raises(StagingError, match="lock is a pipe"), lock_database(path):
+    with pytest.raises(StagingError) as first, lock_database(path):
         pass
-    with pytest.raises(StagingError, match="lock is a pipe"):
+    with pytest.raises(StagingError) as second:
         lock_holder(path)
+    for refused in (first, second):
+        assert wording(refused, tmp_path) == snapshot(
+            "TMP/m.db.reembed/lock is a pipe, where reembed keeps a file; reembed leaves it "
+            "alone: move it away, and run again"
+        )
 
 
 def test_a_run_dir_that_is_a_link_is_the_directory_it_leads_to(
@@ -458,7 +570,12 @@ def test_a_place_below_one_where_others_can_exchange_it_is_refused(
     for place in (named, named / "new"):
         refused = reembed("--db", path, "--run-dir", place)
         assert (refused.code, list(mine.iterdir())) == (2, [])
-        assert f"other users can write {shared} (mode {mode:04o})" in refused.error
+        said = wording(refused.error, tmp_path)
+        assert said.replace(f"{mode:04o}", "MODE") == snapshot(
+            "other users can write TMP/shared (mode MODE), so they could put something else "
+            "in the place of a run there; name a directory of your own with --run-dir, or "
+            "take the right from them: chmod go-w TMP/shared"
+        )
     shared.chmod(0o1777)
     assert reembed("--db", path, "--run-dir", named).code == 0
 
@@ -476,7 +593,10 @@ def test_a_place_in_a_third_users_directory_is_refused(
     refused = reembed("--db", path, "--run-dir", theirs / inside)
 
     assert (refused.code, sorted(theirs.rglob("*"))) == (2, before)
-    assert f"{theirs} belongs to user 4321, not to root" in refused.error
+    assert wording(refused.error, tmp_path) == snapshot(
+        "TMP/theirs belongs to user 4321, not to root, so they could put something else in "
+        "the place of a run there; name a directory of your own with --run-dir"
+    )
     # Root trusts the owner of the database.
     os.chown(path, 4321, 4321)
     assert reembed("--db", path, "--run-dir", theirs).code == 0

@@ -273,7 +273,7 @@ def test_several_tables_are_chosen_from(reembed: Call, tmp_path: Path) -> None:
     path = make(tmp_path / "m.db", dimension=6)
     query(path, "CREATE VIRTUAL TABLE more USING vec0(embedding float[4], +body TEXT)")
 
-    assert "the vec0 tables docs, more; choose one of them" in reembed("--db", path, *FLAGS).error
+    assert wording(reembed("--db", path, *FLAGS).error, tmp_path) == snapshot()
     assert reembed("--db", path, *FLAGS, "--table", "docs").code == 0
 
 

@@ -158,11 +158,25 @@ def test_nor_are_those_that_a_number_links(
     refused = reembed("--db", path, *BODY, *flags)
 
     assert refused.code == 2
-    assert refused.error.startswith(
-        "--text-key id joins 2 of 10 sampled vectors to other rows of"
-        if flags
-        else "--text-key must say which column of chunks holds the keys of the vec0 table v: its "
-        "column chunk_id names other rows of chunks than the INTEGER PRIMARY KEY id does"
+    assert (
+        wording(refused.error, tmp_path)
+        == snapshot(
+            {
+                "": (
+                    "--text-key must say which column of chunks holds the keys of the vec0 "
+                    "table v: its column chunk_id names other rows of chunks than the "
+                    "INTEGER PRIMARY KEY id does; its column chunk_id names rows of chunks "
+                    "by their id, but reembed joins by the vec0 table's own key alone: make "
+                    "a view that has this key beside the texts, and give the flags below"
+                ),
+                "--text-key id": (
+                    "--text-key id joins 2 of 10 sampled vectors to other rows of chunks "
+                    "than the vec0 table v does; its column chunk_id names rows of chunks by "
+                    "their id, but reembed joins by the vec0 table's own key alone: make a "
+                    "view that has this key beside the texts, and give the flags below"
+                ),
+            }
+        )[" ".join(flags)]
     )
     for other in (same, year):
         assert reembed("--db", other, *BODY, *flags).code == 0
@@ -192,7 +206,27 @@ def test_what_may_be_a_rows_parent_needs_the_key_to_be_given_and_is_noted(
     assert below(ran) == ["--table v --text body --text-table chunks --text-key n"] * noted
     assert given.code == 0
     name = column.split()[1]
-    assert (f"NOTE — the column {name} of the vec0 table v names other rows" in given.err) == noted
+    notes = [line for line in given.err.splitlines() if "the column" in line]
+    assert notes == (
+        [
+            snapshot(
+                {
+                    "parent": (
+                        "reembed: NOTE — the column parent of the vec0 table v names other "
+                        "rows of chunks than --text-key n for 9 of 10 sampled vectors; "
+                        "compare the sample pairs of --dry-run"
+                    ),
+                    "chunk_id": (
+                        "reembed: NOTE — the column chunk_id of the vec0 table v names other "
+                        "rows of chunks than --text-key n for 9 of 10 sampled vectors; "
+                        "compare the sample pairs of --dry-run"
+                    ),
+                }
+            )[name]
+        ]
+        if noted
+        else []
+    )
     assert text_of_each(path, ()) == IN_ORDER
 
 
@@ -205,10 +239,10 @@ def test_of_two_keys_the_one_that_the_link_agrees_with_is_proposed(
 
     refused = reembed("--db", path, *BODY)
 
-    assert (refused.code, refused.error) == (
-        2,
-        "--text-key must say which column of chunks holds the keys of the vec0 table v: it has no "
-        "INTEGER PRIMARY KEY; give the flags on a line below",
+    assert refused.code == 2
+    assert wording(refused.error, tmp_path) == snapshot(
+        "--text-key must say which column of chunks holds the keys of the vec0 table v: "
+        "it has no INTEGER PRIMARY KEY; give the flags on a line below"
     )
     [command] = below(refused)
     assert command == "--table v --text body --text-table chunks --text-key n"
@@ -217,25 +251,147 @@ def test_of_two_keys_the_one_that_the_link_agrees_with_is_proposed(
 
 
 @pytest.mark.parametrize(
-    ("schema", "keys", "proposed"),
+    ("schema", "keys", "proposed", "says"),
     [
-        ("(n INTEGER UNIQUE, body)", range(1, 11), "n"),
-        ("(n TEXT UNIQUE, body)", map(str, range(1, 11)), "n"),
-        ("(n INTEGER, body)", range(1, 11), "n"),
-        ("(n INTEGER, body)", [None, *range(2, 11)], "n"),
-        ("(n INTEGER, body)", [0, 0, *range(3, 11)], "n"),
-        ("(n INTEGER, body)", [1, *range(1, 10)], None),
-        ("(n TEXT UNIQUE, body)", [f"{at:03}" for at in range(1, 11)], None),
-        ("(n TEXT UNIQUE, body)", [f"{at}.0" for at in range(1, 11)], None),
-        ("(n TEXT UNIQUE, body)", KEYS, None),
-        ("(n INTEGER UNIQUE, body)", range(100, 110), None),
-        ("(n INTEGER PRIMARY KEY, body)", range(2, 12), "n"),
-        ("(n INTEGER PRIMARY KEY, body)", range(8, 18), None),
-        ("(n INTEGER, body, PRIMARY KEY (n, body))", range(1, 11), "n"),
+        (
+            "(n INTEGER UNIQUE, body)",
+            range(1, 11),
+            "n",
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; give the flags on a line below"
+            ),
+        ),
+        (
+            "(n TEXT UNIQUE, body)",
+            map(str, range(1, 11)),
+            "n",
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; give the flags on a line below"
+            ),
+        ),
+        (
+            "(n INTEGER, body)",
+            range(1, 11),
+            "n",
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; give the flags on a line below"
+            ),
+        ),
+        (
+            "(n INTEGER, body)",
+            [None, *range(2, 11)],
+            "n",
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; give the flags on a line below"
+            ),
+        ),
+        (
+            "(n INTEGER, body)",
+            [0, 0, *range(3, 11)],
+            "n",
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; give the flags on a line below"
+            ),
+        ),
+        (
+            "(n INTEGER, body)",
+            [1, *range(1, 10)],
+            None,
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; none of its columns has them, "
+                "so correct --text-table, or name the rows' own number by --text-key "
+                "rowid if you know that it is the vec0 table's key"
+            ),
+        ),
+        (
+            "(n TEXT UNIQUE, body)",
+            [f"{at:03}" for at in range(1, 11)],
+            None,
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; none of its columns has them, "
+                "so correct --text-table, or name the rows' own number by --text-key "
+                "rowid if you know that it is the vec0 table's key"
+            ),
+        ),
+        (
+            "(n TEXT UNIQUE, body)",
+            [f"{at}.0" for at in range(1, 11)],
+            None,
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; none of its columns has them, "
+                "so correct --text-table, or name the rows' own number by --text-key "
+                "rowid if you know that it is the vec0 table's key"
+            ),
+        ),
+        (
+            "(n TEXT UNIQUE, body)",
+            KEYS,
+            None,
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; none of its columns has them, "
+                "so correct --text-table, or name the rows' own number by --text-key "
+                "rowid if you know that it is the vec0 table's key"
+            ),
+        ),
+        (
+            "(n INTEGER UNIQUE, body)",
+            range(100, 110),
+            None,
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; none of its columns has them, "
+                "so correct --text-table, or name the rows' own number by --text-key "
+                "rowid if you know that it is the vec0 table's key"
+            ),
+        ),
+        (
+            "(n INTEGER PRIMARY KEY, body)",
+            range(2, 12),
+            "n",
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: 9 of its 10 keys are in the INTEGER PRIMARY KEY n; give the "
+                "flags on a line below"
+            ),
+        ),
+        (
+            "(n INTEGER PRIMARY KEY, body)",
+            range(8, 18),
+            None,
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: 3 of its 10 keys are in the INTEGER PRIMARY KEY n; none of its "
+                "columns has them, so correct --text-table, or name the rows' own number "
+                "by --text-key rowid if you know that it is the vec0 table's key"
+            ),
+        ),
+        (
+            "(n INTEGER, body, PRIMARY KEY (n, body))",
+            range(1, 11),
+            "n",
+            snapshot(
+                "--text-key must say which column of chunks holds the keys of the vec0 "
+                "table v: it has no INTEGER PRIMARY KEY; give the flags on a line below"
+            ),
+        ),
     ],
 )
 def test_without_a_key_the_columns_that_have_the_keys_are_proposed(
-    schema: str, keys: Sequence[object], proposed: str | None, reembed: Call, tmp_path: Path
+    schema: str,
+    keys: Sequence[object],
+    proposed: str | None,
+    says: str,
+    reembed: Call,
+    tmp_path: Path,
 ) -> None:
     path = make(tmp_path / "m.db", schema, list(zip(keys, TEXTS, strict=True)))
     before = files(tmp_path)
@@ -247,22 +403,56 @@ def test_without_a_key_the_columns_that_have_the_keys_are_proposed(
     assert refused.error.startswith("--text-key must say which column of chunks holds the keys of")
     line = f"--table v --text body --text-table chunks --text-key {proposed}"
     assert below(refused) == ([] if proposed is None else [line])
-    by_number = "name the rows' own number by --text-key rowid if you know" in refused.error
-    assert by_number == (proposed is None)
     assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("schema", "keys", "found"),
+    ("schema", "keys", "says"),
     [
-        ("(n TEXT, body)", [f"{at:03}" for at in range(1, 11)], 0),
-        ("(n TEXT, body)", ["1", "2", *(f"0{at}" for at in range(3, 11))], 2),
-        ("(n INTEGER, body)", [*range(1, 5), *[None] * 6], 4),
-        ("(n REAL, body)", [at + 0.5 for at in range(10)], 0),
+        (
+            "(n TEXT, body)",
+            [f"{at:03}" for at in range(1, 11)],
+            snapshot(
+                "0 of the 10 keys of the vec0 table v are in the column n of chunks, so "
+                "its texts are not those of the vectors; none of its columns has them, "
+                "so correct --text-table, or name the rows' own number by --text-key "
+                "rowid if you know that it is the vec0 table's key"
+            ),
+        ),
+        (
+            "(n TEXT, body)",
+            ["1", "2", *(f"0{at}" for at in range(3, 11))],
+            snapshot(
+                "2 of the 10 keys of the vec0 table v are in the column n of chunks, so "
+                "its texts are not those of the vectors; none of its columns has them, "
+                "so correct --text-table, or name the rows' own number by --text-key "
+                "rowid if you know that it is the vec0 table's key"
+            ),
+        ),
+        (
+            "(n INTEGER, body)",
+            [*range(1, 5), *[None] * 6],
+            snapshot(
+                "4 of the 10 keys of the vec0 table v are in the column n of chunks, so "
+                "its texts are not those of the vectors; none of its columns has them, "
+                "so correct --text-table, or name the rows' own number by --text-key "
+                "rowid if you know that it is the vec0 table's key"
+            ),
+        ),
+        (
+            "(n REAL, body)",
+            [at + 0.5 for at in range(10)],
+            snapshot(
+                "0 of the 10 keys of the vec0 table v are in the column n of chunks, so "
+                "its texts are not those of the vectors; none of its columns has them, "
+                "so correct --text-table, or name the rows' own number by --text-key "
+                "rowid if you know that it is the vec0 table's key"
+            ),
+        ),
     ],
 )
 def test_a_key_that_hardly_joins_is_refused_with_the_counts(
-    schema: str, keys: Sequence[object], found: int, reembed: Call, tmp_path: Path
+    schema: str, keys: Sequence[object], says: str, reembed: Call, tmp_path: Path
 ) -> None:
     path = make(tmp_path / "m.db", schema, list(zip(keys, TEXTS, strict=True)))
     before = files(tmp_path)
@@ -270,9 +460,7 @@ def test_a_key_that_hardly_joins_is_refused_with_the_counts(
     refused = reembed("--db", path, *BODY, "--text-key", "n")
 
     assert refused.code == 2
-    assert refused.error.startswith(
-        f"{found} of the 10 keys of the vec0 table v are in the column n of chunks, so its texts"
-    )
+    assert wording(refused.error, tmp_path) == says
     assert files(tmp_path) == before
 
 
@@ -282,10 +470,13 @@ def test_a_few_keys_without_a_text_are_noted(reembed: Call, tmp_path: Path) -> N
 
     ran = reembed("--db", path, *BODY, "--text-key", "n", "--dim", "4", "--dry-run", "--json")
 
-    note = "1 of the 10 keys of the vec0 table v are not in the column n of chunks; these rows have"
     assert (ran.code, ran.values["rows_skipped_by_rule"]) == (0, {"not valid text": 1})
-    assert ran.values["warnings"] == [f"{note} no text"]
-    assert f"NOTE — {note}" in ran.err
+    [note] = ran.values["warnings"]
+    assert note == snapshot(
+        "1 of the 10 keys of the vec0 table v are not in the column n of chunks; these "
+        "rows have no text"
+    )
+    assert f"reembed: NOTE — {note}" in ran.err.splitlines()
 
 
 def test_the_rowid_is_a_key_if_it_is_named(reembed: Call, tmp_path: Path) -> None:
@@ -294,7 +485,11 @@ def test_the_rowid_is_a_key_if_it_is_named(reembed: Call, tmp_path: Path) -> Non
     ran = reembed("--db", path, *BODY, "--text-key", "rowid")
 
     assert ran.code == 0
-    assert "NOTE — the rowids of chunks, by which texts and vectors are joined, are not" in ran.err
+    assert line_with("rowids", ran.err) == snapshot(
+        "reembed: NOTE — the rowids of chunks, by which texts and vectors are joined, "
+        "are not kept by VACUUM if no INTEGER PRIMARY KEY has them; compare the sample "
+        "pairs of --dry-run"
+    )
     assert text_of_each(path, ()) == IN_ORDER
 
 
@@ -400,7 +595,11 @@ def test_without_text_the_columns_that_could_be_it_are_listed(
     ran = reembed("--db", path)
 
     assert ran.code == 2
-    assert ran.error.endswith("of another table; give the flags on a line below")
+    assert wording(ran.error, tmp_path) == snapshot(
+        "the texts of the vec0 table v are found by --text, which names auxiliary "
+        "columns of it, or with --text-table those of another table; give the flags on a "
+        "line below"
+    )
     assert below(ran) == [
         "--table v --text body --text-table chunks --text-key id",
         f'"{TEXTS[0]}"',

@@ -282,6 +282,7 @@ def test_workers_that_find_nothing_of_what_was_left_for_them_end_the_run(
 
 def test_a_place_that_does_not_answer_is_told_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     from reembed.transforms import workdir
 
@@ -291,6 +292,10 @@ def test_a_place_that_does_not_answer_is_told_after_a_while(
     try:
         with pytest.raises(StagingError) as refused:
             WorkDirectory("gs://b/x", "1").make()
+        assert wording(refused, tmp_path) == snapshot(
+            "the work directory gs://b/x gave no answer within 0.05 s; see that this machine "
+            "can reach it and is logged in there, or name another with --workdir"
+        )
     finally:
         released.set()
     assert str(refused.value) == snapshot(
