@@ -79,21 +79,17 @@ def test_a_key_is_fetched_by_the_name_of_its_secret(manager: None) -> None:
         (
             "none",
             snapshot(
-                (
-                    "the key can't be read from the secret that --key-secret names "
-                    "(there is no such secret or version); correct that flag, or let "
-                    "this machine's service account read the secret"
-                )
+                "the key can't be read from the secret that --key-secret names "
+                "(there is no such secret or version); correct that flag, or let "
+                "this machine's service account read the secret"
             ),
         ),
         (
             "binary",
             snapshot(
-                (
-                    "the key can't be read from the secret that --key-secret names (it "
-                    "is no text); correct that flag, or let this machine's service "
-                    "account read the secret"
-                )
+                "the key can't be read from the secret that --key-secret names (it "
+                "is no text); correct that flag, or let this machine's service "
+                "account read the secret"
             ),
         ),
     ],
@@ -115,11 +111,9 @@ def test_nobody_who_is_logged_in_is_told_in_one_sentence(
     with pytest.raises(EmbedderError) as refused:
         fetch_secret(NAME.format("key"))
     assert wording(refused, tmp_path) == snapshot(
-        (
-            "the key can't be read from the secret that --key-secret names (nobody is logged in "
-            "to Google here); correct that flag, or let this machine's service account read the "
-            "secret"
-        )
+        "the key can't be read from the secret that --key-secret names (nobody is logged in "
+        "to Google here); correct that flag, or let this machine's service account read the "
+        "secret"
     )
 
 
@@ -127,10 +121,8 @@ def test_what_may_be_the_key_itself_is_refused_and_not_quoted(tmp_path: Path) ->
     with pytest.raises(UsageError) as refused:
         Options(key_secret="sk-1")
     assert wording(refused, tmp_path) == snapshot(
-        (
-            "--key-secret is no name of a secret; it is like "
-            "projects/PROJECT/secrets/NAME/versions/latest"
-        )
+        "--key-secret is no name of a secret; it is like "
+        "projects/PROJECT/secrets/NAME/versions/latest"
     )
 
     assert "sk-1" not in str(refused.value)

@@ -155,8 +155,6 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     with pytest.raises(StagingError) as refused:
         read(tmp_path, 7)
     assert wording(refused, tmp_path).replace(staged.shard, "SHARD") == snapshot(
-        (
-            "TMP/SHARD is damaged: its bytes are not those that were written; run reembed again, "
-            "which looks through all files of the run first"
-        )
+        "TMP/SHARD is damaged: its bytes are not those that were written; run reembed again, "
+        "which looks through all files of the run first"
     )

@@ -178,7 +178,11 @@ def test_a_write_that_is_lost_is_noticed_and_done_again(
 
 
 def test_rows_whose_writes_are_always_lost_are_named_with_exit_code_6(
-    kind: Kind, path: Path, moved: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: Kind,
+    path: Path,
+    moved: Callable[[], Ran],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     with losing_writes(monkeypatch, times=1_000):
         ran = moved()
@@ -205,7 +209,12 @@ def test_a_rollback_puts_back_all_columns_of_all_tables_byte_for_byte(
 
 
 def test_a_rollback_whose_writes_are_lost_says_so_and_can_be_repeated(
-    kind: Kind, path: Path, moved: Callable[[], Ran], reembed: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: Kind,
+    path: Path,
+    moved: Callable[[], Ran],
+    reembed: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     before = kind.contents(path)
     assert moved().code == 0

@@ -150,7 +150,8 @@ def test_a_template_with_more_than_names_of_columns_is_refused(text: str, tmp_pa
                 ),
                 "{body": "--text '{body' is no template (expected '}' before end of string)",
                 "{0[a]}": "the table docs has no column 0[a] (it has id, body, v); correct --text",
-                "{body.a}": "the table docs has no column body.a (it has id, body, v); correct --text",
+                "{body.a}": "the table docs has no column body.a (it has id, body, v); correct "
+                "--text",
             }
         )[text]
     )

@@ -302,7 +302,9 @@ def test_an_incomplete_replacement_is_undone(reembed: Call, path: Path) -> None:
     assert (again.code, len(again.texts)) == (0, 10)
 
 
-def test_a_rollback_that_was_cut_off_is_said_by_all_and_goes_on(reembed: Call, path: Path, tmp_path: Path) -> None:
+def test_a_rollback_that_was_cut_off_is_said_by_all_and_goes_on(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     reembed("--db", path, range_rows=2)
     jam(path, "5")
     cut = reembed("rollback", "--db", path)
@@ -460,7 +462,9 @@ def faults() -> Iterator[tuple[str, bytes | None, dict[str, int]]]:
     yield "without the first byte", encode(vector)[1:], {}
 
 
-def test_each_fault_of_a_vector_is_found_and_its_row_named(reembed: Call, path: Path, tmp_path: Path) -> None:
+def test_each_fault_of_a_vector_is_found_and_its_row_named(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     reembed("--db", path, range_rows=3)
 
     for what, vector, found in faults():
@@ -603,7 +607,9 @@ def test_a_vector_that_is_not_the_models_is_found_in_the_sample(
         assert (moved.code, moved.values["sampled"]) == (1, 10)
 
 
-def test_verify_with_a_model_that_is_another_now_says_so(reembed: Call, path: Path, tmp_path: Path) -> None:
+def test_verify_with_a_model_that_is_another_now_says_so(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     reembed("--db", path)
 
     checked = reembed("verify", "--db", path, "--json", behaviour=0.05)
@@ -674,7 +680,9 @@ def test_what_is_wrong_is_right_after_another_run(reembed: Call, path: Path) -> 
     assert reembed("verify", "--db", path).code == 0
 
 
-def test_verify_needs_a_run_that_has_replaced_something(reembed: Call, path: Path, tmp_path: Path) -> None:
+def test_verify_needs_a_run_that_has_replaced_something(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     reembed("--db", path, "--max-rows", "4")
     [run_id] = runs(path)
 
@@ -851,7 +859,9 @@ def test_what_only_looks_changes_nothing(reembed: Call, path: Path, command: str
     assert files(path.parent) == before
 
 
-def test_an_incomplete_replacement_is_said_by_every_command(reembed: Call, path: Path, tmp_path: Path) -> None:
+def test_an_incomplete_replacement_is_said_by_every_command(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     reembed("--db", path, "--dim", "16", range_rows=2)
     [finished] = runs(path)
     half_replace(reembed, path)
@@ -967,7 +977,9 @@ def test_a_second_run_to_the_same_model_is_no_way_back_to_the_former_one(
     assert stored(path) == old(*range(10))
 
 
-def test_cleanup_removes_unfinished_runs_only_by_name(reembed: Call, path: Path, tmp_path: Path) -> None:
+def test_cleanup_removes_unfinished_runs_only_by_name(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     reembed("--db", path, "--max-rows", "4")
     [staging] = runs(path)
 

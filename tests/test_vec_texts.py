@@ -16,7 +16,7 @@ from reembed.transforms.embedders.fake import FakeEmbedder
 from reembed.transforms.stores.formats import decode
 from reembed.transforms.stores.vec0 import connect
 from tests.conftest import Call, Ran, change, files, select
-from tests.wording import wording
+from tests.wording import line_with, wording
 
 TEXTS = [f"The archivist has painted {at} lamps of the old bridge." for at in range(10)]
 BODY = ("--text", "body", "--text-table", "chunks")
