@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from inline_snapshot import snapshot
 
-from reembed.pipeline import interrupts
 from reembed.transforms.embedders import PROBE_TEXTS, fake
 from reembed.transforms.embedders.fake import FakeEmbedder
 from reembed.transforms.stores.codec import encode
 from tests import fake_program
-from tests.conftest import Program, clean_environment, make_store, memory, select
+from tests.conftest import LAUNCHES, Call, Ran, clean_environment, make_store, memory, select
+from tests.forks import Fork, Forks
+from tests.wording import wording
+
+pytestmark = pytest.mark.system
 
 ROWS, RANGE_ROWS = 320, 64
 BOUND_SECONDS = 3.0
-INTERRUPTED = (
+INTERRUPTED = snapshot(
     "reembed: interrupted; what is staged stays and the same command goes on from there "
     "(reembed status says how far it has come)"
 )
-NOTHING_STAGED = f"reembed: {interrupts.NOTHING_STAGED}"
-UNCHANGED = "reembed: this command wrote nothing to the store"
+NOTHING_STAGED = snapshot(
+    "reembed: interrupted; nothing was staged, and this command wrote nothing to the "
+    "store: the same command starts from the beginning"
+)
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
@@ -45,7 +51,7 @@ def path(tmp_path: Path) -> Path:
 class Running:
     """The program at work in another process; the texts that it embeds are in a file."""
 
-    def __init__(self, path: Path, process: subprocess.Popen[str]) -> None:
+    def __init__(self, path: Path, process: Fork) -> None:
         self.path = path
         self.process = process
 
@@ -70,9 +76,9 @@ class Running:
         return len([*self.run.glob("shards/0*.parquet")]) if self.run else 0
 
     def wait_until(self, happens: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 60
         while not happens():
-            assert self.process.poll() is None, self.process.communicate()
+            assert self.process.is_at_work(), self.process.wait(0)
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
@@ -80,41 +86,50 @@ class Running:
         """Send a signal; return the exit code, what was printed and the seconds it took."""
         started = time.monotonic()
         for _ in range(times):
-            self.process.send_signal(number)
-            time.sleep(0.05 if times > 1 else 0)
-        stdout, stderr = self.process.communicate(timeout=60)
-        assert stdout == ""
-        return self.process.returncode, stderr, time.monotonic() - started
+            with suppress(ProcessLookupError):  # Ended by the first already.
+                os.kill(self.process.pid, number)
+            time.sleep(0.01 if times > 1 else 0)
+        done = self.process.wait(60)
+        assert done.stdout == ""
+        return done.returncode, done.stderr, time.monotonic() - started
 
 
-@contextmanager
-def running(path: Path, **variables: object) -> Iterator[Running]:
-    """The program is at work on a database, with variables of `tests/fake_program.py`."""
-    home = path.parent.parent
-    environment = clean_environment(home) | {"FAKE_RANGE_ROWS": str(RANGE_ROWS)}
-    environment |= {f"FAKE_{name.upper()}": str(value) for name, value in variables.items()}
-    command = [sys.executable, "-m", "tests.test_signals", str(home / "texts"), "--db", str(path)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, env=environment, text=True, stdout=pipe, stderr=pipe) as process:
-        try:
-            yield Running(path, process)
-        finally:
-            process.kill()
+Start = Callable[..., Any]
 
 
-def go_on(path: Path) -> tuple[str, list[str]]:
+@pytest.fixture
+def running(path: Path, forks: Forks, tmp_path: Path) -> Start:
+    """Have the program at work on a database, with variables of `tests/fake_program.py`."""
+
+    @contextmanager
+    def start(**variables: object) -> Iterator[Running]:
+        environment = clean_environment(tmp_path) | {"FAKE_RANGE_ROWS": str(RANGE_ROWS)}
+        environment |= {f"FAKE_{name.upper()}": str(value) for name, value in variables.items()}
+        given = [str(tmp_path / "texts"), "--db", str(path)]
+        LAUNCHES.count += 1
+        started = forks.start(
+            "tests.test_signals", given, environment=environment, directory=tmp_path
+        )
+        with closing(started):
+            yield Running(path, started)
+
+    return start
+
+
+@pytest.fixture
+def go_on(path: Path, reembed: Call) -> Callable[[], tuple[str, list[str]]]:
     """Run it to its end; return what it said and which rows' texts it embedded."""
-    before = embedded(path)
-    with running(path) as again:
-        _, stderr = again.process.communicate(timeout=120)
-    assert again.process.returncode == 0, stderr
-    return stderr, embedded(path)[len(before) :]
+
+    def run() -> tuple[str, list[str]]:
+        again: Ran = reembed("--db", path, range_rows=RANGE_ROWS)
+        assert again.code == 0, again.err
+        texts = [text for text in fake_program.embedded if text not in PROBE_TEXTS]
+        return again.err, texts
+
+    return run
 
 
-def embedded(path: Path) -> list[str]:
-    """The keys of the rows of which a text was embedded, as often as it was."""
-    texts = (path.parent.parent / "texts").read_text().splitlines()
-    return [text.removeprefix("title ").partition(" ")[0] for text in texts]
+GoOn = Callable[[], tuple[str, list[str]]]
 
 
 def vectors(path: Path) -> dict[str, bytes]:
@@ -129,10 +144,10 @@ def new_vectors(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_run_that_is_interrupted_while_it_embeds_goes_on_with_the_rest(
-    number: signal.Signals, code: int, path: Path
+    number: signal.Signals, code: int, path: Path, running: Start, go_on: GoOn
 ) -> None:
     before = vectors(path)
-    with running(path, seconds=0.4) as first:
+    with running(seconds=0.4) as first:
         first.wait_until(lambda: first.staged >= 2)
         found, stderr, seconds = first.interrupt(number)
     print(f"stopped {seconds:.2f} s after {number.name}")
@@ -145,7 +160,7 @@ def test_a_run_that_is_interrupted_while_it_embeds_goes_on_with_the_rest(
     assert 2 * RANGE_ROWS <= staged < ROWS
     assert first.state == "staging"
 
-    said, texts = go_on(path)
+    said, texts = go_on()
 
     assert f"reembed: {staged} of {ROWS} rows are staged; going on (run " in said
     assert len(texts) == len(set(texts)) == ROWS - staged
@@ -154,10 +169,10 @@ def test_a_run_that_is_interrupted_while_it_embeds_goes_on_with_the_rest(
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_run_stops_at_once_also_where_the_model_is_slow_and_the_user_impatient(
-    times: int, path: Path
+    times: int, tmp_path: Path, running: Start
 ) -> None:
-    texts = path.parent.parent / "texts"
-    with running(path, seconds=20) as first:
+    texts = tmp_path / "texts"
+    with running(seconds=20) as first:
         # It says so before each text of the probes, too.
         first.wait_until(texts.exists)
         found, stderr, seconds = first.interrupt(signal.SIGINT, times)
@@ -169,14 +184,14 @@ def test_a_run_stops_at_once_also_where_the_model_is_slow_and_the_user_impatient
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_run_stops_at_once_while_it_waits_for_another_program_to_release_the_database(
-    number: signal.Signals, code: int, path: Path
+    number: signal.Signals, code: int, path: Path, tmp_path: Path, running: Start, go_on: GoOn
 ) -> None:
     before = vectors(path)
-    with running(path, seconds=0.1) as first, closing(sqlite3.connect(path)) as other:
+    with running(seconds=0.05) as first, closing(sqlite3.connect(path)) as other:
         first.wait_until(lambda: first.staged >= 1)
         other.execute("BEGIN IMMEDIATE")
         first.wait_until(lambda: first.state == "replacing")
-        time.sleep(0.3)  # It waits for the lock by now.
+        time.sleep(0.2)  # It waits for the lock by now.
         found, stderr, seconds = first.interrupt(number)
         other.rollback()
 
@@ -184,71 +199,80 @@ def test_a_run_stops_at_once_while_it_waits_for_another_program_to_release_the_d
     assert "Traceback" not in stderr
     assert seconds < BOUND_SECONDS
     assert vectors(path) == before
-    said, texts = go_on(path)
-    assert "is incomplete" in said
+    said, texts = go_on()
+    assert wording(said, tmp_path) == snapshot(
+        "reembed: PRE-FLIGHT — stored embedding dims: [4]; target: 8-dim (all-MiniLM-L6-v2 "
+        "(8-dim, fake)); every scanned row's vector will be REPLACED\n"
+        "reembed: NOTE — stored vectors of dimension 4 can't be compared with the target's "
+        "8; they are replaced all at once, and until then the store stays as it is\n"
+        "reembed: the replacement by run RUN (to all-MiniLM-L6-v2 (8-dim)) is incomplete: of "
+        "ranges 0-4, none hold new vectors, and 0-4 were being written; finishing it\n"
+        "reembed: loading all-MiniLM-L6-v2 (8-dim, fake)\n"
+    )
     assert texts == []
     assert vectors(path) == new_vectors(path)
 
 
 def test_a_run_that_is_interrupted_between_transactions_says_so_and_is_finished(
-    path: Path, fake_program: Program
+    path: Path, running: Start, go_on: GoOn, reembed: Call
 ) -> None:
-    with running(path, rows_at_once=64, first_rows=64) as first:
+    with running(rows_at_once=64, first_rows=64) as first:
         first.wait_until(lambda: first.state == "replacing" and first.manifest["done"])
         found, stderr, seconds = first.interrupt(signal.SIGINT)
 
     assert (found, stderr.splitlines()[-1]) == (130, INTERRUPTED)
     assert seconds < BOUND_SECONDS
-    done = fake_program("status", "--db", path, "--json")
-    assert done.returncode == 6
-    [status] = json.loads(done.stdout)["runs"]
+    done = reembed("status", "--db", path, "--json")
+    assert done.code == 6
+    [status] = done.values["runs"]
     assert (status["state"], status["stopped"]) == ("replacing", "interrupted")
     new = new_vectors(path)
     held = vectors(path)
     assert sum(held[key] == new[key] for key in new) == status["rows_in_ranges_replaced"]
-    _, texts = go_on(path)
+    _, texts = go_on()
     assert texts == []
     assert vectors(path) == new
 
 
 def test_a_second_run_is_refused_while_status_and_a_dry_run_work_beside_the_first(
-    path: Path, fake_program: Program
+    path: Path, tmp_path: Path, running: Start, reembed: Call
 ) -> None:
-    with running(path, seconds=1, range_rows=16) as first:
+    with running(seconds=0.4, range_rows=16) as first:
         first.wait_until(lambda: first.staged >= 1)
         lock = (path.parent / "m.db.reembed" / "lock").read_text()
 
-        second = fake_program("--db", path)
-        cleanup = fake_program("cleanup", "--db", path)
-        status = fake_program("status", "--db", path, "--json")
-        dry = fake_program("--db", path, "--dry-run", "--json")
+        second = reembed("--db", path)
+        cleanup = reembed("cleanup", "--db", path)
+        status = reembed("status", "--db", path, "--json")
+        dry = reembed("--db", path, "--dry-run", "--json")
 
-        assert first.process.poll() is None
+        assert first.process.is_at_work()
         first.interrupt(signal.SIGTERM)
     since = re.fullmatch(rf"{first.process.pid} (\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC)\n", lock)
     assert since
-    refusal = (
-        f"reembed: error: another run is at work on {path} (process {first.process.pid}, since "
-        f"{since[1]}); wait for it to end"
-    )
     for refused in (second, cleanup):
-        assert (refused.returncode, refused.stdout) == (1, "")
-        assert refused.stderr.splitlines()[-2:] == [refusal, UNCHANGED]
-    assert status.returncode == dry.returncode == 0
-    [run] = json.loads(status.stdout)["runs"]
+        assert (refused.code, refused.out) == (1, "")
+        assert f"(process {first.process.pid}, since {since[1]})" in refused.error
+        said = "\n".join(refused.err.splitlines()[-2:]).replace(since[1], "NOW")
+        assert wording(said, tmp_path) == snapshot("""\
+reembed: error: another run is at work on TMP/store/m.db (process N, since NOW); wait for it to end
+reembed: this command wrote nothing to the store\
+""")
+    assert status.code == dry.code == 0
+    [run] = status.values["runs"]
     assert run["state"] == "staging"
     assert 16 <= run["staged"] <= ROWS
-    assert run["staged"] <= json.loads(dry.stdout)["rows_staged"] <= ROWS
+    assert run["staged"] <= dry.values["rows_staged"] <= ROWS
 
 
-def test_a_lock_dies_with_its_process(path: Path) -> None:
-    with running(path, seconds=0.4) as first:
+def test_a_lock_dies_with_its_process(path: Path, running: Start, go_on: GoOn) -> None:
+    with running(seconds=0.4) as first:
         first.wait_until(lambda: first.staged >= 1)
         first.process.kill()
-        first.process.wait()
+        first.process.wait(60)
         staged = first.staged * RANGE_ROWS
 
-    said, texts = go_on(path)
+    said, texts = go_on()
 
     assert f"reembed: {staged} of {ROWS} rows are staged; going on (run " in said
     assert len(texts) == ROWS - staged

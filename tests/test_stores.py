@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,19 @@ from inline_snapshot import snapshot
 
 from reembed.transforms.embedders.fake import POISON
 from reembed.transforms.staging import State, find_runs
-from tests.conftest import ROOT, Call, Ran, change, clean_environment, files, losing_writes, select
+from tests.conftest import (
+    LAUNCHES,
+    Call,
+    Ran,
+    change,
+    clean_environment,
+    files,
+    losing_writes,
+    select,
+)
+from tests.forks import Forks
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind
-from tests.wording import wording
+from tests.wording import line_with, wording
 
 TEXTS: list[str | None] = [f"text {at}" for at in range(30)]
 
@@ -39,28 +48,49 @@ def flags(kind: Kind, path: Path, dimension: int = NEW_DIMENSION) -> tuple[str, 
     return ("--db", str(path), "--model", "m", "--dim", str(dimension), *kind.flags)
 
 
+COMMITTER = """
+import select, sqlite3, sys
+while path := sys.stdin.readline().strip():
+    db = sqlite3.connect(path, timeout=30, isolation_level=None)
+    while not select.select([sys.stdin], [], [], 0.002)[0]:
+        db.execute("UPDATE busy SET n = n + 1")
+    sys.stdin.readline()
+    db.close()
+    print("done", flush=True)
+"""
+"""Commits to the file that a line names until another line comes."""
+
+
+@pytest.fixture(scope="module")
+def committer() -> Iterator[subprocess.Popen[str]]:
+    """A process that commits to one file after the other, as it is told."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMITTER], stdin=pipe, stdout=pipe, text=True, bufsize=1
+    ) as process:
+        yield process
+        process.kill()
+
+
 @contextmanager
-def committing(path: Path) -> Iterator[Callable[[], int]]:
-    """Another process that commits to the file all the while; give how often it has."""
+def committing(path: Path, process: subprocess.Popen[str]) -> Iterator[Callable[[], int]]:
+    """The process commits to the file all the while; give how often it has."""
     change(path, "CREATE TABLE busy (n INTEGER)", "INSERT INTO busy VALUES (0)")
-    script = (
-        "import sqlite3, sys, time\n"
-        "db = sqlite3.connect(sys.argv[1], timeout=30, isolation_level=None)\n"
-        "while True: db.execute('UPDATE busy SET n = n + 1'); time.sleep(0.002)"
-    )
+    assert process.stdin
+    assert process.stdout
 
     def commits() -> int:
         ((count,),) = select(path, "SELECT n FROM busy")
         return int(count)
 
-    with subprocess.Popen([sys.executable, "-c", script, str(path)]) as process:
-        try:
-            ends = time.monotonic() + 60
-            while not commits():
-                assert time.monotonic() < ends
-            yield commits
-        finally:
-            process.kill()
+    process.stdin.write(f"{path}\n")
+    ends = time.monotonic() + 60
+    while not commits():
+        assert time.monotonic() < ends
+        time.sleep(0.002)
+    yield commits
+    process.stdin.write("stop\n")
+    assert process.stdout.readline() == "done\n"
 
 
 @pytest.fixture
@@ -93,10 +123,17 @@ def test_every_row_gets_the_vector_of_its_text_and_the_run_is_verified(
     assert reembed("verify", "--db", path).code == 0
 
 
-@pytest.mark.parametrize("others", ["alone", "while another process commits"])
+@pytest.mark.parametrize(
+    "others", ["alone", pytest.param("while another process commits", marks=pytest.mark.system)]
+)
 @pytest.mark.parametrize("move", ["another length", "the same length", "another prompt"])
 def test_every_move_is_one_that_the_table_confirms(
-    kind: Kind, path: Path, reembed: Call, move: str, others: str
+    kind: Kind,
+    path: Path,
+    reembed: Call,
+    move: str,
+    others: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     dimension = NEW_DIMENSION if move == "another length" else OLD_DIMENSION
     prompt = "doc: " if move == "another prompt" else ""
@@ -109,7 +146,7 @@ def test_every_move_is_one_that_the_table_confirms(
     if others == "alone":
         ran = moved()
     else:
-        with committing(path) as commits:
+        with committing(path, request.getfixturevalue("committer")) as commits:
             before = commits()
             ran = moved()
             assert commits() > before
@@ -131,14 +168,25 @@ def test_a_write_that_is_lost_is_noticed_and_done_again(
 
 
 def test_rows_whose_writes_are_always_lost_are_named_with_exit_code_6(
-    kind: Kind, path: Path, moved: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: Kind,
+    path: Path,
+    moved: Callable[[], Ran],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     with losing_writes(monkeypatch, times=1_000):
         ran = moved()
 
     assert (ran.code, ran.values["remaining"], ran.values["unwritten"]) == (6, 1, 1)
-    assert f"row {kind.key(len(TEXTS) - 1)} remains: it does not hold its new vector" in ran.err
-    assert wording(ran.error, tmp_path) == snapshot()
+    remains = line_with("remains", ran.err).replace(f"row {kind.key(len(TEXTS) - 1)}", "row KEY")
+    assert wording(remains, tmp_path) == snapshot(
+        "WARN [RUN] row KEY remains: it does not hold its new vector, although that was written"
+    )
+    assert wording(ran.error, tmp_path) == snapshot(
+        "1 rows don't hold their new vectors, although these were written: a trigger of the "
+        "database or another program puts others back; drop or stop it and run again, or "
+        "undo the replacement with reembed rollback"
+    )
     finished = moved()
     assert (finished.code, finished.texts) == (0, set())
     assert kind.held(path) == [kind.new(str(text), prompt="doc: ") for text in TEXTS]
@@ -158,7 +206,12 @@ def test_a_rollback_puts_back_all_columns_of_all_tables_byte_for_byte(
 
 
 def test_a_rollback_whose_writes_are_lost_says_so_and_can_be_repeated(
-    kind: Kind, path: Path, moved: Callable[[], Ran], reembed: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: Kind,
+    path: Path,
+    moved: Callable[[], Ran],
+    reembed: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     before = kind.contents(path)
     assert moved().code == 0
@@ -166,7 +219,12 @@ def test_a_rollback_whose_writes_are_lost_says_so_and_can_be_repeated(
         lost = reembed("rollback", "--db", path)
 
     assert lost.code == 6
-    assert wording(lost.error, tmp_path) == snapshot()
+    said = wording(lost.error, tmp_path)
+    assert re.sub(r"the first: .*?\), although", "the first: KEY), although", said) == snapshot(
+        "1 rows of TMP/store/m.db hold what the run wrote again (the first: KEY), although "
+        "their previous vectors were put back: a trigger of the database or another program "
+        "undoes it; drop or stop it; the rollback of run RUN is incomplete: try it again"
+    )
     assert reembed("status", "--db", path).code == 6
     assert reembed("rollback", "--db", path).code == 0
     assert kind.contents(path) == before
@@ -183,7 +241,10 @@ def test_a_row_that_the_model_will_not_take_keeps_its_vector_and_is_named(
         assert (ran.code, kind.held(path)) == (5, [kind.old(at) for at in range(len(TEXTS))])
         return
     assert (ran.code, ran.values["skipped"]) == (0, 1)
-    assert f"skipped row {kind.key(4)}: " in ran.err
+    skipped = line_with("skipped row", ran.err).replace(f"row {kind.key(4)}", "row KEY")
+    assert wording(skipped, tmp_path) == snapshot(
+        "WARN [RUN] skipped row KEY: the text holds POISON (previous vector kept)"
+    )
     assert kind.held(path)[4] == kind.old(4)
     assert kind.held(path)[5] == kind.new("text 5")
     retried = reembed(*flags(kind, path), "--retry-skipped", "--json", lenient=1)
@@ -214,29 +275,59 @@ def test_a_rollback_leaves_and_names_what_was_edited_since(
     undone = reembed("rollback", "--db", path, "--json")
 
     if kind.whole:
-        assert wording(undone.error, tmp_path) == snapshot()
+        said = wording(undone.error, tmp_path).replace(f"first, {kind.key(7)}:", "first, KEY:")
+        assert (
+            said
+            == snapshot(
+                {
+                    "sqlite-vec": (
+                        "1 rows are in the way (the first, KEY: its text was edited "
+                        "since) of putting back TMP/store/m.db, where all rows must have "
+                        "one model, so 29 others keep their new vectors; delete these "
+                        "rows and roll back again, or re-embed the table with its former "
+                        "model; nothing was put back"
+                    ),
+                    "llm": (
+                        "1 rows are in the way (the first, KEY: its text was edited "
+                        "since) of putting back 'notes' in TMP/store/m.db, where all "
+                        "rows must have one model, so 29 others keep their new vectors; "
+                        "delete these items and roll back again, or re-embed the "
+                        "collection with its former model (--namespace); nothing was put "
+                        "back"
+                    ),
+                }
+            )[kind.name.split()[0]]
+        )
         assert kind.held(path) == [kind.new(str(text)) for text in TEXTS]
         return
     assert (undone.values["restored"], undone.values["left"]) == (len(TEXTS) - 1, 1)
-    assert f"row {kind.key(7)} is left as it is: its text was edited since" in undone.err
+    [warning] = undone.err.splitlines()
+    assert wording(warning, tmp_path).replace(f"row {kind.key(7)}", "row KEY") == snapshot(
+        "WARN [RUN] row KEY is left as it is: its text was edited since"
+    )
     assert kind.held(path)[7] == kind.new("text 7")
     assert kind.held(path)[8] == kind.old(8)
 
 
+@pytest.mark.system
 def test_killed_while_it_replaces_it_is_finished_or_undone(
-    kind: Kind, path: Path, reembed: Call, tmp_path: Path
+    kind: Kind, path: Path, reembed: Call, tmp_path: Path, forks: Forks
 ) -> None:
     before = kind.contents(path)
     variables = {"RANGE_ROWS": "2", "ROWS_AT_ONCE": "1", "FIRST_ROWS": "2"}
     environment = clean_environment(tmp_path) | {f"FAKE_{n}": v for n, v in variables.items()}
-    program = [sys.executable, "-m", "tests.fake_program", *flags(kind, path)]
-    with subprocess.Popen(program, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+    LAUNCHES.count += 1
+    started = forks.start(
+        "tests.fake_program", flags(kind, path), environment=environment, directory=tmp_path
+    )
+    with closing(started):
         ends = time.monotonic() + 60
         while not _has_begun_to_replace(path, kind):
-            assert process.poll() is None or kind.whole
+            assert started.is_at_work() or kind.whole
             assert time.monotonic() < ends
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.002)
+        started.kill()
+        started.wait(60)
     states = {"old": [kind.old(at) for at in range(30)], "new": [kind.new(str(t)) for t in TEXTS]}
     seen = kind.held(path)
     assert all(one in (old, new) for one, old, new in zip(seen, *states.values(), strict=True))
