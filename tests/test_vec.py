@@ -106,7 +106,10 @@ def test_rows_without_a_text_are_refused_before_anything_is_embedded(
     refused = reembed("--db", path, *FLAGS, "--dim", "8")
 
     assert refused.code == 1
-    assert wording(refused.error, tmp_path) == snapshot()
+    assert wording(refused.error, tmp_path) == snapshot(
+        "1 rows of the vec0 table docs have no text that could be embedded, and a table of "
+        "vectors of 8 numbers can't keep theirs of 6; give them texts, or delete them first"
+    )
     assert files(tmp_path) == before
     same = reembed("--db", path, *FLAGS, "--dim", "6", "--json")
     assert (same.code, same.values["skipped"]) == (0, 1)
@@ -127,7 +130,11 @@ def test_a_text_that_is_not_utf_8_is_refused_before_anything_is_embedded(
     for more in (["--dry-run"], []):
         refused = reembed(*flags, *more)
         assert (refused.code, refused.texts) == (1, set())
-        assert wording(refused.error, tmp_path) == snapshot()
+        assert wording(refused.error, tmp_path) == snapshot(
+            "1 rows of the vec0 table docs have no text that could be embedded, and a table "
+            "of vectors of 8 numbers can't keep theirs of 5; give them texts, or delete them "
+            "first"
+        )
     assert not path.with_name("v.db.reembed").exists()
     same = reembed(*flags, "--dim", "5", "--json")
     assert (same.code, same.values["reembedded"], same.values["skipped"]) == (0, 2, 1)
@@ -147,29 +154,84 @@ def test_a_row_that_is_added_in_the_middle_is_embedded_too(reembed: Call, tmp_pa
 @pytest.mark.parametrize(
     ("schema", "flags", "says"),
     [
-        ("embedding int8[4], +body TEXT", FLAGS, snapshot()),
-        ("embedding bit[8], +body TEXT", FLAGS, snapshot()),
+        (
+            "embedding int8[4], +body TEXT",
+            FLAGS,
+            snapshot(
+                "the vectors in column embedding of the vec0 table docs are int8[4]; only float "
+                "ones can be re-embedded"
+            ),
+        ),
+        (
+            "embedding bit[8], +body TEXT",
+            FLAGS,
+            snapshot(
+                "the vectors in column embedding of the vec0 table docs are bit[8]; only float "
+                "ones can be re-embedded"
+            ),
+        ),
         (
             "id TEXT PRIMARY KEY, embedding float[4], +body TEXT",
             FLAGS,
-            snapshot(),
+            snapshot(
+                "the key id of the vec0 table docs is a TEXT; only whole numbers as keys are "
+                "supported"
+            ),
         ),
         (
             "a float[4], b float[4], +body TEXT",
             FLAGS,
-            snapshot(),
+            snapshot("the vec0 table docs has the vectors a, b; choose one with --vector"),
         ),
-        ("embedding float[4]", (), snapshot()),
-        ("embedding float[4], +body TEXT", ("--text", "x"), snapshot()),
+        (
+            "embedding float[4]",
+            (),
+            snapshot(
+                "the texts of the vec0 table docs are found by --text, which names auxiliary "
+                "columns of it, or with --text-table those of another table; give --text"
+            ),
+        ),
+        (
+            "embedding float[4], +body TEXT",
+            ("--text", "x"),
+            snapshot(
+                "the table docs has no column x (it has rowid, embedding, body); correct --text"
+            ),
+        ),
         (
             "embedding float[4], +body TEXT",
             ("--text", "x", "--text-table", "nope"),
-            snapshot(),
+            snapshot("TMP/m.db has no table nope; correct --text-table"),
         ),
-        ("embedding float[4], +body TEXT", (*FLAGS, "--where", "1"), snapshot()),
-        ("embedding float[4], +body TEXT", (*FLAGS, "--namespace", "1"), snapshot()),
-        ("embedding float[4], +body TEXT", (*FLAGS, "--missing-only"), snapshot()),
-        ("embedding float[4], +body TEXT", (*FLAGS, "--skipped", "clear"), snapshot()),
+        (
+            "embedding float[4], +body TEXT",
+            (*FLAGS, "--where", "1"),
+            snapshot(
+                "--where does not go with a vec0 table, which is moved as a whole; leave it out"
+            ),
+        ),
+        (
+            "embedding float[4], +body TEXT",
+            (*FLAGS, "--namespace", "1"),
+            snapshot(
+                "--namespace does not go with a vec0 table, which is moved as a whole; leave it out"
+            ),
+        ),
+        (
+            "embedding float[4], +body TEXT",
+            (*FLAGS, "--missing-only"),
+            snapshot(
+                "the vec0 table docs: text body, vector embedding are moved as wholes, so only "
+                "--namespace chooses some of TMP/m.db; leave out what chooses rows"
+            ),
+        ),
+        (
+            "embedding float[4], +body TEXT",
+            (*FLAGS, "--skipped", "clear"),
+            snapshot(
+                "--skipped clear can't be done in TMP/m.db: a row of a vec0 table always has one"
+            ),
+        ),
     ],
 )
 def test_what_can_not_be_done_is_refused_by_name(
@@ -195,8 +257,15 @@ def test_a_rollback_is_refused_once_a_row_was_added_since(reembed: Call, tmp_pat
 
     assert undone.code == 1
     assert reembed("status", "--db", path).code == 0
-    assert wording(undone.error, tmp_path) == snapshot()
-    assert wording(line_with("WARN", undone.err), tmp_path) == snapshot()
+    assert wording(undone.error, tmp_path) == snapshot(
+        "1 rows are in the way (the first, 99: it was added since) of putting back TMP/m.db, "
+        "where all rows must have one model, so 40 others keep their new vectors; delete "
+        "these rows and roll back again, or re-embed the table with its former model; "
+        "nothing was put back"
+    )
+    assert wording(line_with("WARN", undone.err), tmp_path) == snapshot(
+        "WARN [RUN] row 99 is in the way: it was added since"
+    )
     assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(32,)]
     query(path, "DELETE FROM docs WHERE rowid = 99")
     assert reembed("rollback", "--db", path).code == 0
@@ -207,7 +276,9 @@ def test_several_tables_are_chosen_from(reembed: Call, tmp_path: Path) -> None:
     path = make(tmp_path / "m.db", dimension=6)
     query(path, "CREATE VIRTUAL TABLE more USING vec0(embedding float[4], +body TEXT)")
 
-    assert wording(reembed("--db", path, *FLAGS).error, tmp_path) == snapshot()
+    assert wording(reembed("--db", path, *FLAGS).error, tmp_path) == snapshot(
+        "TMP/m.db has the vec0 tables docs, more; choose one of them with --table"
+    )
     assert reembed("--db", path, *FLAGS, "--table", "docs").code == 0
 
 
@@ -227,7 +298,10 @@ def test_texts_of_another_table_must_be_told_by_its_key(reembed: Call, tmp_path:
 
     ran = reembed("--db", path, *FLAGS, "--text-table", "texts", "--text-key", "doc")
 
-    assert wording(ran.error, tmp_path) == snapshot()
+    assert wording(ran.error, tmp_path) == snapshot(
+        "two rows of texts have the doc 1, so it is not known which has a vector's text; "
+        "correct --text-key"
+    )
 
 
 def test_without_the_packages_it_says_which_to_install(
@@ -239,7 +313,10 @@ def test_without_the_packages_it_says_which_to_install(
     ran = reembed("--db", path, *FLAGS)
 
     assert ran.code == 1
-    assert wording(ran.error, tmp_path) == snapshot()
+    assert wording(ran.error, tmp_path) == snapshot(
+        "vec0 tables need the packages of sqlite-vec, which are not installed: pip install "
+        "'.[sqlite-vec]' in the checkout of reembed"
+    )
 
 
 def test_the_real_program_moves_a_table_with_the_real_model(
@@ -285,7 +362,12 @@ def test_a_rollback_that_put_nothing_back_leaves_the_run_as_it_was(
     undone = reembed("rollback", "--db", path, "--json")
 
     assert (undone.code, undone.values["state"], undone.values["restored"]) == (1, "replaced", 0)
-    assert wording(undone.error, tmp_path) == snapshot()
+    assert wording(undone.error, tmp_path) == snapshot(
+        "1 rows are in the way (the first, 99: it was added since) of putting back TMP/m.db, "
+        "where all rows must have one model, so 39 others keep their new vectors; delete "
+        "these rows and roll back again, or re-embed the table with its former model; "
+        "nothing was put back"
+    )
     checked = reembed("verify", "--db", path, "--json")
     assert (checked.code, checked.values["put_back"]) == (1, 0)
     assert checked.values["wrong_ids"]["overwritten"] == ["3"]
