@@ -20,11 +20,55 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
 Done = subprocess.CompletedProcess[str]
+
+
+class Fork:
+    """A program at work."""
+
+    def __init__(
+        self, command: Sequence[str], connection: socket.socket, streams: Sequence[Path]
+    ) -> None:
+        self._command = command
+        self._connection = connection
+        self._answers = connection.makefile()
+        self._streams = streams
+        self._code: int | None = None
+        self.pid = int(self._answers.readline())
+
+    def is_at_work(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._code is None and not select.select([self._connection], [], [], 0)[0]
+
+    def wait(self, timeout: float) -> Done:
+        """Wait for its end; what `subprocess.run` would give."""
+        if self._code is None:
+            self._connection.settimeout(timeout)
+            try:
+                self._code = int(self._answers.readline())
+            except TimeoutError:
+                self.kill()
+                raise subprocess.TimeoutExpired(self._command, timeout) from None
+        texts = [path.read_text(encoding="utf-8") for path in self._streams]
+        return Done(self._command, self._code, *texts)
+
+    def kill(self) -> None:
+        """Kill it if it has not ended."""
+        if self.is_at_work():
+            os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill it if need be, and remove what it printed."""
+        self.kill()
+        self._answers.close()
+        self._connection.close()
+        for path in self._streams:
+            path.unlink(missing_ok=True)
 
 
 class Forks:
@@ -63,6 +107,19 @@ class Forks:
         timeout: float,
     ) -> Done:
         """Run a module as a program; what `subprocess.run` would give."""
+        started = self.start(module, arguments, environment=environment, directory=directory)
+        with closing(started):
+            return started.wait(timeout)
+
+    def start(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        directory: Path,
+    ) -> Fork:
+        """Start a module as a program."""
         self._start()
         number = next(self._numbers)
         out, err = (self._directory / f"{number}.{name}" for name in ("out", "err"))
@@ -73,21 +130,10 @@ class Forks:
             "directory": str(directory),
             "streams": [str(out), str(err)],
         }
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(self._socket))
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile() as answers:
-                child = int(answers.readline())
-                connection.settimeout(timeout)
-                try:
-                    code = int(answers.readline())
-                except TimeoutError:
-                    os.kill(child, signal.SIGKILL)
-                    raise subprocess.TimeoutExpired([module, *arguments], timeout) from None
-        texts = [path.read_text(encoding="utf-8") for path in (out, err)]
-        out.unlink()
-        err.unlink()
-        return Done([module, *arguments], code, *texts)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(self._socket))
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        return Fork([module, *arguments], connection, (out, err))
 
     def close(self) -> None:
         """End the process."""

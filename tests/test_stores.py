@@ -18,7 +18,7 @@ from reembed.transforms.staging import State, find_runs
 from tests import kills
 from tests.conftest import Call, Ran, change, files, losing_writes, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind
-from tests.wording import wording
+from tests.wording import line_with, wording
 
 TEXTS: list[str | None] = [f"text {at}" for at in range(30)]
 
@@ -188,8 +188,15 @@ def test_rows_whose_writes_are_always_lost_are_named_with_exit_code_6(
         ran = moved()
 
     assert (ran.code, ran.values["remaining"], ran.values["unwritten"]) == (6, 1, 1)
-    assert f"row {kind.key(len(TEXTS) - 1)} remains: it does not hold its new vector" in ran.err
-    assert wording(ran.error, tmp_path) == snapshot()
+    remains = line_with("remains", ran.err).replace(f"row {kind.key(len(TEXTS) - 1)}", "row KEY")
+    assert wording(remains, tmp_path) == snapshot(
+        "WARN [RUN] row KEY remains: it does not hold its new vector, although that was written"
+    )
+    assert wording(ran.error, tmp_path) == snapshot(
+        "1 rows don't hold their new vectors, although these were written: a trigger of the "
+        "database or another program puts others back; drop or stop it and run again, or "
+        "undo the replacement with reembed rollback"
+    )
     finished = moved()
     assert (finished.code, finished.texts) == (0, set())
     assert kind.held(path) == [kind.new(str(text), prompt="doc: ") for text in TEXTS]
@@ -222,7 +229,12 @@ def test_a_rollback_whose_writes_are_lost_says_so_and_can_be_repeated(
         lost = reembed("rollback", "--db", path)
 
     assert lost.code == 6
-    assert wording(lost.error, tmp_path) == snapshot()
+    said = wording(lost.error, tmp_path)
+    assert re.sub(r"the first: .*?\), although", "the first: KEY), although", said) == snapshot(
+        "1 rows of TMP/store/m.db hold what the run wrote again (the first: KEY), although "
+        "their previous vectors were put back: a trigger of the database or another program "
+        "undoes it; drop or stop it; the rollback of run RUN is incomplete: try it again"
+    )
     assert reembed("status", "--db", path).code == 6
     assert reembed("rollback", "--db", path).code == 0
     assert kind.contents(path) == before
@@ -239,7 +251,10 @@ def test_a_row_that_the_model_will_not_take_keeps_its_vector_and_is_named(
         assert (ran.code, kind.held(path)) == (5, [kind.old(at) for at in range(len(TEXTS))])
         return
     assert (ran.code, ran.values["skipped"]) == (0, 1)
-    assert f"skipped row {kind.key(4)}: " in ran.err
+    skipped = line_with("skipped row", ran.err).replace(f"row {kind.key(4)}", "row KEY")
+    assert wording(skipped, tmp_path) == snapshot(
+        "WARN [RUN] skipped row KEY: the text holds POISON (previous vector kept)"
+    )
     assert kind.held(path)[4] == kind.old(4)
     assert kind.held(path)[5] == kind.new("text 5")
     retried = reembed(*flags(kind, path), "--retry-skipped", "--json", lenient=1)
@@ -270,11 +285,36 @@ def test_a_rollback_leaves_and_names_what_was_edited_since(
     undone = reembed("rollback", "--db", path, "--json")
 
     if kind.whole:
-        assert wording(undone.error, tmp_path) == snapshot()
+        said = wording(undone.error, tmp_path).replace(f"first, {kind.key(7)}:", "first, KEY:")
+        assert (
+            said
+            == snapshot(
+                {
+                    "sqlite-vec": (
+                        "1 rows are in the way (the first, KEY: its text was edited "
+                        "since) of putting back TMP/store/m.db, where all rows must have "
+                        "one model, so 29 others keep their new vectors; delete these "
+                        "rows and roll back again, or re-embed the table with its former "
+                        "model; nothing was put back"
+                    ),
+                    "llm": (
+                        "1 rows are in the way (the first, KEY: its text was edited "
+                        "since) of putting back 'notes' in TMP/store/m.db, where all "
+                        "rows must have one model, so 29 others keep their new vectors; "
+                        "delete these items and roll back again, or re-embed the "
+                        "collection with its former model (--namespace); nothing was put "
+                        "back"
+                    ),
+                }
+            )[kind.name.split()[0]]
+        )
         assert kind.held(path) == [kind.new(str(text)) for text in TEXTS]
         return
     assert (undone.values["restored"], undone.values["left"]) == (len(TEXTS) - 1, 1)
-    assert f"row {kind.key(7)} is left as it is: its text was edited since" in undone.err
+    [warning] = undone.err.splitlines()
+    assert wording(warning, tmp_path).replace(f"row {kind.key(7)}", "row KEY") == snapshot(
+        "WARN [RUN] row KEY is left as it is: its text was edited since"
+    )
     assert kind.held(path)[7] == kind.new("text 7")
     assert kind.held(path)[8] == kind.old(8)
 
@@ -288,7 +328,7 @@ def fork_server() -> None:
 @pytest.mark.usefixtures("fork_server")
 @one_format
 def test_killed_while_it_replaces_it_is_finished_or_undone(
-    kind: Kind, path: Path, reembed: Call, tmp_path: Path
+    kind: Kind, path: Path, reembed: Call, tmp_path: Path, forks: Forks
 ) -> None:
     before = kind.contents(path)
     variables = {"RANGE_ROWS": "2", "ROWS_AT_ONCE": "1", "FIRST_ROWS": "2"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -46,7 +47,7 @@ from tests.conftest import (
     unjam,
     unpack,
 )
-from tests.wording import wording
+from tests.wording import line_with, wording
 
 SECRET = "projects/p/secrets/s/versions/latest"
 COMMANDS = ("status", "verify", "rollback", "cleanup")
@@ -156,7 +157,7 @@ def test_after_a_run_and_its_rollback_all_columns_of_all_tables_are_as_before(
 
 
 def test_rows_that_were_edited_after_the_run_are_left_and_named(
-    reembed: Call, original: tuple[str, Path]
+    reembed: Call, original: tuple[str, Path], tmp_path: Path
 ) -> None:
     _, path = original
     query = "SELECT * FROM memories WHERE id {} IN ({}) ORDER BY id"
@@ -179,13 +180,15 @@ def test_rows_that_were_edited_after_the_run_are_left_and_named(
     assert lines(root(path) / run_id / "left.jsonl") == [
         {"id": key, "reason": "its text was edited since"} for key in keys
     ]
-    assert undone.err.splitlines() == [
-        f"WARN [{run_id}] row {key} is left as it is: its text was edited since" for key in keys
-    ]
+    first, *others = undone.err.splitlines()
+    assert wording(first, tmp_path).replace(str(keys[0]), "KEY") == snapshot(
+        "WARN [RUN] row KEY is left as it is: its text was edited since"
+    )
+    assert others == [first.replace(str(keys[0]), str(key)) for key in keys[1:]]
 
 
 def test_rows_that_were_deleted_overwritten_or_added_are_left_as_they_are(
-    reembed: Call, path: Path
+    reembed: Call, path: Path, tmp_path: Path
 ) -> None:
     reembed("--db", path, range_rows=3)
     other = hashed_vector("another", 8)
@@ -206,14 +209,14 @@ def test_rows_that_were_deleted_overwritten_or_added_are_left_as_they_are(
     assert stored(path) == old(0, 1, 4, 7, 8) | new(6) | {"2": other, "3": None, "95": None}
     [run_id] = runs(path)
     left = root(path) / run_id / "left.jsonl"
-    assert undone.out.splitlines() == [
-        f"reembed: run {run_id} is rolled back",
-        "",
-        "restored   4 rows hold their previous vectors again",
-        "as before  1 rows",
-        f"left       5 rows (named in {left})",
-        "next       set the ai-memory daemon back to the former model and restart it",
-    ]
+    assert wording(undone.out, tmp_path) == snapshot("""\
+reembed: run RUN is rolled back
+
+restored   4 rows hold their previous vectors again
+as before  1 rows
+left       5 rows (named in TMP/m.db.reembed/RUN/left.jsonl)
+next       set the ai-memory daemon back to the former model and restart it
+""")
     why = {
         "2": "its vector was changed by another program since",
         "3": "its vector was changed by another program since",
@@ -222,7 +225,13 @@ def test_rows_that_were_deleted_overwritten_or_added_are_left_as_they_are(
         "9": "it was deleted since",
     }
     assert {line["id"]: line["reason"] for line in lines(left)} == why
-    assert len(undone.err.splitlines()) == 5
+    assert wording(undone.err, tmp_path) == snapshot("""\
+WARN [RUN] row 2 is left as it is: its vector was changed by another program since
+WARN [RUN] row 3 is left as it is: its vector was changed by another program since
+WARN [RUN] row 5 is left as it is: it was deleted since
+WARN [RUN] row 6 is left as it is: its text was edited since
+WARN [RUN] row 9 is left as it is: it was deleted since
+""")
 
 
 def test_rows_that_were_edited_while_the_run_was_at_work_are_put_back_too(
@@ -255,7 +264,9 @@ def test_a_rollback_goes_back_one_run_at_a_time(reembed: Call, path: Path, tmp_p
     )
 
 
-def test_an_older_run_is_rolled_back_only_after_the_newer_one(reembed: Call, path: Path) -> None:
+def test_an_older_run_is_rolled_back_only_after_the_newer_one(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     first = reembed("--db", path, "--json").values["run_id"]
     second = reembed("--db", path, "--namespace", "global", "--dim", "16", "--json")
     between = stored(path)
@@ -263,7 +274,11 @@ def test_an_older_run_is_rolled_back_only_after_the_newer_one(reembed: Call, pat
     refused = reembed("rollback", "--db", path, "--run", first)
 
     assert (refused.code, stored(path)) == (2, between)
-    assert f"run {second.values['run_id']} has replaced vectors since run {first}" in refused.err
+    assert wording(refused.error, tmp_path) == snapshot(
+        "run RUN has replaced vectors since run RUN did; undo the newer one first (reembed "
+        "rollback)"
+    )
+    assert refused.error.index(second.values["run_id"]) < refused.error.index(first)
     assert reembed("rollback", "--db", path).code == 0
     assert reembed("rollback", "--db", path, "--run", first).code == 0
     assert stored(path) == old(*"0123456789")
@@ -272,7 +287,9 @@ def test_an_older_run_is_rolled_back_only_after_the_newer_one(reembed: Call, pat
 def test_what_can_not_be_rolled_back_is_said(reembed: Call, path: Path, tmp_path: Path) -> None:
     none = reembed("rollback", "--db", path)
     assert none.code == 2
-    assert wording(none.error, tmp_path) == snapshot()
+    assert wording(none.error, tmp_path) == snapshot(
+        "there is no run that has replaced anything on TMP/m.db; reembed status shows what there is"
+    )
     assert not root(path).exists()
 
     reembed("--db", path, "--max-rows", "4", range_rows=3)
@@ -309,8 +326,6 @@ def test_a_rollback_that_was_cut_off_is_said_by_all_and_goes_on(
     jam(path, "5")
     cut = reembed("rollback", "--db", path)
     unjam(path)
-    [run_id] = runs(path)
-
     assert (cut.code, cut.out) == (6, "")
     assert wording(cut.error, path.parent) == snapshot(
         "SQLite can't work with TMP/m.db: jammed; look into it and run again; the rollback of "
@@ -387,10 +402,36 @@ def test_a_lost_file_of_the_backup_is_named_and_once_it_is_back_so_are_its_rows(
     assert (checked.code, checked.values["lost"], checked.values["checked"]) == (1, lost, 10 - lost)
     assert (undone.code, undone.values["left"], undone.values["restored"]) == (6, lost, 10 - lost)
     assert undone.values["lost_files"][first.name] == 5
-    assert f"the backup file {first.name} is missing or damaged" in undone.err
-    assert wording(undone.error, tmp_path) == snapshot()
+    warning = line_with(f"the backup file {first.name}", undone.err)
+    next_step = line_with("next", reembed("status", "--db", path).out)
+    assert wording(warning, tmp_path).replace(first.name, "FILE") == snapshot(
+        "WARN [RUN] the backup file FILE is missing or damaged, so its rows can't be put back"
+    )
+    assert (
+        wording(undone.error, tmp_path).replace(first.name, "FILE")
+        == snapshot(
+            {
+                5: (
+                    "the file FILE (5 rows) of the backup in TMP/m.db.reembed/RUN/backup "
+                    "is missing or damaged, so rows of TMP/m.db keep the vectors that "
+                    "run RUN gave them; put the file back from a copy of it and roll "
+                    "back again, or re-embed these rows with the former model"
+                ),
+                10: (
+                    "2 files (10 rows), the first of them FILE, of the backup in "
+                    "TMP/m.db.reembed/RUN/backup is missing or damaged, so rows of "
+                    "TMP/m.db keep the vectors that run RUN gave them; put the file back "
+                    "from a copy of it and roll back again, or re-embed these rows with "
+                    "the former model"
+                ),
+            }
+        )[lost]
+    )
+    assert wording(next_step, tmp_path) == snapshot(
+        "next         put the lost files of the backup back in TMP/m.db.reembed/RUN/backup; "
+        "then reembed rollback"
+    )
     assert stored(path) == new(*range(lost)) | old(*range(lost, 10))
-    assert "put the lost files of the backup back" in reembed("status", "--db", path).out
     for file, content in kept.items():
         file.write_bytes(content)
         file.chmod(0o600)
@@ -405,7 +446,9 @@ def test_a_lost_file_of_the_backup_is_named_and_once_it_is_back_so_are_its_rows(
 # Verify.
 
 
-def test_a_table_that_is_as_the_run_left_it_is_clean(reembed: Call, path: Path) -> None:
+def test_a_table_that_is_as_the_run_left_it_is_clean(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     reembed("--db", path, range_rows=3)
     before = kept_files(path.parent)
 
@@ -432,17 +475,17 @@ def test_a_table_that_is_as_the_run_left_it_is_clean(reembed: Call, path: Path) 
         "wrong_ids": {},
     }
     assert (told.code, told.err) == (0, "")
-    assert told.out.splitlines() == [
-        "reembed verify: all is as the run left it",
-        "",
-        f"run             {run_id}",
-        "rows checked    10",
-        "changed since   0 (a new text and vector by another program)",
-        "deleted since   0",
-        "not of the run  0 (skipped, or added since)",
-        "sample          10 rows embedded again, lowest cosine 1.000000",
-        "wrong           none",
-    ]
+    assert wording(told.out, tmp_path) == snapshot("""\
+reembed verify: all is as the run left it
+
+run             RUN
+rows checked    10
+changed since   0 (a new text and vector by another program)
+deleted since   0
+not of the run  0 (skipped, or added since)
+sample          10 rows embedded again, lowest cosine 1.000000
+wrong           none
+""")
     assert kept_files(path.parent) == before
 
 
@@ -480,10 +523,17 @@ def test_each_fault_of_a_vector_is_found_and_its_row_named(
 
     told = reembed("verify", "--db", path)
     assert told.code == 1
-    assert told.out.startswith("reembed verify: 1 findings\n\nrun             20")
-    assert told.out.endswith(
-        "wrong           a vector that the run did not write, over the text that it embedded 1\n"
-    )
+    assert wording(told.out, tmp_path) == snapshot("""\
+reembed verify: 1 findings
+
+run             RUN
+rows checked    10
+changed since   0 (a new text and vector by another program)
+deleted since   0
+not of the run  0 (skipped, or added since)
+sample          9 rows embedded again, lowest cosine 1.000000
+wrong           a vector that the run did not write, over the text that it embedded 1
+""")
 
     put(path, "4", new(4)["4"])
     assert reembed("verify", "--db", path).code == 0
@@ -507,7 +557,9 @@ def test_a_stamp_or_a_length_that_another_program_set_is_found(
     checked = reembed("verify", "--db", path, "--json")
 
     assert (checked.code, checked.values["wrong_ids"]) == (1, {"other columns": ["2", "3"]})
-    assert "row 2 holds a stamp or a length beside its vector that the run" in checked.err
+    assert wording(line_with("row 2", checked.err), tmp_path) == snapshot(
+        "WARN [RUN] row 2 holds a stamp or a length beside its vector that the run did not write"
+    )
     assert reembed("--db", path).code == 0
     assert reembed("verify", "--db", path).code == 0
 
@@ -598,7 +650,10 @@ def test_a_vector_that_is_not_the_models_is_found_in_the_sample(
     assert (checked.code, checked.values["wrong"]) == (1, {"other vector": 1})
     assert checked.values["wrong_ids"] == {"other vector": ["4"]}
     assert (checked.values["sampled"], checked.values["lowest_cosine"] < 0.9) == (10, True)
-    assert "a sampled row's vector that is not what the model gives for its text" in checked.err
+    assert wording(line_with("row 4", checked.err), tmp_path) == snapshot(
+        "WARN [RUN] row 4 holds a sampled row's vector that is not what the model gives for its "
+        "text"
+    )
     if real:  # The model may lie elsewhere by now.
         model = find_model(MINILM)
         assert model is not None
@@ -631,7 +686,7 @@ def test_verify_with_a_model_that_is_another_now_says_so(
 
 
 def test_without_the_model_the_digests_are_checked(
-    reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+    reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     reembed("--db", path)
 
@@ -647,9 +702,20 @@ def test_without_the_model_the_digests_are_checked(
     assert (checked.code, checked.values["checked"], checked.values["sampled"]) == (0, 10, 0)
     assert checked.values["unchecked"] == "the model is nowhere on this machine"
     assert checked.values["lowest_cosine"] is None
-    assert told.out.startswith("reembed verify: all is as the run left it by its digests; no sam")
-    assert "sample          not checked: the model is nowhere on this machine\n" in told.out
-    assert "the sample is not checked: the model is nowhere on this machine" in told.err
+    assert wording(told.out, tmp_path) == snapshot("""\
+reembed verify: all is as the run left it by its digests; no sample was embedded again
+
+run             RUN
+rows checked    10
+changed since   0 (a new text and vector by another program)
+deleted since   0
+not of the run  0 (skipped, or added since)
+sample          not checked: the model is nowhere on this machine
+wrong           none
+""")
+    assert wording(told.err, tmp_path) == snapshot(
+        "WARN [RUN] the sample is not checked: the model is nowhere on this machine\n"
+    )
     assert (wrong.code, wrong.values["wrong_ids"]) == (1, {"overwritten": ["4"]})
 
 
@@ -657,7 +723,7 @@ def test_without_the_model_the_digests_are_checked(
     "flag", [["--base-url", "http://x"], ["--insecure-key"], ["--key-secret", SECRET]]
 )
 def test_flags_of_a_server_are_refused_for_a_model_that_runs_here(
-    flag: list[str], reembed: Call, path: Path
+    flag: list[str], reembed: Call, path: Path, tmp_path: Path
 ) -> None:
     reembed("--db", path)
 
@@ -711,7 +777,9 @@ def test_an_older_run_is_verified_by_name(reembed: Call, path: Path) -> None:
 # Status.
 
 
-def test_without_runs_there_is_nothing_to_look_after(reembed: Call, path: Path) -> None:
+def test_without_runs_there_is_nothing_to_look_after(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     before = files(path.parent)
 
     told = reembed("status", "--db", path)
@@ -719,7 +787,9 @@ def test_without_runs_there_is_nothing_to_look_after(reembed: Call, path: Path) 
     cleaned = reembed("cleanup", "--db", path, "--json")
 
     assert (told.code, told.err) == (0, "")
-    assert told.out == f"no runs on {path}; nothing is staged, nothing to undo\n"
+    assert wording(told.out, tmp_path) == snapshot(
+        "no runs on TMP/m.db; nothing is staged, nothing to undo\n"
+    )
     assert listed.values == {
         "schema_version": 1,
         "database": str(path),
@@ -829,7 +899,10 @@ def test_status_names_the_process_that_is_at_work_and_does_not_disturb_it(
         refused = reembed("rollback", "--db", path)
 
     assert (told.code, refused.code) == (0, 2)
-    assert told.out.startswith(f"at work on {path}: process ")
+    at_work, *_ = told.out.splitlines()
+    assert re.sub(r"since .*", "since ...", wording(at_work, tmp_path)) == snapshot(
+        "at work on TMP/m.db: process N, since ..."
+    )
     assert listed.values["at_work"].startswith("process ")
     assert reembed("status", "--db", path, "--json").values["at_work"] is None
 
@@ -845,7 +918,10 @@ def test_rollback_and_cleanup_wait_for_no_run_that_is_at_work(
         done = [reembed(command, "--db", path) for command in COMMANDS]
 
     assert [one.code for one in done] == [0, 0, 1, 1]
-    assert all("another run is at work on" in one.error for one in done[2:])
+    for one in done[2:]:
+        assert re.sub(r"since .* UTC", "since ...", wording(one.error, tmp_path)) == snapshot(
+            "another run is at work on TMP/m.db (process N, since ...); wait for it to end"
+        )
     assert kept_files(path.parent) == before
 
 
@@ -896,7 +972,9 @@ def test_verify_of_an_incomplete_replacement_checks_what_is_new(reembed: Call, p
 # Cleanup.
 
 
-def test_cleanup_keeps_the_only_way_back_unless_it_is_told_so(reembed: Call, path: Path) -> None:
+def test_cleanup_keeps_the_only_way_back_unless_it_is_told_so(
+    reembed: Call, path: Path, tmp_path: Path
+) -> None:
     first = reembed("--db", path, "--json").values["run_id"]
     second = reembed("--db", path, "--dim", "16", "--json").values["run_id"]
     third = reembed("--db", path, "--namespace", "global", "--json").values["run_id"]
@@ -912,12 +990,21 @@ def test_cleanup_keeps_the_only_way_back_unless_it_is_told_so(reembed: Call, pat
     assert runs(path) == [second]
     named = reembed("cleanup", "--db", path, "--run", second)
     assert (named.code, runs(path)) == (0, [second])
-    assert f"{second}  kept: {why}\n" in named.out
+    assert wording(named.out.replace(second, "SECOND"), tmp_path) == snapshot("""\
+reembed: 0 runs removed, 0 bytes freed
+
+SECOND  kept: it is the only way back to the previous vectors; --yes removes it
+""")
 
     last = reembed("cleanup", "--db", path, "--yes")
 
     assert (last.code, last.err) == (0, "")
-    assert f"{second}  removed\n" in last.out
+    said = wording(last.out.replace(second, "SECOND"), tmp_path)
+    assert re.sub(r"[\d.,]+ (kB|bytes|MB)", "...", said) == snapshot("""\
+reembed: 1 runs removed, ... freed
+
+SECOND  removed
+""")
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -991,7 +1078,9 @@ def test_cleanup_removes_unfinished_runs_only_by_name(
     why = "it is not finished; --run names it to remove it all the same"
     assert kept.values["kept"] == {staging: why}
     assert unknown.code == 2
-    assert wording(unknown.error, tmp_path) == snapshot()
+    assert wording(unknown.error, tmp_path) == snapshot(
+        "there is no run another; reembed status names those that there are"
+    )
     assert (named.code, named.values["removed"]) == (0, [staging])
     assert list(path.parent.iterdir()) == [path]
 
@@ -1051,7 +1140,10 @@ def test_a_run_that_wrote_nothing_hides_no_other(
     assert checked.values["run_id"] == (run_id if mode == "same again" else first)
     refused = reembed("rollback", "--db", path, "--run", run_id)
     assert refused.code == 2
-    assert wording(refused.error, tmp_path) == snapshot()
+    assert wording(refused.error.replace(run_id, "EMPTY"), tmp_path) == snapshot(
+        "the run EMPTY wrote nothing, so there is nothing to do with it; reembed status "
+        "shows the runs"
+    )
     assert reembed("rollback", "--db", path, "--run", first, "--json").values["restored"] == 5
     assert all_columns(path) == before
     assert reembed("cleanup", "--db", path, "--json").values["removed"] == [first, run_id]
@@ -1149,7 +1241,7 @@ def test_a_replacement_that_wrote_nothing_is_ended_by_a_rollback(reembed: Call, 
 def test_a_rollback_that_puts_nothing_back_does_not_close_the_run(
     reembed: Call, path: Path, tmp_path: Path
 ) -> None:
-    run_id = reembed("--db", path, "--json").values["run_id"]
+    reembed("--db", path)
     change(path, "UPDATE memories SET content = content || '!'")
     now = all_columns(path)
 
@@ -1182,7 +1274,7 @@ def test_a_rollback_that_is_repeated_after_a_kill_closes_the_run(reembed: Call, 
 
 
 def test_a_rollback_that_finds_all_as_before_says_which_run_is_left(
-    reembed: Call, path: Path
+    reembed: Call, path: Path, tmp_path: Path
 ) -> None:
     first = reembed("--db", path, "--json").values["run_id"]
     second = reembed("--db", path, "--dim", "16", "--json").values["run_id"]
@@ -1193,8 +1285,15 @@ def test_a_rollback_that_finds_all_as_before_says_which_run_is_left(
     undone = reembed("rollback", "--db", path)
 
     assert undone.code == 0
-    assert f"run {second} is rolled back" in undone.out
-    assert f"no row was changed; reembed rollback --run {first} undoes the run before" in undone.out
+    assert undone.out.index(second) < undone.out.index(first)
+    assert wording(undone.out, tmp_path) == snapshot("""\
+reembed: run RUN is rolled back
+
+restored   0 rows hold their previous vectors again
+as before  10 rows
+left       0 rows
+next       no row was changed; reembed rollback --run RUN undoes the run before
+""")
 
 
 def test_rows_that_do_not_keep_what_was_put_back_are_left_and_named(
@@ -1213,7 +1312,11 @@ def test_rows_that_do_not_keep_what_was_put_back_are_left_and_named(
     assert (undone.values["restored"], undone.values["unchanged"]) == (9, 0)
     assert undone.values["left_by_reason"] == {NOT_KEPT: 1}
     assert lines(root(path) / run_id / "left.jsonl") == [{"id": "5", "reason": NOT_KEPT}]
-    assert wording(undone.error, tmp_path) == snapshot()
+    assert wording(undone.error, tmp_path) == snapshot(
+        "1 rows of TMP/m.db were put back and hold something else by now (the first: 5): a "
+        "trigger of the database or another program has changed them since; drop or stop it, "
+        "and re-embed these rows with the former model"
+    )
 
 
 def test_rows_that_another_program_changes_after_they_were_put_back_are_counted(
@@ -1312,10 +1415,17 @@ def test_any_database_without_runs_is_told_so(kind: str, reembed: Call, tmp_path
         "rollback": 2,
         "cleanup": 0,
     }
-    assert done["status"].out == f"no runs on {path}; nothing is staged, nothing to undo\n"
-    assert done["cleanup"].out == f"no runs on {path}; nothing to remove\n"
+    assert wording(done["status"].out, tmp_path) == snapshot(
+        "no runs on TMP/store/m.db; nothing is staged, nothing to undo\n"
+    )
+    assert wording(done["cleanup"].out, tmp_path) == snapshot(
+        "no runs on TMP/store/m.db; nothing to remove\n"
+    )
     for command in ("verify", "rollback"):
-        assert wording(done[command].error, tmp_path) == snapshot()
+        assert wording(done[command].error, tmp_path) == snapshot(
+            "there is no run that has replaced anything on TMP/store/m.db; reembed status "
+            "shows what there is"
+        )
     assert files(path.parent) == before
 
 
@@ -1342,7 +1452,18 @@ def runs_left(path: Path) -> list[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "there is no database at"), (b"", "is empty: it holds no"), (b"text", "is not a rea")],
+    [
+        (None, snapshot("there is no database at TMP/m.db; name an existing one with --db")),
+        (b"", snapshot("TMP/m.db is empty: it holds no store; name the right file with --db")),
+        (
+            b"text",
+            snapshot(
+                "TMP/m.db is not a readable SQLite database: it is another kind of file, "
+                "or encrypted (SQLCipher); reembed needs a plain one, so decrypt a copy "
+                "first if it is encrypted"
+            ),
+        ),
+    ],
 )
 def test_a_file_that_is_no_database_is_refused_by_every_command(
     command: str, content: bytes | None, says: str, reembed: Call, tmp_path: Path
@@ -1354,7 +1475,7 @@ def test_a_file_that_is_no_database_is_refused_by_every_command(
     done = reembed(command, "--db", path)
 
     assert (done.code, done.out) == (1, "")
-    assert says in done.error
+    assert wording(done.error, tmp_path) == says
 
 
 def test_a_check_follows_rows_into_another_namespace_and_counts_only_the_runs_own(

@@ -273,7 +273,9 @@ def test_several_tables_are_chosen_from(reembed: Call, tmp_path: Path) -> None:
     path = make(tmp_path / "m.db", dimension=6)
     query(path, "CREATE VIRTUAL TABLE more USING vec0(embedding float[4], +body TEXT)")
 
-    assert wording(reembed("--db", path, *FLAGS).error, tmp_path) == snapshot()
+    assert wording(reembed("--db", path, *FLAGS).error, tmp_path) == snapshot(
+        "TMP/m.db has the vec0 tables docs, more; choose one of them with --table"
+    )
     assert reembed("--db", path, *FLAGS, "--table", "docs").code == 0
 
 
