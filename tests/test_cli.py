@@ -41,7 +41,9 @@ from tests.conftest import (
 from tests.test_bad_input import refusal, tree
 from tests.wording import wording
 
-FLAGS = {f"--{field.name.replace('_', '-')}" for field in fields_of(Options)} - {"--beam-options"}
+FLAGS = {f"--{field.name.replace('_', '-')}" for field in fields_of(Options)} - {
+    "--beam-options"
+} | {"--version"}
 HEAVY = {"apache_beam", "torch", "sentence_transformers", "transformers"}
 STOP_SECONDS = 3
 """How soon a run stops that is interrupted."""

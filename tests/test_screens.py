@@ -17,7 +17,7 @@ from tests.wording import wording
 HELP = {
     "reembed": snapshot("""\
 usage: reembed [-h] [--db FILE] [--namespace NAME] [--dry-run] [--batch N]
-               [--json] [--model NAME] [--backend NAME] [--dim N]
+               [--json] [--version] [--model NAME] [--backend NAME] [--dim N]
                [--runner NAME] [--missing-only] [--skip-current-space]
                [--retry-skipped] [--stamp-only] [--no-hidden] [--max-rows N]
                [--partial] [--store KIND] [--table NAME] [--key COLUMN]
@@ -44,6 +44,7 @@ options:
   --batch N             most texts in a request (0: as set, or 100); a local
                         model gets 256, or N if more
   --json                print the result as one line of JSON
+  --version             print the version and stop
   --model NAME          a model: by name or directory here, by name at a
                         server
   --backend NAME        what embeds: local, or the kind of server

@@ -81,7 +81,7 @@ class Running:
         return len([*self.run.glob("shards/0*.parquet")]) if self.run else 0
 
     def wait_until(self, happens: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not happens():
             assert self.process.is_alive(), self.said("err")
             assert time.monotonic() < deadline
@@ -155,7 +155,7 @@ def test_a_run_that_is_interrupted_while_it_embeds_goes_on_with_the_rest(
     number: signal.Signals, code: int, path: Path, reembed: Call
 ) -> None:
     before = vectors(path)
-    with running(seconds=0.4) as first:
+    with running(path, seconds=0.4) as first:
         first.wait_until(lambda: first.staged >= 2)
         found, stderr, seconds = first.interrupt(number)
     print(f"stopped {seconds:.2f} s after {number.name}")
@@ -180,10 +180,10 @@ def test_a_run_that_is_interrupted_while_it_embeds_goes_on_with_the_rest(
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_run_stops_at_once_also_where_the_model_is_slow_and_the_user_impatient(
-    times: int, tmp_path: Path, running: Start
+    times: int, path: Path
 ) -> None:
-    texts = tmp_path / "texts"
-    with running(seconds=20) as first:
+    texts = path.parent.parent / "texts"
+    with running(path, seconds=20) as first:
         # It says so before each text of the probes, too.
         first.wait_until(texts.exists)
         found, stderr, seconds = first.interrupt(signal.SIGINT, times)
@@ -204,11 +204,11 @@ def test_a_run_stops_at_once_while_it_waits_for_another_program_to_release_the_d
     number: signal.Signals, code: int, path: Path, reembed: Call
 ) -> None:
     before = vectors(path)
-    with running(seconds=0.05) as first, closing(sqlite3.connect(path)) as other:
+    with running(path, seconds=0.1) as first, closing(sqlite3.connect(path)) as other:
         first.wait_until(lambda: first.staged >= 1)
         other.execute("BEGIN IMMEDIATE")
         first.wait_until(lambda: first.state == "replacing")
-        time.sleep(0.2)  # It waits for the lock by now.
+        time.sleep(0.3)  # It waits for the lock by now.
         found, stderr, seconds = first.interrupt(number)
         other.rollback()
 
@@ -228,7 +228,7 @@ def test_a_run_stops_at_once_while_it_waits_for_another_program_to_release_the_d
 def test_a_run_that_is_interrupted_between_transactions_says_so_and_is_finished(
     path: Path, reembed: Call
 ) -> None:
-    with running(rows_at_once=64, first_rows=64) as first:
+    with running(path, rows_at_once=64, first_rows=64) as first:
         first.wait_until(lambda: first.state == "replacing" and first.manifest["done"])
         found, stderr, seconds = first.interrupt(signal.SIGINT)
 
@@ -249,7 +249,7 @@ def test_a_run_that_is_interrupted_between_transactions_says_so_and_is_finished(
 def test_a_second_run_is_refused_while_the_first_is_at_work_and_goes_on_once_it_is_killed(
     path: Path, reembed: Call
 ) -> None:
-    with running(seconds=0.4, range_rows=16) as first:
+    with running(path, seconds=1, range_rows=16) as first:
         first.wait_until(lambda: first.staged >= 1)
         lock = (path.parent / "m.db.reembed" / "lock").read_text()
 

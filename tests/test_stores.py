@@ -11,14 +11,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from inline_snapshot import snapshot
 
 from reembed.transforms.embedders.fake import POISON
 from reembed.transforms.staging import State, find_runs
 from tests import kills
 from tests.conftest import Call, Ran, change, files, losing_writes, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind
-from tests.wording import line_with, wording
 
 TEXTS: list[str | None] = [f"text {at}" for at in range(30)]
 
@@ -178,25 +176,14 @@ def test_a_write_that_is_lost_is_noticed_and_done_again(
 
 
 def test_rows_whose_writes_are_always_lost_are_named_with_exit_code_6(
-    kind: Kind,
-    path: Path,
-    moved: Callable[[], Ran],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    kind: Kind, path: Path, moved: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with losing_writes(monkeypatch, times=1_000):
         ran = moved()
 
     assert (ran.code, ran.values["remaining"], ran.values["unwritten"]) == (6, 1, 1)
-    remains = line_with("remains", ran.err).replace(f"row {kind.key(len(TEXTS) - 1)}", "row KEY")
-    assert wording(remains, tmp_path) == snapshot(
-        "WARN [RUN] row KEY remains: it does not hold its new vector, although that was written"
-    )
-    assert wording(ran.error, tmp_path) == snapshot(
-        "1 rows don't hold their new vectors, although these were written: a trigger of the "
-        "database or another program puts others back; drop or stop it and run again, or "
-        "undo the replacement with reembed rollback"
-    )
+    assert f"row {kind.key(len(TEXTS) - 1)} remains: it does not hold its new vector" in ran.err
+    assert "1 rows don't hold their new vectors" in ran.error
     finished = moved()
     assert (finished.code, finished.texts) == (0, set())
     assert kind.held(path) == [kind.new(str(text), prompt="doc: ") for text in TEXTS]
@@ -216,12 +203,7 @@ def test_a_rollback_puts_back_all_columns_of_all_tables_byte_for_byte(
 
 
 def test_a_rollback_whose_writes_are_lost_says_so_and_can_be_repeated(
-    kind: Kind,
-    path: Path,
-    moved: Callable[[], Ran],
-    reembed: Call,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    kind: Kind, path: Path, moved: Callable[[], Ran], reembed: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = kind.contents(path)
     assert moved().code == 0
@@ -229,12 +211,7 @@ def test_a_rollback_whose_writes_are_lost_says_so_and_can_be_repeated(
         lost = reembed("rollback", "--db", path)
 
     assert lost.code == 6
-    said = wording(lost.error, tmp_path)
-    assert re.sub(r"the first: .*?\), although", "the first: KEY), although", said) == snapshot(
-        "1 rows of TMP/store/m.db hold what the run wrote again (the first: KEY), although "
-        "their previous vectors were put back: a trigger of the database or another program "
-        "undoes it; drop or stop it; the rollback of run RUN is incomplete: try it again"
-    )
+    assert f"1 rows of {path} hold what the run wrote again (the first: " in lost.error
     assert reembed("status", "--db", path).code == 6
     assert reembed("rollback", "--db", path).code == 0
     assert kind.contents(path) == before
@@ -251,10 +228,7 @@ def test_a_row_that_the_model_will_not_take_keeps_its_vector_and_is_named(
         assert (ran.code, kind.held(path)) == (5, [kind.old(at) for at in range(len(TEXTS))])
         return
     assert (ran.code, ran.values["skipped"]) == (0, 1)
-    skipped = line_with("skipped row", ran.err).replace(f"row {kind.key(4)}", "row KEY")
-    assert wording(skipped, tmp_path) == snapshot(
-        "WARN [RUN] skipped row KEY: the text holds POISON (previous vector kept)"
-    )
+    assert f"skipped row {kind.key(4)}: " in ran.err
     assert kind.held(path)[4] == kind.old(4)
     assert kind.held(path)[5] == kind.new("text 5")
     retried = reembed(*flags(kind, path), "--retry-skipped", "--json", lenient=1)
@@ -277,7 +251,7 @@ def test_a_run_that_goes_on_embeds_nothing_twice_but_what_was_edited(
 
 
 def test_a_rollback_leaves_and_names_what_was_edited_since(
-    kind: Kind, path: Path, reembed: Call, tmp_path: Path
+    kind: Kind, path: Path, reembed: Call
 ) -> None:
     reembed(*flags(kind, path))
     change(path, kind.edit(7, "edited"))
@@ -285,36 +259,11 @@ def test_a_rollback_leaves_and_names_what_was_edited_since(
     undone = reembed("rollback", "--db", path, "--json")
 
     if kind.whole:
-        said = wording(undone.error, tmp_path).replace(f"first, {kind.key(7)}:", "first, KEY:")
-        assert (
-            said
-            == snapshot(
-                {
-                    "sqlite-vec": (
-                        "1 rows are in the way (the first, KEY: its text was edited "
-                        "since) of putting back TMP/store/m.db, where all rows must have "
-                        "one model, so 29 others keep their new vectors; delete these "
-                        "rows and roll back again, or re-embed the table with its former "
-                        "model; nothing was put back"
-                    ),
-                    "llm": (
-                        "1 rows are in the way (the first, KEY: its text was edited "
-                        "since) of putting back 'notes' in TMP/store/m.db, where all "
-                        "rows must have one model, so 29 others keep their new vectors; "
-                        "delete these items and roll back again, or re-embed the "
-                        "collection with its former model (--namespace); nothing was put "
-                        "back"
-                    ),
-                }
-            )[kind.name.split()[0]]
-        )
+        assert f"(the first, {kind.key(7)}: its text was edited since)" in undone.error
         assert kind.held(path) == [kind.new(str(text)) for text in TEXTS]
         return
     assert (undone.values["restored"], undone.values["left"]) == (len(TEXTS) - 1, 1)
-    [warning] = undone.err.splitlines()
-    assert wording(warning, tmp_path).replace(f"row {kind.key(7)}", "row KEY") == snapshot(
-        "WARN [RUN] row KEY is left as it is: its text was edited since"
-    )
+    assert f"row {kind.key(7)} is left as it is: its text was edited since" in undone.err
     assert kind.held(path)[7] == kind.new("text 7")
     assert kind.held(path)[8] == kind.old(8)
 
@@ -328,7 +277,7 @@ def fork_server() -> None:
 @pytest.mark.usefixtures("fork_server")
 @one_format
 def test_killed_while_it_replaces_it_is_finished_or_undone(
-    kind: Kind, path: Path, reembed: Call, tmp_path: Path, forks: Forks
+    kind: Kind, path: Path, reembed: Call, tmp_path: Path
 ) -> None:
     before = kind.contents(path)
     variables = {"RANGE_ROWS": "2", "ROWS_AT_ONCE": "1", "FIRST_ROWS": "2"}

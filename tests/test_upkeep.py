@@ -8,7 +8,6 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 from inline_snapshot import snapshot
 
-from reembed.pipeline import run as running
 from reembed.transforms import embedders, rollback
 from reembed.transforms.embedders.fake import POISON, FakeEmbedder
 from reembed.transforms.embedders.models import MINILM, find_model
@@ -25,7 +23,6 @@ from reembed.transforms.replacing import reads_back
 from reembed.transforms.rollback import DELETED, NOT_KEPT
 from reembed.transforms.rows import RangeVectors
 from reembed.transforms.staging import RunDirectory, State, lock_database, read_shards
-from reembed.transforms.staging import runs as locking
 from reembed.transforms.stores import Store, Written
 from reembed.transforms.stores.codec import encode
 from reembed.transforms.stores.demo import hashed_vector
@@ -42,7 +39,6 @@ from tests.conftest import (
     kept_files,
     make_store,
     memory,
-    plain_pass,
     select,
     unjam,
     unpack,
@@ -180,11 +176,11 @@ def test_rows_that_were_edited_after_the_run_are_left_and_named(
     assert lines(root(path) / run_id / "left.jsonl") == [
         {"id": key, "reason": "its text was edited since"} for key in keys
     ]
-    first, *others = undone.err.splitlines()
+    first, *rest = undone.err.splitlines()
     assert wording(first, tmp_path).replace(str(keys[0]), "KEY") == snapshot(
         "WARN [RUN] row KEY is left as it is: its text was edited since"
     )
-    assert others == [first.replace(str(keys[0]), str(key)) for key in keys[1:]]
+    assert rest == [first.replace(str(keys[0]), str(key)) for key in keys[1:]]
 
 
 def test_rows_that_were_deleted_overwritten_or_added_are_left_as_they_are(
@@ -259,7 +255,7 @@ def test_a_rollback_goes_back_one_run_at_a_time(reembed: Call, path: Path, tmp_p
     assert stored(path) == old(*range(10))
     third = reembed("rollback", "--db", path)
     assert (third.code, third.out) == (2, "")
-    assert wording(third.error, path.parent) == snapshot(
+    assert wording(third.error, tmp_path) == snapshot(
         "there is no run that has replaced anything on TMP/m.db; reembed status shows what there is"
     )
 
@@ -298,10 +294,10 @@ def test_what_can_not_be_rolled_back_is_said(reembed: Call, path: Path, tmp_path
     staging = reembed("rollback", "--db", path, "--run", run_id)
 
     assert (unknown.code, staging.code) == (2, 2)
-    assert wording(unknown.error, path.parent) == snapshot(
+    assert wording(unknown.error, tmp_path) == snapshot(
         "no run is RUN; reembed status shows what there is"
     )
-    assert wording(staging.error, path.parent) == snapshot(
+    assert wording(staging.error, tmp_path) == snapshot(
         "the run RUN is staging, so there is nothing to do with it"
     )
 
@@ -327,15 +323,29 @@ def test_a_rollback_that_was_cut_off_is_said_by_all_and_goes_on(
     cut = reembed("rollback", "--db", path)
     unjam(path)
     assert (cut.code, cut.out) == (6, "")
-    assert wording(cut.error, path.parent) == snapshot(
-        "SQLite can't work with TMP/m.db: jammed; look into it and run again; the rollback of "
-        "run RUN is incomplete: try it again"
+    assert wording(cut.error, tmp_path) == snapshot(
+        "SQLite can't work with TMP/m.db: jammed; look into it and run again; the rollback "
+        "of run RUN is incomplete: try it again"
     )
     for command in ("status", "verify", "cleanup"):
         done = reembed(command, "--db", path)
         assert (command, done.code) == (command, 6)
-        # One of them says more.
-        assert f"run {run_id} (to all-MiniLM-L6-v2 (8-dim)) is half rolled back" in done.error
+        assert (
+            wording(done.error, tmp_path)
+            == snapshot(
+                {
+                    "status": "run RUN (to all-MiniLM-L6-v2 (8-dim)) is half rolled back",
+                    "verify": (
+                        "run RUN (to all-MiniLM-L6-v2 (8-dim)) is half rolled back; "
+                        "finish it or roll it back first"
+                    ),
+                    "cleanup": (
+                        "run RUN (to all-MiniLM-L6-v2 (8-dim)) is half rolled back; "
+                        "finish it or roll it back first"
+                    ),
+                }
+            )[command]
+        )
     assert reembed("rollback", "--db", path).code == 0
     assert stored(path) == old(*range(10))
 
@@ -517,9 +527,38 @@ def test_each_fault_of_a_vector_is_found_and_its_row_named(
         wrong = {"overwritten": 1} | found
         assert (what, checked.code, checked.values["wrong"]) == (what, 1, wrong)
         assert checked.values["wrong_ids"] == {kind: ["4"] for kind in wrong}
-        assert checked.err.count("row 4 holds a") == len(wrong)
-        # How many findings there are differs from fault to fault.
-        assert "run again to re-embed the rows that are wrong" in checked.error
+        warnings = [line for line in checked.err.splitlines() if line.startswith("WARN")]
+        for kind, warning in zip(wrong, warnings, strict=True):
+            assert (
+                wording(warning, tmp_path)
+                == snapshot(
+                    {
+                        "overwritten": (
+                            "WARN [RUN] row 4 holds a vector that the run did not write, "
+                            "over the text that it embedded"
+                        ),
+                        "wrong length": (
+                            "WARN [RUN] row 4 holds a vector of another length than the target's"
+                        ),
+                        "not finite": "WARN [RUN] row 4 holds a vector with NaN or infinity",
+                        "zeros": "WARN [RUN] row 4 holds a vector of zeros",
+                        "not of length 1": (
+                            "WARN [RUN] row 4 holds a vector that is not of length 1, "
+                            "though the model normalises"
+                        ),
+                        "undecodable": "WARN [RUN] row 4 holds a vector that can't be decoded",
+                    }
+                )[kind]
+            )
+        assert (
+            wording(checked.error, tmp_path)
+            == snapshot(
+                {
+                    2: "2 findings in TMP/m.db; run again to re-embed the rows that are wrong",
+                    1: "1 findings in TMP/m.db; run again to re-embed the rows that are wrong",
+                }
+            )[len(wrong)]
+        )
 
     told = reembed("verify", "--db", path)
     assert told.code == 1
@@ -630,17 +669,14 @@ def forge(path: Path, key: str) -> None:
                 run.write_shard(vectors, pass_number=shard.pass_number)
 
 
-REAL = pytest.param(True, marks=pytest.mark.system, id="real model")
-
-
-@pytest.mark.parametrize("real", [pytest.param(False, id="fake"), REAL])
+@pytest.mark.parametrize(
+    "real", [False, pytest.param(True, marks=pytest.mark.system)], ids=["fake", "real model"]
+)
 def test_a_vector_that_is_not_the_models_is_found_in_the_sample(
-    reembed: Call, path: Path, real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reembed: Call, path: Path, real: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    if real:  # It is loaded once, not for each call, and not through Beam.
-        kept = lru_cache(embedders._load.__wrapped__)
-        monkeypatch.setattr(embedders, "_load", kept)
-        monkeypatch.setattr(running, "_run_pass", plain_pass)
+    if real:
+        request.getfixturevalue("real_model")
     reembed("--db", path, "--max-rows", "9", real=real)
     forge(path, "4")
     assert reembed("--db", path, real=real).code == 0
@@ -670,9 +706,9 @@ def test_verify_with_a_model_that_is_another_now_says_so(
     checked = reembed("verify", "--db", path, "--json", behaviour=0.05)
 
     assert checked.code == 3
-    assert wording(checked.error, path.parent) == snapshot(
-        "all-MiniLM-L6-v2 (8-dim, fake) does not behave as it did when the run RUN began, so its "
-        "rows can't be checked with it; bring the former model back"
+    assert wording(checked.error, tmp_path) == snapshot(
+        "all-MiniLM-L6-v2 (8-dim, fake) does not behave as it did when the run RUN began, so "
+        "its rows can't be checked with it; bring the former model back"
     )
     # What needs no model was checked all the same.
     assert (checked.values["checked"], checked.values["wrong"]) == (10, {})
@@ -680,7 +716,7 @@ def test_verify_with_a_model_that_is_another_now_says_so(
     put(path, "4", None)
     worse = reembed("verify", "--db", path, behaviour=0.05)
     assert worse.code == 1
-    assert wording(worse.error, path.parent) == snapshot(
+    assert wording(worse.error, tmp_path) == snapshot(
         "2 findings in TMP/m.db; run again to re-embed the rows that are wrong"
     )
 
@@ -730,8 +766,9 @@ def test_flags_of_a_server_are_refused_for_a_model_that_runs_here(
     refused = reembed("verify", "--db", path, *flag)
 
     assert refused.code == 2
-    assert refused.error.removeprefix(f"{flag[0]} ") == snapshot(
-        "is about a server, and all-MiniLM-L6-v2 (8-dim, fake) runs on this machine; leave it out"
+    assert wording(refused.error, tmp_path).replace(flag[0], "FLAG") == snapshot(
+        "FLAG is about a server, and all-MiniLM-L6-v2 (8-dim, fake) runs on this machine; "
+        "leave it out"
     )
 
 
@@ -756,10 +793,10 @@ def test_verify_needs_a_run_that_has_replaced_something(
     named = reembed("verify", "--db", path, "--run", run_id)
 
     assert (checked.code, named.code) == (2, 2)
-    assert wording(checked.error, path.parent) == snapshot(
+    assert wording(checked.error, tmp_path) == snapshot(
         "there is no run that has replaced anything on TMP/m.db; reembed status shows what there is"
     )
-    assert wording(named.error, path.parent) == snapshot(
+    assert wording(named.error, tmp_path) == snapshot(
         "the run RUN is staging, so there is nothing to do with it"
     )
 
@@ -865,33 +902,42 @@ def test_status_tells_it_to_a_person(reembed: Call, tmp_path: Path) -> None:
     told = reembed("status", "--db", path)
 
     assert told.code == 6
-    assert wording(told.error, tmp_path) == snapshot(
-        "the replacement by run RUN (to all-MiniLM-L6-v2 (16-dim)) is incomplete: of ranges 0-4, "
-        "0 hold new vectors, and 1-2 were being written"
+    error, shown = (
+        wording(said.replace(done, "DONE").replace(half, "HALF"), tmp_path)
+        for said in (told.error, told.out)
     )
-    first, second = told.out.split("\n\n")
-    shown = [line for line in first.splitlines() if not line.startswith(("on disk", "run"))]
-    assert shown == [
-        "state        replaced",
-        "target       all-MiniLM-L6-v2 (8-dim)",
-        "about        all, namespace notes",
-        "rows         10",
-        "re-embedded  9",
-        "skipped      1",
-        f"directory    {root(path) / done}",
-        f"next         run {half} must be finished or rolled back first",
-    ]
-    assert first.splitlines()[0].startswith(f"run {done}, begun 20")
-    assert "state        replacing (SQLite can't work with " in second
-    assert "about        all, all namespaces\n" in second
-    said = "in ranges 0 of 5 (counted from 0): 2 rows; the others hold the previous ones"
-    assert f"new vectors  {said}" in second
+    assert error == snapshot(
+        "the replacement by run HALF (to all-MiniLM-L6-v2 (16-dim)) is incomplete: of ranges "
+        "0-4, 0 hold new vectors, and 1-2 were being written"
+    )
+    assert re.sub(r"(begun|on disk) .*", r"\1 ...", shown) == snapshot("""\
+run DONE, begun ...
+state        replaced
+target       all-MiniLM-L6-v2 (8-dim)
+about        all, namespace notes
+rows         10
+re-embedded  9
+skipped      1
+on disk ...
+directory    TMP/m.db.reembed/DONE
+next         run HALF must be finished or rolled back first
+
+run HALF, begun ...
+state        replacing (SQLite can't work with TMP/m.db: jammed; look into it and run again)
+target       all-MiniLM-L6-v2 (16-dim)
+about        all, all namespaces
+rows         10
+staged       10
+new vectors  in ranges 0 of 5 (counted from 0): 2 rows; the others hold the previous ones
+on disk ...
+directory    TMP/m.db.reembed/HALF
+next         rerun the same command to finish it; reembed rollback undoes it
+""")
 
 
 def test_status_names_the_process_that_is_at_work_and_does_not_disturb_it(
-    reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+    reembed: Call, path: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(locking, "_LOCK_SECONDS", 0.05)
     begin(fake_plan(path))
     with lock_database(path):
         told = reembed("status", "--db", path)
@@ -908,9 +954,8 @@ def test_status_names_the_process_that_is_at_work_and_does_not_disturb_it(
 
 
 def test_rollback_and_cleanup_wait_for_no_run_that_is_at_work(
-    reembed: Call, path: Path, monkeypatch: pytest.MonkeyPatch
+    reembed: Call, path: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(locking, "_LOCK_SECONDS", 0.05)
     reembed("--db", path)
     before = kept_files(path.parent)
 
@@ -954,9 +999,29 @@ def test_an_incomplete_replacement_is_said_by_every_command(
         ("cleanup", "--run", finished, "--yes"),
     ):
         done = reembed(*arguments, "--db", path)
-        assert (arguments, done.code) == (arguments, 6)
-        # Which run it is counts here.
-        assert f"the replacement by run {half} (to all-MiniLM-L6-v2 (8-dim)) is" in done.error
+        asked = " ".join(arguments).replace(finished, "FINISHED").replace(half, "HALF")
+        assert (asked, done.code) == (asked, 6)
+        said = wording(done.error.replace(half, "HALF"), tmp_path)
+        what, _, advice = said.partition("; ")
+        assert what == snapshot(
+            "the replacement by run HALF (to all-MiniLM-L6-v2 (8-dim)) is incomplete: of ranges "
+            "0-4, 0 hold new vectors, and 1-2 were being written"
+        )
+        assert (
+            advice
+            == snapshot(
+                {
+                    "status": "",
+                    "verify": "finish it or roll back",
+                    "verify --run FINISHED": "finish it or roll it back first",
+                    "rollback --run FINISHED": "finish it or roll it back first",
+                    "cleanup": "finish it or roll it back first",
+                    "cleanup --yes": "finish it or roll it back first",
+                    "cleanup --run HALF --yes": "finish it or roll it back first",
+                    "cleanup --run FINISHED --yes": "finish it or roll it back first",
+                }
+            )[asked]
+        )
     assert runs(path) == [finished, half]
     assert reembed("rollback", "--db", path, "--json").values["run_id"] == half
 
@@ -1214,12 +1279,12 @@ def test_an_empty_run_of_an_older_version_is_ended_by_a_rollback_that_finds_noth
     undone = reembed("rollback", "--db", path)
 
     assert (checked.code, undone.code) == (2, 2)
-    assert wording(checked.error, path.parent) == snapshot(
-        "the run RUN wrote nothing, so there is nothing to verify"
+    assert wording(checked.error.replace(empty, "EMPTY"), tmp_path) == snapshot(
+        "the run EMPTY wrote nothing, so there is nothing to verify"
     )
-    assert wording(undone.error, path.parent) == snapshot(
-        "the run RUN wrote nothing, so there was nothing to put back; it is ended, and reembed "
-        "status shows the others"
+    assert wording(undone.error.replace(empty, "EMPTY"), tmp_path) == snapshot(
+        "the run EMPTY wrote nothing, so there was nothing to put back; it is ended, and "
+        "reembed status shows the others"
     )
     assert reembed("rollback", "--db", path, "--json").values["run_id"] == first
     change(path, "DELETE FROM memories WHERE id = 'sealed'")
@@ -1248,11 +1313,17 @@ def test_a_rollback_that_puts_nothing_back_does_not_close_the_run(
     undone = reembed("rollback", "--db", path)
 
     assert (undone.code, all_columns(path)) == (1, now)
-    assert undone.out.startswith(f"reembed: nothing of run {run_id} was put back\n")
-    assert wording(undone.error, path.parent) == snapshot(
-        "none of the 10 rows that the run RUN wrote in TMP/m.db could be put back (its text was "
-        "edited since 10), so it stays as it is; if nothing of it is wanted back, reembed "
-        "cleanup --run RUN --yes removes it"
+    assert wording(undone.out, tmp_path) == snapshot("""\
+reembed: nothing of run RUN was put back
+
+restored   0 rows hold their previous vectors again
+as before  0 rows
+left       10 rows (named in TMP/m.db.reembed/RUN/left.jsonl)
+""")
+    assert wording(undone.error, tmp_path) == snapshot(
+        "none of the 10 rows that the run RUN wrote in TMP/m.db could be put back (its text "
+        "was edited since 10), so it stays as it is; if nothing of it is wanted back, "
+        "reembed cleanup --run RUN --yes removes it"
     )
     assert status_of(reembed, path)[1]["state"] == "replaced"
 

@@ -14,8 +14,8 @@ from inline_snapshot import snapshot
 from reembed.transforms.embedders.fake import FakeEmbedder
 from reembed.transforms.stores.vec import with_dimension
 from reembed.transforms.stores.vec0 import connect
-from tests.conftest import Call, files, make_store, memory
-from tests.wording import wording
+from tests.conftest import Call, Program, files, make_store, memory
+from tests.wording import line_with, wording
 
 TEXTS = [f"note {at}" for at in range(40)]
 FLAGS = ("--text", "body")
@@ -131,8 +131,9 @@ def test_a_text_that_is_not_utf_8_is_refused_before_anything_is_embedded(
         refused = reembed(*flags, *more)
         assert (refused.code, refused.texts) == (1, set())
         assert wording(refused.error, tmp_path) == snapshot(
-            "1 rows of the vec0 table docs have no text that could be embedded, and a table of "
-            "vectors of 8 numbers can't keep theirs of 5; give them texts, or delete them first"
+            "1 rows of the vec0 table docs have no text that could be embedded, and a table "
+            "of vectors of 8 numbers can't keep theirs of 5; give them texts, or delete them "
+            "first"
         )
     assert not path.with_name("v.db.reembed").exists()
     same = reembed(*flags, "--dim", "5", "--json")
@@ -258,11 +259,13 @@ def test_a_rollback_is_refused_once_a_row_was_added_since(reembed: Call, tmp_pat
     assert reembed("status", "--db", path).code == 0
     assert wording(undone.error, tmp_path) == snapshot(
         "1 rows are in the way (the first, 99: it was added since) of putting back TMP/m.db, "
-        "where all rows must have one model, so 40 others keep their new vectors; delete these "
-        "rows and roll back again, or re-embed the table with its former model; nothing was put "
-        "back"
+        "where all rows must have one model, so 40 others keep their new vectors; delete "
+        "these rows and roll back again, or re-embed the table with its former model; "
+        "nothing was put back"
     )
-    assert "row 99 is in the way: it was added since" in undone.err
+    assert wording(line_with("WARN", undone.err), tmp_path) == snapshot(
+        "WARN [RUN] row 99 is in the way: it was added since"
+    )
     assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(32,)]
     query(path, "DELETE FROM docs WHERE rowid = 99")
     assert reembed("rollback", "--db", path).code == 0
@@ -296,8 +299,8 @@ def test_texts_of_another_table_must_be_told_by_its_key(reembed: Call, tmp_path:
     ran = reembed("--db", path, *FLAGS, "--text-table", "texts", "--text-key", "doc")
 
     assert wording(ran.error, tmp_path) == snapshot(
-        "two rows of texts have the doc 1, so it is not known which has a vector's text; correct "
-        "--text-key"
+        "two rows of texts have the doc 1, so it is not known which has a vector's text; "
+        "correct --text-key"
     )
 
 
@@ -316,13 +319,14 @@ def test_without_the_packages_it_says_which_to_install(
     )
 
 
-@pytest.mark.system
-def test_the_real_program_moves_a_table_with_the_real_model(reembed: Call, tmp_path: Path) -> None:
+def test_the_real_program_moves_a_table_with_the_real_model(
+    program: Program, tmp_path: Path
+) -> None:
     path = make(tmp_path / "m.db", dimension=6)
 
-    assert reembed("--db", path, *FLAGS, real=True).code == 0
+    assert program("--db", path, *FLAGS).returncode == 0
     assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(4 * 384,)]
-    assert reembed("rollback", "--db", path, real=True).code == 0
+    assert program("rollback", "--db", path).returncode == 0
     assert query(path, "SELECT DISTINCT length(embedding) FROM docs") == [(4 * 6,)]
 
 
@@ -360,9 +364,9 @@ def test_a_rollback_that_put_nothing_back_leaves_the_run_as_it_was(
     assert (undone.code, undone.values["state"], undone.values["restored"]) == (1, "replaced", 0)
     assert wording(undone.error, tmp_path) == snapshot(
         "1 rows are in the way (the first, 99: it was added since) of putting back TMP/m.db, "
-        "where all rows must have one model, so 39 others keep their new vectors; delete these "
-        "rows and roll back again, or re-embed the table with its former model; nothing was put "
-        "back"
+        "where all rows must have one model, so 39 others keep their new vectors; delete "
+        "these rows and roll back again, or re-embed the table with its former model; "
+        "nothing was put back"
     )
     checked = reembed("verify", "--db", path, "--json")
     assert (checked.code, checked.values["put_back"]) == (1, 0)

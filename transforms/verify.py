@@ -209,6 +209,6 @@ def find_fault(
         return "not finite"
     if not have_direction(numbers[None])[0]:
         return "zeros"
-    if normalized and abs(float(np.linalg.norm(numbers)) - 1) > UNIT_TOLERANCE:
+    if normalized and abs(np.linalg.norm(numbers.astype(np.float64)) - 1) > UNIT_TOLERANCE:
         return "not of length 1"
     return None
