@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.pipeline.options import Options
 from reembed.pipeline.settings import Settings, check_is_store, read_settings
@@ -15,6 +16,7 @@ from reembed.transforms.embedders import Access
 from reembed.transforms.embedders.endpoint import check_endpoint
 from reembed.transforms.errors import EmbedderError, NoEmbedderError, ReembedError, UsageError
 from tests.conftest import Call, files, make_store, memory
+from tests.wording import wording
 
 MINILM = "all-MiniLM-L6-v2"
 NOMIC = "nomic-embed-text-v1.5"
@@ -93,7 +95,7 @@ def refused(
         read(tmp_path, given, config=config)
     assert type(error.value) is kind
     assert SECRET not in str(error.value)
-    return str(error.value)
+    return wording(error, tmp_path)
 
 
 # The rungs of each setting's ladder, highest first: what is set, and what comes of it.
@@ -272,7 +274,10 @@ def test_where_texts_may_be_sent_is_read(egress: str, tmp_path: Path) -> None:
 def test_an_egress_that_is_none_is_refused(tmp_path: Path) -> None:
     given = Given(environment={"AI_MEMORY_INFERENCE_EGRESS": "denyy"})
 
-    assert "must be one of allow, deny" in refused(UsageError, tmp_path, given)
+    assert refused(UsageError, tmp_path, given) == snapshot(
+        "AI_MEMORY_INFERENCE_EGRESS must be one of allow, deny, loopback-only, "
+        "internal-only, not 'denyy'"
+    )
 
 
 # Which model, and whether sentence-transformers embeds with it.
@@ -501,9 +506,9 @@ def test_an_address_on_the_command_line_and_a_local_backend_exclude_each_other(
 ) -> None:
     given |= Given(options={"base_url": "http://server"})
 
-    assert refused(UsageError, tmp_path, given) == (
-        "--base-url is a server's, and the backend local embeds on this machine; name the kind of "
-        "server with --backend"
+    assert refused(UsageError, tmp_path, given) == snapshot(
+        "--base-url is a server's, and the backend local embeds on this machine; name the "
+        "kind of server with --backend"
     )
 
 
@@ -547,27 +552,78 @@ def test_a_backend_without_a_server_of_its_own_must_be_told_one(tmp_path: Path) 
     with pytest.raises(EmbedderError) as error:
         _ = settings.server
     assert error.value.exit_code == 3
-    assert str(error.value) == (
-        "the backend openai-compatible has no URL of its own; give its server with --base-url, "
-        "AI_MEMORY_EMBED_BASE_URL or base_url"
+    assert wording(error, tmp_path) == snapshot(
+        "the backend openai-compatible has no URL of its own; give its server with "
+        "--base-url, AI_MEMORY_EMBED_BASE_URL or base_url"
     )
 
 
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        (f"https://server/v1?key={SECRET}", "the server's URL holds a user, a password or a query"),
+        (
+            f"https://server/v1?key={SECRET}",
+            snapshot(
+                "the server's URL holds a user, a password or a query, which would end up in "
+                "logs; give the key by a variable or a file instead"
+            ),
+        ),
         (
             f"https://{SECRET}@server:8000/v1",
-            "the server's URL holds a user, a password or a query",
+            snapshot(
+                "the server's URL holds a user, a password or a query, which would end up in "
+                "logs; give the key by a variable or a file instead"
+            ),
         ),
-        (f"https://me:{SECRET}@server/v1", "the server's URL holds a user, a password or a query"),
-        (f"https://server/v1#{SECRET}", "the server's URL holds a user, a password or a query"),
-        ("server/v1", "the server's URL is not like https://host:port/path; correct --base-url"),
-        (f"ftp://{SECRET}", "the server's URL is not like https://host:port/path; correct --base"),
-        ("http://[server", "the server's URL is not like https://host:port/path; correct --base"),
-        ("http://server:0", "the server's URL is not like https://host:port/path; correct --base"),
-        ("http://server:x", "the server's URL is not like https://host:port/path; correct --base"),
+        (
+            f"https://me:{SECRET}@server/v1",
+            snapshot(
+                "the server's URL holds a user, a password or a query, which would end up in "
+                "logs; give the key by a variable or a file instead"
+            ),
+        ),
+        (
+            f"https://server/v1#{SECRET}",
+            snapshot(
+                "the server's URL holds a user, a password or a query, which would end up in "
+                "logs; give the key by a variable or a file instead"
+            ),
+        ),
+        (
+            "server/v1",
+            snapshot(
+                "the server's URL is not like https://host:port/path; correct --base-url or the "
+                "configured base_url"
+            ),
+        ),
+        (
+            f"ftp://{SECRET}",
+            snapshot(
+                "the server's URL is not like https://host:port/path; correct --base-url or the "
+                "configured base_url"
+            ),
+        ),
+        (
+            "http://[server",
+            snapshot(
+                "the server's URL is not like https://host:port/path; correct --base-url or the "
+                "configured base_url"
+            ),
+        ),
+        (
+            "http://server:0",
+            snapshot(
+                "the server's URL is not like https://host:port/path; correct --base-url or the "
+                "configured base_url"
+            ),
+        ),
+        (
+            "http://server:x",
+            snapshot(
+                "the server's URL is not like https://host:port/path; correct --base-url or the "
+                "configured base_url"
+            ),
+        ),
     ],
 )
 def test_nothing_but_the_host_of_an_unsound_address_is_told(
@@ -578,8 +634,8 @@ def test_nothing_but_the_host_of_an_unsound_address_is_told(
     with pytest.raises(EmbedderError) as error:
         check_endpoint(Access(settings.server))
     assert error.value.exit_code == 3
-    assert str(error.value).startswith(says)
     assert SECRET not in str(error.value)
+    assert wording(error, tmp_path) == says
 
 
 @pytest.mark.parametrize(
@@ -594,15 +650,13 @@ def test_nothing_but_the_host_of_an_unsound_address_is_told(
 def test_an_unknown_backend_is_refused_with_those_that_are_known(
     given: Given, tmp_path: Path
 ) -> None:
-    assert refused(UsageError, tmp_path, given) == (
-        f"the backend 'OpenAI' is not one of local, {', '.join(REMOTE)}; correct it"
+    said = refused(UsageError, tmp_path, given)
+    assert f" {', '.join(REMOTE)}; " in said
+    assert said == snapshot(
+        "the backend 'OpenAI' is not one of local, ollama, openai, xai, gemini, openrouter, "
+        "mistral, together, fireworks, qwen, dashscope, lmstudio, vllm, openai-compatible; "
+        "correct it"
     )
-
-
-NO_EMBEDDER = (
-    "the ai-memory tier is keyword, which has no embedder, so there is nothing to re-embed with; "
-    "choose another tier, or a model with --model"
-)
 
 
 @pytest.mark.parametrize(
@@ -619,7 +673,10 @@ def test_the_keyword_tier_has_no_embedder_whatever_is_configured(
 ) -> None:
     given = Given(flat={"tier": "keyword"}) | more
 
-    assert refused(NoEmbedderError, tmp_path, given) == NO_EMBEDDER
+    assert refused(NoEmbedderError, tmp_path, given) == snapshot(
+        "the ai-memory tier is keyword, which has no embedder, so there is nothing to "
+        "re-embed with; choose another tier, or a model with --model"
+    )
     assert NoEmbedderError.exit_code == 2
 
 
@@ -635,7 +692,7 @@ def test_the_command_line_overrules_the_keyword_tier(
 
 
 def test_an_unknown_tier_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
-    assert refused(UsageError, tmp_path, Given(flat={"tier": "Smart"})) == (
+    assert refused(UsageError, tmp_path, Given(flat={"tier": "Smart"})) == snapshot(
         "the tier 'Smart' is not one of keyword, semantic, smart, autonomous; correct the setting"
     )
 
@@ -672,13 +729,6 @@ def test_the_batch_falls_through_from_0_and_is_64_if_all_are_0(
 NUMBERS = [("AI_MEMORY_EMBED_DIM", "dim"), ("AI_MEMORY_EMBED_BACKFILL_BATCH", "backfill_batch")]
 
 
-def is_no_number(message: str, names: tuple[str, str], tmp_path: Path, value: object) -> bool:
-    """Whether a message names the setting, both its places and the value."""
-    variable, key = names
-    start = f"{variable}, or {key} in {config_path(tmp_path)}, must be a whole number from "
-    return message.startswith(start) and message.endswith(f", not {value!r}")
-
-
 @pytest.mark.parametrize("value", ["x", "-1", "+1", "1.5", "0x10", "1e3", "1_000", "٣", "²", "1 2"])
 @pytest.mark.parametrize("names", NUMBERS, ids=lambda names: names[1])
 def test_a_variable_that_is_no_whole_number_is_refused(
@@ -686,7 +736,24 @@ def test_a_variable_that_is_no_whole_number_is_refused(
 ) -> None:
     message = refused(UsageError, tmp_path, Given(environment={names[0]: value}))
 
-    assert is_no_number(message, names, tmp_path, value)
+    assert message.endswith(f", not {value!r}")
+    assert (
+        message.removesuffix(f"{value!r}")
+        == snapshot(
+            {
+                "dim": (
+                    "AI_MEMORY_EMBED_DIM, or dim in "
+                    "TMP/home/.config/ai-memory/config.toml, must be a whole number from "
+                    "1 to 1000000, not "
+                ),
+                "backfill_batch": (
+                    "AI_MEMORY_EMBED_BACKFILL_BATCH, or backfill_batch in "
+                    "TMP/home/.config/ai-memory/config.toml, must be a whole number from "
+                    "0 to 10000, not "
+                ),
+            }
+        )[names[1]]
+    )
 
 
 @pytest.mark.parametrize("value", [-1, 1.0, True, False, "x", [1], {"a": 1}], ids=repr)
@@ -698,7 +765,24 @@ def test_a_key_that_is_no_whole_number_is_refused(
 
     message = refused(UsageError, tmp_path, config=f"[embeddings]\n{names[1]} = {written}")
 
-    assert is_no_number(message, names, tmp_path, value)
+    assert message.endswith(f", not {value!r}")
+    assert (
+        message.removesuffix(f"{value!r}")
+        == snapshot(
+            {
+                "dim": (
+                    "AI_MEMORY_EMBED_DIM, or dim in "
+                    "TMP/home/.config/ai-memory/config.toml, must be a whole number from "
+                    "1 to 1000000, not "
+                ),
+                "backfill_batch": (
+                    "AI_MEMORY_EMBED_BACKFILL_BATCH, or backfill_batch in "
+                    "TMP/home/.config/ai-memory/config.toml, must be a whole number from "
+                    "0 to 10000, not "
+                ),
+            }
+        )[names[1]]
+    )
 
 
 @pytest.mark.parametrize("name", ["dimension", "batch"])
@@ -709,18 +793,29 @@ def test_spaces_around_a_number_are_not_part_of_it(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "says"),
     [
-        Given(environment={"AI_MEMORY_EMBED_BACKFILL_BATCH": "10001"}),
-        Given(table={"backfill_batch": 10_001}),
+        (
+            Given(environment={"AI_MEMORY_EMBED_BACKFILL_BATCH": "10001"}),
+            snapshot(
+                "AI_MEMORY_EMBED_BACKFILL_BATCH, or backfill_batch in "
+                "TMP/home/.config/ai-memory/config.toml, must be a whole number from 0 to 10000, "
+                "not '10001'"
+            ),
+        ),
+        (
+            Given(table={"backfill_batch": 10_001}),
+            snapshot(
+                "AI_MEMORY_EMBED_BACKFILL_BATCH, or backfill_batch in "
+                "TMP/home/.config/ai-memory/config.toml, must be a whole number from 0 to 10000, "
+                "not 10001"
+            ),
+        ),
     ],
     ids=["environment", "table"],
 )
-def test_a_batch_above_10000_is_refused(given: Given, tmp_path: Path) -> None:
-    message = refused(UsageError, tmp_path, given)
-
-    assert "must be a whole number from 0 to 10000, not " in message
-    assert "10001" in message
+def test_a_batch_above_10000_is_refused(given: Given, says: str, tmp_path: Path) -> None:
+    assert refused(UsageError, tmp_path, given) == says
 
 
 @pytest.mark.parametrize(
@@ -737,8 +832,12 @@ def test_a_dimension_of_0_or_above_1000000_is_refused(
 
     message = refused(UsageError, tmp_path, Given(environment=environment, table=table))
 
-    assert "AI_MEMORY_EMBED_DIM, or dim in " in message
-    assert "must be a whole number from 1 to 1000000, not " in message
+    written = value if table else repr(value)
+    assert message.endswith(f", not {written}")
+    assert message.removesuffix(written) == snapshot(
+        "AI_MEMORY_EMBED_DIM, or dim in TMP/home/.config/ai-memory/config.toml, must be a "
+        "whole number from 1 to 1000000, not "
+    )
 
 
 @pytest.mark.parametrize("value", [5, 1.5, True, ["a"]], ids=repr)
@@ -746,9 +845,17 @@ def test_a_dimension_of_0_or_above_1000000_is_refused(
 def test_a_key_of_the_table_that_is_no_text_is_refused(
     key: str, value: object, tmp_path: Path
 ) -> None:
-    assert refused(UsageError, tmp_path, Given(table={key: value})) == (
-        f"{key} in {config_path(tmp_path)} must be a text"
-        + ("" if "url" in key else f", not {value!r}")
+    message = refused(UsageError, tmp_path, Given(table={key: value}))
+
+    said = message.replace(f"{key} in", "KEY in").replace(f"{value!r}", "VALUE")
+    assert (
+        said
+        == snapshot(
+            {
+                False: "KEY in TMP/home/.config/ai-memory/config.toml must be a text, not VALUE",
+                True: "KEY in TMP/home/.config/ai-memory/config.toml must be a text",
+            }
+        )["url" in key]
     )
 
 
@@ -757,16 +864,25 @@ def test_a_key_of_the_table_that_is_no_text_is_refused(
 def test_a_flat_key_that_is_no_text_is_refused(key: str, value: object, tmp_path: Path) -> None:
     given = Given(table={"backend": "ollama"}, flat={key: value})
 
-    assert refused(UsageError, tmp_path, given) == (
-        f"{key} in {config_path(tmp_path)} must be a text"
-        + ("" if "url" in key else f", not {value!r}")
+    message = refused(UsageError, tmp_path, given)
+
+    said = message.replace(f"{key} in", "KEY in").replace(f"{value!r}", "VALUE")
+    assert (
+        said
+        == snapshot(
+            {
+                False: "KEY in TMP/home/.config/ai-memory/config.toml must be a text, not VALUE",
+                True: "KEY in TMP/home/.config/ai-memory/config.toml must be a text",
+            }
+        )["url" in key]
     )
 
 
 @pytest.mark.parametrize("key", ["api_key_file", "api_key_env"])
 def test_a_keys_place_that_is_no_text_is_refused(key: str, tmp_path: Path) -> None:
-    assert refused(UsageError, tmp_path, Given(table={key: 5})) == (
-        f"{key} in {config_path(tmp_path)} must be a text"
+    said = refused(UsageError, tmp_path, Given(table={key: 5}))
+    assert said.replace(f"{key} in", "KEY in") == snapshot(
+        "KEY in TMP/home/.config/ai-memory/config.toml must be a text"
     )
 
 
@@ -781,28 +897,62 @@ def test_a_keys_place_that_is_no_text_is_refused(key: str, tmp_path: Path) -> No
     ],
 )
 def test_embeddings_that_are_no_table_are_refused(config: str, tmp_path: Path) -> None:
-    assert refused(UsageError, tmp_path, config=config) == (
-        f"embeddings in {config_path(tmp_path)} must be a table: [embeddings]"
+    assert refused(UsageError, tmp_path, config=config) == snapshot(
+        "embeddings in TMP/home/.config/ai-memory/config.toml must be a table: [embeddings]"
     )
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "says"),
     [
-        "tier = ",
-        "[embeddings",
-        'tier = "smart"\ntier = "smart"',
-        f"[embeddings]\napi_key = {SECRET}",
-        f'[embeddings]\napi_key = "{SECRET}',
-        f'[embeddings]\napi_key = "{SECRET}\\q"',
+        (
+            "tier = ",
+            snapshot(
+                "the configuration TMP/home/.config/ai-memory/config.toml can't be read: it is "
+                "no TOML, at end of document (AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+            ),
+        ),
+        (
+            "[embeddings",
+            snapshot(
+                "the configuration TMP/home/.config/ai-memory/config.toml can't be read: it is "
+                "no TOML, at end of document (AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+            ),
+        ),
+        (
+            'tier = "smart"\ntier = "smart"',
+            snapshot(
+                "the configuration TMP/home/.config/ai-memory/config.toml can't be read: it is "
+                "no TOML, at end of document (AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+            ),
+        ),
+        (
+            f"[embeddings]\napi_key = {SECRET}",
+            snapshot(
+                "the configuration TMP/home/.config/ai-memory/config.toml can't be read: it is "
+                "no TOML, at line 2, column 11 (AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+            ),
+        ),
+        (
+            f'[embeddings]\napi_key = "{SECRET}',
+            snapshot(
+                "the configuration TMP/home/.config/ai-memory/config.toml can't be read: it is "
+                "no TOML, at end of document (AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+            ),
+        ),
+        (
+            f'[embeddings]\napi_key = "{SECRET}\\q"',
+            snapshot(
+                "the configuration TMP/home/.config/ai-memory/config.toml can't be read: it is "
+                "no TOML, at line 2, column 38 (AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+            ),
+        ),
     ],
 )
-def test_a_malformed_file_is_refused_without_quoting_it(config: str, tmp_path: Path) -> None:
-    message = refused(UsageError, tmp_path, config=config)
-
-    assert message.startswith(f"the configuration {config_path(tmp_path)} can't be read: ")
-    assert message.endswith("; correct it")
-    assert "\n" not in message
+def test_a_malformed_file_is_refused_without_quoting_it(
+    config: str, says: str, tmp_path: Path
+) -> None:
+    assert refused(UsageError, tmp_path, config=config) == says
 
 
 def test_a_file_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
@@ -812,7 +962,10 @@ def test_a_file_that_is_no_utf8_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError) as error:
         read_settings(Options(), {"HOME": str(tmp_path / "home")}, tmp_path)
-    assert str(error.value).startswith(f"the configuration {path} can't be read: ")
+    assert wording(error, tmp_path) == snapshot(
+        "the configuration TMP/home/.config/ai-memory/config.toml can't be read: it is not "
+        "UTF-8 (AI_MEMORY_NO_CONFIG=1 leaves it out); correct it"
+    )
 
 
 def put_config(directory: Path, model: str) -> None:
@@ -909,18 +1062,21 @@ def test_a_databases_path_is_taken_from_the_working_directory_or_the_home(
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "says"),
     [
-        Given(options={"db": "~no-such-user/m.db"}),
-        Given(table={"api_key_file": "~no-such-user/key"}),
+        (
+            Given(options={"db": "~no-such-user/m.db"}),
+            snapshot("there is no such home as in ~no-such-user/m.db; correct the path"),
+        ),
+        (
+            Given(table={"api_key_file": "~no-such-user/key"}),
+            snapshot("there is no such home as in api_key_file; correct the path"),
+        ),
     ],
     ids=["db", "api_key_file"],
 )
-def test_a_home_that_is_nobodys_is_refused(given: Given, tmp_path: Path) -> None:
-    named = "~no-such-user/m.db" if given.options else "api_key_file"
-    assert refused(UsageError, tmp_path, given) == (
-        f"there is no such home as in {named}; correct the path"
-    )
+def test_a_home_that_is_nobodys_is_refused(given: Given, says: str, tmp_path: Path) -> None:
+    assert refused(UsageError, tmp_path, given) == says
 
 
 @pytest.mark.parametrize(("value", "demo"), [("demo/m.db", Path("demo/m.db")), ("", None)])
@@ -934,16 +1090,21 @@ def test_the_demo_store_is_named_by_its_variable(
 def test_a_key_in_the_file_itself_is_refused(options: Mapping[str, Any], tmp_path: Path) -> None:
     given = Given(options=options, table={"backend": "openai", "api_key": SECRET})
 
-    assert refused(UsageError, tmp_path, given) == (
-        f"{config_path(tmp_path)} holds an API key itself, where other programs can read it; put "
-        "it into a variable (api_key_env) or a file of mode 0400 (api_key_file)"
+    assert refused(UsageError, tmp_path, given) == snapshot(
+        "TMP/home/.config/ai-memory/config.toml holds an API key itself, where other "
+        "programs can read it; put it into a variable (api_key_env) or a file of mode 0400 "
+        "(api_key_file)"
     )
 
 
 def test_a_key_in_the_file_is_refused_even_if_a_better_one_is_set(tmp_path: Path) -> None:
     given = Given(environment={"AI_MEMORY_EMBED_API_KEY": "k"}, table={"api_key": SECRET})
 
-    assert "holds an API key itself" in refused(UsageError, tmp_path, given)
+    assert refused(UsageError, tmp_path, given) == snapshot(
+        "TMP/home/.config/ai-memory/config.toml holds an API key itself, where other "
+        "programs can read it; put it into a variable (api_key_env) or a file of mode 0400 "
+        "(api_key_file)"
+    )
 
 
 KEYS = [
@@ -1011,7 +1172,10 @@ def test_a_key_that_stands_where_its_variable_should_is_refused_and_not_repeated
     given = Given(table={"backend": "openai", "api_key_env": "sk-proj-0123"})
 
     said = refused(UsageError, tmp_path, given)
-    assert said.startswith(f"api_key_env in {config_path(tmp_path)} is no name of a variable")
+    assert said == snapshot(
+        "api_key_env in TMP/home/.config/ai-memory/config.toml is no name of a variable; it "
+        "names the variable that holds the key"
+    )
     assert "sk-proj" not in said
 
 
@@ -1043,9 +1207,9 @@ def test_a_key_file_may_lie_in_the_home(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_key_file_of_another_mode_is_refused(mode: int, tmp_path: Path) -> None:
     path = make_key(tmp_path / "key", mode)
 
-    assert refused(UsageError, tmp_path, Given(table={"api_key_file": str(path)})) == (
-        "the file that api_key_file names holds a key and must be readable by you alone: chmod "
-        "0400 it"
+    assert refused(UsageError, tmp_path, Given(table={"api_key_file": str(path)})) == snapshot(
+        "the file that api_key_file names holds a key and must be readable by you alone: "
+        "chmod 0400 it"
     )
 
 
@@ -1055,21 +1219,51 @@ def test_a_key_file_that_is_no_file_is_refused(kind: str, tmp_path: Path) -> Non
     if kind == "directory":
         path.mkdir(mode=0o400)
 
-    assert refused(UsageError, tmp_path, Given(table={"api_key_file": str(path)})) == (
+    assert refused(UsageError, tmp_path, Given(table={"api_key_file": str(path)})) == snapshot(
         "api_key_file names what is not a file; correct the setting"
     )
 
 
 STORE_URLS = {
-    "postgres://u:{secret}@db.internal/memories": "keeps its memories in PostgreSQL",
-    "PostgreSQL://u@db.internal/memories?password={secret}": "keeps its memories in PostgreSQL",
-    " postgresql:///memories ": "keeps its memories in PostgreSQL",
-    "sqlite://{directory}/other.db": "says that {directory}/other.db is ai-memory's store, and not",
-    "sqlite:///{directory}/other.db": "says that {directory}/other.db is ai-memory's store",
-    "sqlite://other.db": "says that {directory}/other.db is ai-memory's store",
-    "sqlite://": "is no URL such as sqlite:///path or postgres://",
-    "mysql://u:{secret}@db.internal/memories": "is no URL such as sqlite:///path",
-    "{secret}": "is no URL such as sqlite:///path",
+    "postgres://u:{secret}@db.internal/memories": snapshot(
+        "says that ai-memory keeps its memories in PostgreSQL, so TMP/m.db is not its store, "
+        "and it would never see the new vectors; reembed moves SQLite files only: unset "
+        "AI_MEMORY_STORE_URL for this command if you mean this file"
+    ),
+    "PostgreSQL://u@db.internal/memories?password={secret}": snapshot(
+        "says that ai-memory keeps its memories in PostgreSQL, so TMP/m.db is not its store, "
+        "and it would never see the new vectors; reembed moves SQLite files only: unset "
+        "AI_MEMORY_STORE_URL for this command if you mean this file"
+    ),
+    " postgresql:///memories ": snapshot(
+        "says that ai-memory keeps its memories in PostgreSQL, so TMP/m.db is not its store, "
+        "and it would never see the new vectors; reembed moves SQLite files only: unset "
+        "AI_MEMORY_STORE_URL for this command if you mean this file"
+    ),
+    "sqlite://{directory}/other.db": snapshot(
+        "says that TMP/other.db is ai-memory's store, and not TMP/m.db; name that file with "
+        "--db, or unset AI_MEMORY_STORE_URL for this command"
+    ),
+    "sqlite:///{directory}/other.db": snapshot(
+        "says that TMP/other.db is ai-memory's store, and not TMP/m.db; name that file with "
+        "--db, or unset AI_MEMORY_STORE_URL for this command"
+    ),
+    "sqlite://other.db": snapshot(
+        "says that TMP/other.db is ai-memory's store, and not TMP/m.db; name that file with "
+        "--db, or unset AI_MEMORY_STORE_URL for this command"
+    ),
+    "sqlite://": snapshot(
+        "is no URL such as sqlite:///path or postgres://..., so it can't be told whether "
+        "TMP/m.db is ai-memory's store; correct it, or unset it for this command"
+    ),
+    "mysql://u:{secret}@db.internal/memories": snapshot(
+        "is no URL such as sqlite:///path or postgres://..., so it can't be told whether "
+        "TMP/m.db is ai-memory's store; correct it, or unset it for this command"
+    ),
+    "{secret}": snapshot(
+        "is no URL such as sqlite:///path or postgres://..., so it can't be told whether "
+        "TMP/m.db is ai-memory's store; correct it, or unset it for this command"
+    ),
 }
 
 
@@ -1094,10 +1288,10 @@ def test_a_database_that_is_not_ai_memorys_store_is_refused(
     with pytest.raises(UsageError) as refused:
         check_store(tmp_path, environment)
 
-    said = str(refused.value)
-    assert said.startswith("AI_MEMORY_STORE_URL_FILE " if in_a_file else "AI_MEMORY_STORE_URL ")
-    assert STORE_URLS[url].format(directory=tmp_path) in said
+    variable, _, said = wording(refused, tmp_path).partition(" ")
+    assert variable == ("AI_MEMORY_STORE_URL_FILE" if in_a_file else "AI_MEMORY_STORE_URL")
     assert SECRET not in said
+    assert said.replace("AI_MEMORY_STORE_URL_FILE", "AI_MEMORY_STORE_URL") == STORE_URLS[url]
 
 
 @pytest.mark.parametrize("content", [None, b"\xff"])
@@ -1105,10 +1299,25 @@ def test_a_store_url_that_can_t_be_read_is_refused(content: bytes | None, tmp_pa
     if content is not None:
         (tmp_path / "url").write_bytes(content)
 
-    with pytest.raises(
-        UsageError, match=r"names a file that can't be read .*, so it can't be told where"
-    ):
+    with pytest.raises(UsageError) as refused:
         check_store(tmp_path, {"AI_MEMORY_STORE_URL_FILE": "url"})
+    assert (
+        wording(refused, tmp_path)
+        == snapshot(
+            {
+                None: (
+                    "AI_MEMORY_STORE_URL_FILE names a file that can't be read (No such "
+                    "file or directory), so it can't be told where ai-memory's store is; "
+                    "correct it, or unset it for this command"
+                ),
+                b"\xff": (
+                    "AI_MEMORY_STORE_URL_FILE names a file that can't be read (it is not "
+                    "UTF-8), so it can't be told where ai-memory's store is; correct it, "
+                    "or unset it for this command"
+                ),
+            }
+        )[content]
+    )
 
 
 @pytest.mark.parametrize("url", ["", " ", "sqlite://m.db", "SQLite://./m.db", "sqlite://{}/m.db"])
@@ -1131,8 +1340,13 @@ def test_the_store_url_matters_for_the_store_of_ai_memory_alone(
 
     for refused in (reembed("--db", path, "--dry-run"), reembed("--db", path)):
         assert refused.code == 2
-        assert f"so {path} is not its store" in refused.error
         assert SECRET not in refused.err
+        assert wording(refused.error, tmp_path) == snapshot(
+            "AI_MEMORY_STORE_URL says that ai-memory keeps its memories in PostgreSQL, so "
+            "TMP/m.db is not its store, and it would never see the new vectors; reembed "
+            "moves SQLite files only: unset AI_MEMORY_STORE_URL for this command if you mean "
+            "this file"
+        )
     assert files(tmp_path) == before
     assert reembed("--db", path, *flags, "--dry-run").code == 0
     monkeypatch.delenv("AI_MEMORY_STORE_URL")

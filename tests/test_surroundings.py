@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.pipeline.surroundings import file_system, holders, warnings
 from tests.conftest import make_store, memory
 from tests.test_bad_input import holding
+from tests.wording import wording
 
 Mounted = Callable[[Mapping[str, str]], None]
 
@@ -77,10 +79,23 @@ def test_a_database_that_is_named_by_a_link_is_the_one_that_it_leads_to(
     link.symlink_to(path)
 
     with holding(path, "SELECT * FROM memories") as process:
-        (found,) = warnings(link)
+        name = psutil.Process(process.pid).name()
+        [found] = warnings(path)
+        [by_the_link] = warnings(link)
+        held = list(holders(path))
+        with holding(path, "SELECT 1") as other:
+            both = {process for process, _ in holders(path)}
 
-    assert found.startswith(f"process {process.pid} (")
-    assert f" has {link} open; " in found
+    assert held == [(process.pid, name)]
+    assert both == {process.pid, other.pid}
+    assert found.startswith(f"process {process.pid} ({name}) has ")
+    assert wording(found, tmp_path).replace(f"({name})", "(NAME)") == snapshot(
+        "process N (NAME) has TMP/ai-memory.db open; if it writes vectors, as the ai-memory "
+        "daemon does, stop it or set it to the new model first, since it goes on writing the "
+        "old model's"
+    )
+    assert by_the_link == found.replace(f" {path} ", f" {link} ")
+    assert list(holders(path)) == []
 
 
 @pytest.mark.system
@@ -111,13 +126,16 @@ def test_a_process_that_may_not_be_looked_at_is_passed_over(
 @pytest.mark.parametrize(
     "kind", ["nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph", "CIFS", "afs"]
 )
-def test_a_network_file_system_is_named(kind: str, path: Path, mounted: Mounted) -> None:
+def test_a_network_file_system_is_named(
+    kind: str, path: Path, mounted: Mounted, tmp_path: Path
+) -> None:
     mounted({"/": "ext4", str(path.parent): kind})
 
-    assert warnings(path) == [
-        f"{path} lies on a network file system ({kind}), where locks may not hold; stop every "
-        "other program that writes to it"
-    ]
+    [found] = warnings(path)
+    assert wording(found, tmp_path).replace(f"({kind})", "(KIND)") == snapshot(
+        "TMP/ai-memory.db lies on a network file system (KIND), where locks may not hold; "
+        "stop every other program that writes to it"
+    )
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "zfs", "apfs", "tmpfs", "overlay"])
@@ -136,7 +154,10 @@ def test_a_link_to_a_network_file_system_is_followed(
 
     (found,) = warnings(link)
 
-    assert found.startswith(f"{link} lies on a network file system (nfs4)")
+    assert wording(found, link.parent) == snapshot(
+        "TMP/link.db lies on a network file system (nfs4), where locks may not hold; stop "
+        "every other program that writes to it"
+    )
 
 
 @pytest.mark.parametrize(
