@@ -45,34 +45,8 @@ def test_nothing_is_said_of_a_database_that_is_alone_on_a_disk(
 
 
 @pytest.mark.system
-def test_a_process_that_has_the_database_open_is_named_with_its_id(
-    path: Path, mounted: Mounted
-) -> None:
-    mounted({"/": "ext4"})
-
-    with holding(path, "SELECT * FROM memories") as process:
-        name = psutil.Process(process.pid).name()
-        found = warnings(path)
-        held = list(holders(path))
-
-    assert held == [(process.pid, name)]
-    assert found == [
-        f"process {process.pid} ({name}) has {path} open; if it writes vectors, as the ai-memory "
-        "daemon does, stop it or set it to the new model first, since it goes on writing the old "
-        "model's"
-    ]
-    assert list(holders(path)) == []
-
-
-@pytest.mark.system
-def test_every_process_that_has_the_database_open_is_named(path: Path) -> None:
-    with holding(path, "SELECT 1") as one, holding(path, "SELECT 1") as other:
-        assert {process for process, _ in holders(path)} == {one.pid, other.pid}
-
-
-@pytest.mark.system
-def test_a_database_that_is_named_by_a_link_is_the_one_that_it_leads_to(
-    path: Path, mounted: Mounted
+def test_each_process_that_has_the_database_open_is_named_with_its_id(
+    path: Path, mounted: Mounted, tmp_path: Path
 ) -> None:
     mounted({"/": "ext4"})
     link = path.with_name("link.db")

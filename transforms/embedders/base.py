@@ -90,8 +90,8 @@ def same_vectors(one: Vectors, other: Vectors, *, least: float = SAME_COSINE) ->
     """
     if one.shape != other.shape:
         return False
-    lengths = [np.linalg.norm(some.astype(np.float64), axis=1) for some in (one, other)]
-    alike = np.allclose(*lengths, rtol=1e-2)
+    a, b = (np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (one, other))
+    alike = np.allclose(a, b, rtol=1e-2)
     nothing = ~one.any(axis=1) & ~other.any(axis=1)  # Neither takes such a text.
     return bool(alike and np.all((cosines(one, other) >= least) | nothing))
 
