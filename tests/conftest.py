@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from hypothesis import settings
 
 from reembed.pipeline import plan as planning
 from reembed.pipeline.options import Options
 from reembed.pipeline.plan import Plan, make_plan
+from reembed.pipeline.runners import check_runner, parse_beam_options
 from reembed.pipeline.settings import read_settings
 from reembed.transforms import embedders, hiding
 from reembed.transforms.embedders import Embedder, Target
@@ -390,6 +392,20 @@ def only_pass(plan: Plan, *, number: int = 1, phase: Phase = Phase.HOLD, **more:
     return Pass(number, **{"ranges": plan.ranges, "phase": phase, **more})
 
 
+@cache
+def _known_beam_options(runner: str, flags: tuple[str, ...]) -> PipelineOptions:
+    return parse_beam_options(runner, flags)
+
+
+def _parse_beam_options(runner: str, flags: Sequence[str]) -> PipelineOptions:
+    return _known_beam_options(runner, tuple(flags))
+
+
+def _check_runner(runner: str, options: PipelineOptions, *, workdir: str | None = None) -> None:
+    if runner != "DirectRunner" or workdir is not None:
+        check_runner(runner, options, workdir=workdir)
+
+
 @pytest.fixture
 def reembed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -400,7 +416,7 @@ def reembed(
     program as it is. What a pass does is done in a plain loop, unless `through_beam`, which
     takes much longer; tests of the graph show that the two are the same.
     """
-    from reembed.pipeline import run, surroundings
+    from reembed.pipeline import run, runners, surroundings
     from reembed.pipeline.cli import main
     from tests import fake_program
 
@@ -430,6 +446,9 @@ def reembed(
                 fake_program.install()
             if not real and not through_beam:
                 patch.setattr(run, "_run_pass", plain_pass)
+                # Beam takes 15 ms each time to say what its options are.
+                patch.setattr(runners, "parse_beam_options", _parse_beam_options)
+                patch.setattr(run, "check_runner", _check_runner)
             fake_program.embedded.clear()
             loaded.cache_clear()
             code = main(list(map(str, arguments)))

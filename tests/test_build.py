@@ -76,6 +76,7 @@ def replaced(plan: Plan) -> Summary:
     return replace_vectors(plan.job, only_pass(plan))
 
 
+@pytest.mark.system
 def test_every_runner_gives_what_a_plain_loop_gives(pipeline: beam.Pipeline, plan: Plan) -> None:
     skipped = {Cause.REJECTED: 1, Cause.OVER_CAP: 1, Cause.ENCRYPTED: 1}
     with pipeline:
@@ -86,6 +87,7 @@ def test_every_runner_gives_what_a_plain_loop_gives(pipeline: beam.Pipeline, pla
     assert stored(plan.store.path) == plain_loop(plan.store.path)
 
 
+@pytest.mark.system
 def test_what_is_done_is_counted_for_the_jobs_own_page(plan: Plan) -> None:
     pipeline = beam.Pipeline(runner=FnApiRunner())
     build(pipeline, plan, only_pass(plan))
@@ -96,6 +98,7 @@ def test_what_is_done_is_counted_for_the_jobs_own_page(plan: Plan) -> None:
     assert counters == {"embedded": 57, "skipped": 3, "cached": 50}
 
 
+@pytest.mark.system
 def test_it_ends_at_the_shards(plan: Plan) -> None:
     before = plan.store.path.read_bytes()
     skipped = {Cause.REJECTED: 1, Cause.OVER_CAP: 1, Cause.ENCRYPTED: 1}
@@ -107,6 +110,7 @@ def test_it_ends_at_the_shards(plan: Plan) -> None:
     assert set(plan.run.list_shards()) == {keys.index for keys in plan.ranges}
 
 
+@pytest.mark.system
 def test_a_pass_to_retry_offers_the_model_only_what_it_rejected(plan: Plan) -> None:
     with beam.Pipeline(runner=FnApiRunner()) as root:
         build(root, plan, only_pass(plan))
@@ -117,6 +121,7 @@ def test_a_pass_to_retry_offers_the_model_only_what_it_rejected(plan: Plan) -> N
         assert_that(summary, equal_to([Summary(embedded=1, skipped={Cause.REJECTED: 1})]))
 
 
+@pytest.mark.system
 def test_a_replacement_says_what_was_done_and_what_is_still_in_the_old_space(plan: Plan) -> None:
     old = "x'01" + "00" * 32 + "'"
     change(plan.store.path, f"UPDATE memories SET embedding = {old} WHERE id IN ('010', '011')")
@@ -130,12 +135,14 @@ def test_a_replacement_says_what_was_done_and_what_is_still_in_the_old_space(pla
     assert manifest.done == {keys.index for keys in plan.ranges}
 
 
+@pytest.mark.system
 def test_one_summary_comes_out_of_an_empty_table(pipeline: beam.Pipeline, tmp_path: Path) -> None:
     plan = begin(fake_plan(make_store(tmp_path / "m.db", [])))
     with pipeline:
         assert_that(build(pipeline, plan, only_pass(plan)), equal_to([Summary()]))
 
 
+@pytest.mark.system
 def test_a_catch_up_pass_embeds_only_what_changed(plan: Plan) -> None:
     with beam.Pipeline(runner=FnApiRunner()) as root:
         build(root, plan, only_pass(plan))
@@ -148,6 +155,7 @@ def test_a_catch_up_pass_embeds_only_what_changed(plan: Plan) -> None:
     assert stored(plan.store.path) == plain_loop(plan.store.path)
 
 
+@pytest.mark.system
 def test_the_original_commands_own_case(tmp_path: Path) -> None:
     rows = [memory("a"), memory("b", POISON), memory("c")]
     plan = begin(fake_plan(make_store(tmp_path / "m.db", rows)))
@@ -160,6 +168,7 @@ def test_the_original_commands_own_case(tmp_path: Path) -> None:
     assert replaced(plan) == Summary(replaced=2, kept=skipped)
 
 
+@pytest.mark.system
 def test_all_that_is_done_to_a_row_runs_in_one_stage(plan: Plan) -> None:
     root = beam.Pipeline(runner=FnApiRunner())
     build(root, plan, only_pass(plan))
@@ -177,6 +186,7 @@ def test_all_that_is_done_to_a_row_runs_in_one_stage(plan: Plan) -> None:
         assert step in names
 
 
+@pytest.mark.system
 def test_both_outputs_of_embed_rows_are_typed(plan: Plan) -> None:
     root = beam.Pipeline(runner=FnApiRunner())
     rows = root | beam.Create(plan.ranges) | ReadRows(StoreRows(plan.store, plan.run, 1))
@@ -186,6 +196,7 @@ def test_both_outputs_of_embed_rows_are_typed(plan: Plan) -> None:
     assert outputs.skipped.element_type == Skipped
 
 
+@pytest.mark.system
 def test_no_row_and_no_vector_is_shuffled(plan: Plan) -> None:
     root = beam.Pipeline(runner=FnApiRunner())
     build(root, plan, only_pass(plan))
@@ -202,6 +213,7 @@ def test_no_row_and_no_vector_is_shuffled(plan: Plan) -> None:
     assert [kind for kind in shuffled if "Row" in str(kind) or "Vectors" in str(kind)] == []
 
 
+@pytest.mark.system
 def test_values_travel_as_they_are() -> None:
     values = [KeyRange(0, None, "a"), Skipped("k", Cause.REJECTED, ""), RunDirectory(Path("/r"))]
     with beam.Pipeline(runner=FnApiRunner()) as root:

@@ -481,6 +481,7 @@ def test_where_no_row_is_meant_all_counts_are_zero_and_nothing_is_created(
     assert tree(tmp_path) == before
 
 
+@pytest.mark.system
 def test_each_row_that_is_skipped_is_named_once_and_keeps_its_vector(
     tmp_path: Path, reembed: Call
 ) -> None:

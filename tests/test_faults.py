@@ -865,6 +865,7 @@ def test_a_damaged_page_is_reported_before_anything_is_replaced(
     assert files(path.parent) == {"m.db": bytes(content)}
 
 
+@pytest.mark.system
 def test_a_shard_that_is_altered_while_the_run_is_at_work_is_named_and_nothing_is_replaced(
     reembed: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -26,6 +26,8 @@ from tests.conftest import Call, all_columns, make_store, memory, select
 from tests.store_kinds import KINDS, Kind
 from tests.wording import line_with, wording
 
+pytestmark = pytest.mark.system
+
 EVERYTHING = KeyRange(0, None, None)
 OLD = encode(np.array([1.0, 2.0], dtype=np.float32))
 SCALE = 10
@@ -87,7 +89,6 @@ def impatient(path: Path, failed: list[str]) -> Iterator[None]:
     thread.join()
 
 
-@pytest.mark.system
 def test_a_reader_with_5_s_of_patience_gets_in_beside_one_that_keeps_the_commit_off(
     tmp_path: Path, quick: None
 ) -> None:
@@ -114,7 +115,6 @@ def test_a_reader_with_5_s_of_patience_gets_in_beside_one_that_keeps_the_commit_
     assert held == [(new().vector,), (new().vector,), (OLD,), (OLD,)]
 
 
-@pytest.mark.system
 def test_a_run_and_its_rollback_beside_long_readers_keep_nobody_out(
     tmp_path: Path, quick: None, reembed: Call
 ) -> None:
@@ -133,7 +133,6 @@ def test_a_run_and_its_rollback_beside_long_readers_keep_nobody_out(
     assert all_columns(path) == before
 
 
-@pytest.mark.system
 def test_readers_that_never_go_end_it_with_the_table_as_it_was(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +202,6 @@ def test_one_that_is_too_large_for_memory_has_the_file_to_itself_from_its_start(
     assert select(path, "SELECT count(*) FROM memories WHERE length(embedding) = 4000") == [(1199,)]
 
 
-@pytest.mark.system
 def test_the_exclusive_start_lets_readers_in_between_its_tries(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

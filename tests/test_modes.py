@@ -40,6 +40,8 @@ from tests.conftest import (
 )
 from tests.wording import line_with, wording
 
+pytestmark = pytest.mark.system
+
 WIDE = os.environ.get("HYPOTHESIS_PROFILE") == "wide"
 """Whether more of what is drawn at random is looked at."""
 
@@ -136,7 +138,6 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, path: Path, word: str, *statement
 # --missing-only
 
 
-@pytest.mark.system
 def test_missing_only_embeds_rows_without_a_vector_and_leaves_all_others(
     reembed: Call, tmp_path: Path
 ) -> None:
@@ -278,7 +279,6 @@ def test_a_store_without_stamps_is_refused(
     assert (path.read_bytes(), list(tmp_path.iterdir())) == (before, [path])
 
 
-@pytest.mark.system
 def test_an_edit_between_tries_is_seen_with_skip_current_space(
     reembed: Call, tmp_path: Path
 ) -> None:
@@ -330,7 +330,6 @@ def test_a_run_stamps_what_it_writes_and_takes_the_stamp_with_the_vector(
 # --max-rows and --partial
 
 
-@pytest.mark.system
 def test_partial_replaces_each_part_at_once_and_says_so_until_all_is_done(
     reembed: Call, tmp_path: Path
 ) -> None:
@@ -474,7 +473,6 @@ def test_rows_skipped_by_rule_count_as_staged(reembed: Call, tmp_path: Path) -> 
 # --sleep-ms
 
 
-@pytest.mark.system
 def test_sleep_ms_waits_after_each_batch(reembed: Call, tmp_path: Path) -> None:
     reembed = partial(reembed, through_beam=True)
     path = store(tmp_path, embedded_rows(*range(6)))
@@ -513,7 +511,6 @@ def test_a_skipped_row_keeps_its_vector_and_is_counted_in_the_old_space(
     )
 
 
-@pytest.mark.system
 def test_skipped_clear_takes_the_vector_of_a_skipped_row_away(
     reembed: Call, tmp_path: Path
 ) -> None:
@@ -781,7 +778,6 @@ def test_retry_skipped_after_a_run_without_skipped_rows_has_nothing_to_do(
     assert kept_files(tmp_path) == before
 
 
-@pytest.mark.system
 def test_retry_skipped_in_an_unfinished_run_tries_its_failures_again_and_goes_on(
     reembed: Call, tmp_path: Path
 ) -> None:
@@ -1089,7 +1085,6 @@ class Others:
         change(self.path, f"UPDATE memories SET embedding_space = {value} WHERE id = '{key}'")
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("seed", range(60 if WIDE else 6))
 def test_whatever_happens_between_tries_each_row_ends_as_its_mode_has_it(
     reembed: Call, tmp_path: Path, seed: int

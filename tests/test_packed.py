@@ -20,6 +20,8 @@ from reembed.transforms.embedders.models import MINILM, find_model
 from reembed.transforms.embedders.packed import PackedLinear, pack_linear, unpack_linear
 from tests.tiny import DIMENSION, save_tiny_model
 
+pytestmark = pytest.mark.system
+
 TEXTS = ["a short text", "", "ein Text, der länger ist als der erste", "long " * 400]
 
 
@@ -105,7 +107,6 @@ def test_without_onednn_a_model_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     assert dict(model.named_modules()) == before
 
 
-@pytest.mark.system
 def test_the_real_model_gives_the_same_vectors_packed(uncompiled: None) -> None:
     plain = SentenceTransformer(str(find_model(MINILM)), device="cpu")
     embedder = LocalEmbedder(MINILM, 384)

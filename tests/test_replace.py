@@ -36,6 +36,7 @@ def vectors_of(plan: Plan) -> list[RangeVectors]:
     ]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("runner", "flags"),
     [

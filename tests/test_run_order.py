@@ -17,6 +17,8 @@ from reembed.transforms.staging import RunDirectory, Scope
 from tests.conftest import Call, make_store, memory, select
 from tests.wording import wording
 
+pytestmark = pytest.mark.system
+
 VECTORS = "SELECT id, embedding, embedding_dim FROM memories ORDER BY id"
 YEARS = re.compile(r"\b\d{4}0101T000000Z-0000\b")
 MODELS = {"first": 0.0, "second": 0.5, "third": -0.5}

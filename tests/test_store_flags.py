@@ -16,6 +16,8 @@ from reembed.pipeline.options import STORE_FLAGS, STORE_LISTS
 from tests.conftest import Call, files
 from tests.store_kinds import KINDS, Kind
 
+pytestmark = pytest.mark.system
+
 FLAGS = (*STORE_LISTS, *STORE_FLAGS)
 TEXTS = [f"some text or other, number {at}" for at in range(6)]
 NAMES = (

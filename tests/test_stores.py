@@ -18,6 +18,8 @@ from tests import kills
 from tests.conftest import Call, Ran, change, files, losing_writes, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind
 
+pytestmark = pytest.mark.system
+
 TEXTS: list[str | None] = [f"text {at}" for at in range(30)]
 
 
@@ -133,7 +135,6 @@ def test_every_move_is_one_that_the_table_confirms(
     check_move(kind, path, reembed, move, nobody())
 
 
-@pytest.mark.system
 @one_format
 @pytest.mark.parametrize("move", ["another length", "the same length", "another prompt"])
 def test_every_move_is_one_that_the_table_confirms_while_another_process_commits(
@@ -273,7 +274,6 @@ def fork_server() -> None:
     kills.start_fork_server(__name__)
 
 
-@pytest.mark.system
 @pytest.mark.usefixtures("fork_server")
 @one_format
 def test_killed_while_it_replaces_it_is_finished_or_undone(

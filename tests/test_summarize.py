@@ -24,6 +24,7 @@ def test_parts_may_be_combined_in_any_bundles(parts: list[Summary]) -> None:
     assert summarize_run(bundles) == summarize_run(parts)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("staged", "skipped", "summary"),
     [

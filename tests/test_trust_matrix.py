@@ -15,6 +15,8 @@ import pytest
 from reembed.transforms.staging import staging_root
 from tests.conftest import Call, files, make_store, memory, select
 
+pytestmark = pytest.mark.system
+
 VECTORS = "SELECT id, hex(embedding) FROM memories ORDER BY id"
 STRANGER = 4321
 SUM = "0123456789abcdef"

@@ -132,6 +132,7 @@ def test_a_place_that_can_not_be_used_is_told_in_one_sentence(
     assert said == says
 
 
+@pytest.mark.system
 def test_a_run_through_a_work_directory_gives_what_any_run_gives(
     reembed: Call, tmp_path: Path
 ) -> None:
@@ -165,6 +166,7 @@ def test_the_plan_says_where_texts_are_copied_to(reembed: Call, tmp_path: Path) 
     )
 
 
+@pytest.mark.system
 def test_what_workers_have_left_is_not_made_again_by_a_later_try(
     reembed: Call, tmp_path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def test_what_workers_have_left_is_not_made_again_by_a_later_try(
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.system
 def test_nothing_is_left_of_a_run_that_is_discarded(reembed: Call, tmp_path: Path) -> None:
     path = make_store(tmp_path / "m.db", [memory(f"{at:03d}") for at in range(90)])
     place = tmp_path / "work"
@@ -198,6 +201,7 @@ def test_nothing_is_left_of_a_run_that_is_discarded(reembed: Call, tmp_path: Pat
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.system
 def test_no_text_is_left_by_a_run_that_came_to_nothing(
     reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +220,7 @@ def test_no_text_is_left_by_a_run_that_came_to_nothing(
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.system
 def test_rows_that_are_edited_meanwhile_are_embedded_in_another_pass(
     reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +268,7 @@ def test_workers_that_can_not_reach_the_database_embed_all_the_same(
     assert select(hidden, VECTORS) == select(other, VECTORS)
 
 
+@pytest.mark.system
 def test_workers_that_find_nothing_of_what_was_left_for_them_end_the_run(
     reembed: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def test_what_root_makes_belongs_to_the_owner_of_the_database(tmp_path: Path) ->
         assert (path.stat().st_uid, path.stat().st_gid) == (4321, 4322)
 
 
+@pytest.mark.system
 def test_a_path_may_hold_what_other_programs_take_for_patterns(
     reembed: Call, tmp_path: Path
 ) -> None:

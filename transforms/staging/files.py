@@ -346,9 +346,10 @@ def tree_bytes(path: Path) -> int:
         with os.scandir(path) as entries:
             for entry in entries:
                 with suppress(OSError):
-                    total += entry.stat(follow_symlinks=False).st_size
                     if entry.is_dir(follow_symlinks=False):
                         total += tree_bytes(path / entry.name)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
     return total
 
 
