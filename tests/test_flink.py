@@ -42,6 +42,7 @@ ROWS = 300
 pytestmark = [
     pytest.mark.flink,
     pytest.mark.system,
+    pytest.mark.timeout(500),  # A cluster starts, and does several jobs.
     pytest.mark.skipif(not CLUSTER, reason="REEMBED_FLINK_CLUSTER names no script of a cluster"),
     pytest.mark.xdist_group("flink"),
 ]
