@@ -348,6 +348,7 @@ def in_threads(*calls: Any) -> list[Any]:
         return [one.result() for one in started]
 
 
+@pytest.mark.system
 def test_a_run_through_beam_works_in_another_thread(path: Path) -> None:
     [outcome] = in_threads(lambda: reembed.run(path))
 
@@ -358,6 +359,7 @@ def test_a_run_through_beam_works_in_another_thread(path: Path) -> None:
     assert undone.restored == 9
 
 
+@pytest.mark.system
 def test_two_runs_at_once_on_two_databases_do_not_disturb_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
