@@ -338,9 +338,32 @@ def _options(db: StrPath, settings: RunSettings, *, dry_run: bool) -> Options:
     for name in ("key", "text"):
         value = given.get(name, ())
         given[name] = (value,) if isinstance(value, str) else tuple(value)
+    if isinstance(given.get("beam_options"), str):
+        raise TypeError("beam_options must be a list of texts, not one text")
     given["beam_options"] = tuple(given.get("beam_options", ()))
     given["run_dir"] = absolute_directory(given.get("run_dir"))
+    _check_types(given)
     return Options(**given, dry_run=dry_run)
+
+
+def _check_types(given: dict[str, Any]) -> None:
+    """Raise TypeError for a value of another type than the setting's; "no" is no False."""
+    for field in fields(Options):
+        value, kind = given.get(field.name), str(field.type)
+        if field.name not in given or (value is None and kind.endswith("| None")):
+            continue
+        wanted = kind.removesuffix(" | None")
+        match wanted:
+            case "bool" | "str" | "int":
+                fits = type(value).__name__ == wanted or (
+                    wanted == "str" and isinstance(value, str)
+                )
+            case "float":
+                fits = isinstance(value, int | float) and not isinstance(value, bool)
+            case _:
+                fits = all(isinstance(one, str) for one in value or ())
+        if not fits:
+            raise TypeError(f"{field.name} must be {kind}, not {type(value).__name__}")
 
 
 def _texts(given: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,31 @@ def test_a_database_is_a_text_or_a_path(db: Any) -> None:
         reembed.plan(db)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("one_transaction", 1, "bool, not int"),
+        ("missing_only", "false", "bool, not str"),
+        ("max_skipped", True, "float | None, not bool"),
+        ("max_rows", 2.5, "int | None, not float"),
+        ("dim", True, "int | None, not bool"),
+        ("batch", "7", "int, not str"),
+        ("where", 0, "str | None, not int"),
+        ("text", [7], "tuple[str, ...], not tuple"),
+    ],
+)
+def test_a_value_of_another_type_is_a_type_error_that_names_the_setting(
+    name: str, value: Any, kind: str, path: Path
+) -> None:
+    before = path.read_bytes()
+    for function in (reembed.plan, reembed.run):
+        with pytest.raises(TypeError) as refused:
+            function(path, **{name: value})
+        assert str(refused.value) == f"{name} must be {kind}"
+    assert path.read_bytes() == before
+    assert not path.with_name("m.db.reembed").exists()
+
+
 def test_a_setting_that_can_not_be_used_is_a_usage_error(path: Path) -> None:
     for more in ({"batch": -1}, {"partial": True}, {"runner": "NoRunner"}, {"table": ""}):
         settings: Any = more
