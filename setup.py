@@ -1,4 +1,4 @@
-"""What Beam's `--setup_file ./setup.py` builds for its workers; all else is in pyproject.toml."""
+"""Entry point for Beam's `--setup_file ./setup.py`; the metadata is in pyproject.toml."""
 
 from setuptools import setup
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack
 
@@ -43,7 +44,7 @@ _logger = logging.getLogger("reembed")
 
 
 class RunSettings(TypedDict, total=False):
-    """What `plan` and `run` take by name: the flags of the command line, with its defaults.
+    """Settings of `plan` and `run`: the flags of the command line, with the same defaults.
 
     What is None or left out is decided by ai-memory's environment variables and configuration, as
     on the command line. `give_up_after` and `timeout` are seconds, `sleep_ms` milliseconds,
@@ -347,19 +348,23 @@ def _options(db: StrPath, settings: RunSettings, *, dry_run: bool) -> Options:
 
 
 def _check_types(given: dict[str, Any]) -> None:
-    """Raise TypeError for a value of another type than the setting's; "no" is no False."""
+    """Raise TypeError for a value of another type than the setting's; make numbers Python's own."""
     for field in fields(Options):
-        value, kind = given.get(field.name), str(field.type)
+        value: Any = given.get(field.name)
+        kind = str(field.type)
         if field.name not in given or (value is None and kind.endswith("| None")):
             continue
-        wanted = kind.removesuffix(" | None")
-        match wanted:
-            case "bool" | "str" | "int":
-                fits = type(value).__name__ == wanted or (
-                    wanted == "str" and isinstance(value, str)
-                )
+        match kind.removesuffix(" | None"):
+            case "bool":
+                fits = isinstance(value, bool)
+            case "str":
+                fits = isinstance(value, str)
+            case "int":
+                fits = isinstance(value, Integral) and not isinstance(value, bool)
+                given[field.name] = int(value) if fits else value
             case "float":
-                fits = isinstance(value, int | float) and not isinstance(value, bool)
+                fits = isinstance(value, Real) and not isinstance(value, bool)
+                given[field.name] = float(value) if fits else value
             case _:
                 fits = all(isinstance(one, str) for one in value or ())
         if not fits:
@@ -442,7 +447,7 @@ def _reporting(tell: Callable[[Progress], None]) -> Callable[[Plan], AbstractCon
                 done = staged_rows(plan)
                 try:
                     tell(Progress(done, plan.survey.meant, time.monotonic() - began))
-                except Exception:
+                except BaseException:  # Also what would end a thread that nobody waits for.
                     _logger.warning(
                         "[%s] progress raised an exception; the run goes on without it",
                         plan.run.run_id,

@@ -15,7 +15,7 @@ from reembed.transforms.stores import Copy
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did, and for how long; `staged` rows wait where it was only to stage some.
+    """Result of a run that took `seconds`; `staged` rows wait if it was only to stage some.
 
     Of the rows that are staged, earlier tries' too, `cut` have a text that is longer than the
     model looks at, and a server has counted `tokens` for them. For a run about a part of the
@@ -74,7 +74,7 @@ def outcome_values(plan: Plan, outcome: Outcome) -> dict[str, Any]:
 
 
 def forecast(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """What the rows that are left will take, if they are like those that were done now.
+    """Estimate what the remaining rows will take, from the rows that this command embedded.
 
     `seconds` are None if nothing was embedded now, `tokens` and `cost` where no server counts.
     """
@@ -91,14 +91,14 @@ def forecast(plan: Plan, outcome: Outcome) -> dict[str, Any]:
 
 
 def cost(plan: Plan, tokens: int | None) -> float | None:
-    """What tokens cost, in the currency that the price was given in; None without a price."""
+    """Calculate the cost of tokens, in the currency of the price; None without a price."""
     if plan.price is None or tokens is None or plan.target.access is None:
         return None
     return round(tokens * plan.price / 1e6, 6)
 
 
 def outside_values(outside: Outside | None) -> dict[str, Any]:
-    """What a store holds outside a run's selection, and in all, as JSON has it."""
+    """Count the vectors of a store, inside and outside a run's selection, for the JSON."""
     if outside is None:
         return {"rows_held": None, "outside_in_old_space": None}
     groups: Counter[tuple[bool, int | None, str | None]] = Counter()
@@ -110,7 +110,7 @@ def outside_values(outside: Outside | None) -> dict[str, Any]:
 
 
 def copies_values(copies: Sequence[Copy]) -> list[dict[str, Any]]:
-    """Columns that hold vectors as long as the stored ones, as JSON has them."""
+    """Describe the columns that hold copies of vectors, for the JSON."""
     return [
         {
             "table": copy.table,

@@ -137,7 +137,7 @@ class Plan:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What `--dry-run --json` prints."""
+        """The plan as `--dry-run --json` prints it."""
         from reembed.pipeline.report import plan_values
 
         return plan_values(self)

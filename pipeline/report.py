@@ -387,7 +387,7 @@ def _next(plan: Plan, values: Mapping[str, Any]) -> str:
 
 
 def _staged_text(values: Mapping[str, Any]) -> str:
-    """What a run did that was only to stage some rows."""
+    """Summarize a run that was only to stage some rows, for a person."""
     head = (
         f"reembed: {values['staged']:,} of {values['total']:,} rows staged, nothing is replaced yet"
     )

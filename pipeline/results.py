@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `rows_done` of `rows` are staged, earlier tries' too, after `seconds`.
+    """Progress of a run: after `seconds`, `rows_done` of `rows` are staged, earlier ones included.
 
     Skipped rows count as done. Once all are, they are replaced.
     """
@@ -25,7 +25,7 @@ class Result:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The result as `--json` prints it."""
         return {"schema_version": 1, **asdict(self)}
 
 
@@ -76,7 +76,7 @@ class Status(Result):
 
 @dataclass(frozen=True)
 class Verified(Result):
-    """What a table holds of what a run wrote, in rows.
+    """Comparison of a table with the run that wrote it, in rows.
 
     `checked` rows were compared, and `findings` things are wrong with them: `wrong` counts them by
     kind, `wrong_ids` names the first thousand rows of each. Not checked are the `changed` ones,
@@ -103,11 +103,11 @@ class Verified(Result):
 
 @dataclass(frozen=True)
 class RolledBack(Result):
-    """What a rollback did, in rows: `restored`, `unchanged` as they were before, or `left`.
+    """Rows that a rollback `restored`, found `unchanged` since before the run, or `left`.
 
-    `left_by_reason` counts the latter. `lost_files` are files of the backup that are missing or
-    damaged, with the number of their rows (None: not known). `in_the_way` names, by collection, the
-    rows for which others could not be put back, with why.
+    `left_by_reason` counts the rows that were left. `lost_files` are files of the backup that are
+    missing or damaged, with the number of their rows (None: not known). `in_the_way` names, by
+    collection, the rows for which others could not be put back, with why.
     """
 
     run_id: str

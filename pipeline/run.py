@@ -18,6 +18,7 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
+from apache_beam.runners.worker import statesampler
 
 from reembed.pipeline.build import build, work_directory
 from reembed.pipeline.outcome import Outcome, outcome_values
@@ -390,6 +391,11 @@ def _wait(pipeline: beam.Pipeline, runner: str) -> None:
             f"{runner} failed: {type(error).__name__}: {shown(last)} (REEMBED_TRACEBACK=1 shows "
             "all of it)"
         ) from error
+    finally:
+        # Interrupted just as this thread starts, Beam would not end it, and Python would wait for it.
+        sampler = statesampler.get_current_tracker()
+        if sampler is not None and not sampler.finished:
+            sampler.stop()
     if state != PipelineState.DONE:
         raise RunError(
             f"the job ended as {state}, as somebody or something has asked {runner} for; what is "

@@ -21,6 +21,11 @@ def warnings(database: Path) -> list[str]:
             f"{database} lies on a network file system ({kind}), where locks may not hold; stop "
             "every other program that writes to it"
         )
+    if (names := real.stat().st_nlink) > 1:
+        found.append(
+            f"{database} has {names} names (hard links), and all of them change with it; a program "
+            "that opens it by another name does not see its journal or log, which can corrupt it"
+        )
     for process, name in holders(real):
         found.append(
             f"process {process} ({name}) has {database} open; if it writes vectors, as the "

@@ -103,4 +103,4 @@ _MODULES = {
     "Status": "pipeline.results",
     "Verified": "pipeline.results",
 }
-"""Where a name is defined, if not in `pipeline.api`."""
+"""Modules of the names that `pipeline.api` does not define."""

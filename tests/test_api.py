@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import reembed
@@ -120,6 +121,15 @@ def test_a_name_that_is_no_setting_is_a_type_error(name: str, path: Path) -> Non
 def test_a_database_is_a_text_or_a_path(db: Any) -> None:
     with pytest.raises(TypeError):
         reembed.plan(db)
+
+
+def test_numbers_of_numpy_are_numbers(path: Path) -> None:
+    settings: dict[str, Any] = {"max_rows": np.int64(3), "max_skipped": np.float32(0.5)}
+
+    plan = reembed.plan(path, **settings)
+
+    assert (type(plan.most_rows), plan.most_rows) == (int, 3)
+    assert (type(plan.rules.most_skipped), plan.rules.most_skipped) == (float, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -694,70 +694,6 @@ def test_help_names_every_command() -> None:
     assert re.findall(r"^  (\w+)", listed, re.M) == list(COMMANDS)
 
 
-COMMAND_HELP = {
-    "status": snapshot("""\
-usage: reembed status [-h] [--db FILE] [--run-dir DIR] [--json]
-
-Show the runs on a database: state, rows, skips, size on disk and next step.
-
-options:
-  -h, --help     show this help message and exit
-  --db FILE      the database
-  --run-dir DIR  where the run was staged, if not beside FILE
-  --json         print the result as one line of JSON
-"""),
-    "verify": snapshot("""\
-usage: reembed verify [-h] [--db FILE] [--run-dir DIR] [--run ID]
-                      [--model DIR] [--backend NAME] [--base-url URL]
-                      [--key-secret NAME] [--insecure-key] [--json]
-
-Check each vector of the table against the run that wrote it: length, numbers,
-norm and digest, and a sample of rows against the model.
-
-options:
-  -h, --help         show this help message and exit
-  --db FILE          the database
-  --run-dir DIR      where the run was staged, if not beside FILE
-  --run ID           the run (the newest that fits)
-  --model DIR        where the run's model is now, if not at a server
-  --backend NAME     the kind of the run's server, as the run had it
-  --base-url URL     where the run's server is now
-  --key-secret NAME  read the key from Google's Secret Manager:
-                     projects/P/secrets/S/versions/V
-  --insecure-key     send the key over http elsewhere
-  --json             print the result as one line of JSON
-"""),
-    "rollback": snapshot("""\
-usage: reembed rollback [-h] [--db FILE] [--run-dir DIR] [--run ID] [--json]
-
-Put the vectors back that a run replaced. Rows whose text or vector changed
-since are left as they are, and named.
-
-options:
-  -h, --help     show this help message and exit
-  --db FILE      the database
-  --run-dir DIR  where the run was staged, if not beside FILE
-  --run ID       the run (the newest that fits)
-  --json         print the result as one line of JSON
-"""),
-    "cleanup": snapshot("""\
-usage: reembed cleanup [-h] [--db FILE] [--run-dir DIR] [--run ID] [--yes]
-                       [--json]
-
-Remove runs that have ended. A backup that is the only way back to a former
-model's vectors is kept unless --yes is given.
-
-options:
-  -h, --help     show this help message and exit
-  --db FILE      the database
-  --run-dir DIR  where the run was staged, if not beside FILE
-  --run ID       only this run
-  --yes          also remove the only way back
-  --json         print the result as one line of JSON
-"""),
-}
-
-
 @pytest.mark.parametrize("command", COMMAND_FLAGS)
 def test_the_help_of_a_command_names_its_flags_in_80_columns(
     command: str, monkeypatch: pytest.MonkeyPatch
@@ -768,7 +704,6 @@ def test_the_help_of_a_command_names_its_flags_in_80_columns(
 
     assert [line for line in text.splitlines() if len(line) > 80] == []
     assert set(re.findall(r"^  (--[a-z-]+)", text, re.M)) == COMMAND_FLAGS[command]
-    assert text == COMMAND_HELP[command]
 
 
 @pytest.mark.parametrize(

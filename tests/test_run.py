@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 from apache_beam import Pipeline
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
+from apache_beam.runners.worker import statesampler
+from apache_beam.utils.counters import CounterFactory
 from inline_snapshot import snapshot
 
 from reembed.pipeline.outcome import Outcome
@@ -455,6 +458,26 @@ class Cancelling(PipelineRunner):
 
     def run_pipeline(self, pipeline: Pipeline, options: object) -> PipelineResult:
         return Cancelled()
+
+
+def test_no_thread_of_beam_outlives_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(threading.enumerate())
+
+    class Interrupted(PipelineRunner):
+        def run_pipeline(self, pipeline: Pipeline, options: object) -> PipelineResult:
+            sampler = statesampler.StateSampler("interrupted", CounterFactory())
+            sampler.start()
+            sampler.started = False  # As if it was interrupted in there.
+            assert len(set(threading.enumerate()) - before) == 1
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("reembed.pipeline.runners._make_runner", lambda name: Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        run(fake_plan(make_store(tmp_path / "m.db", [memory("a")])), through_beam="DirectRunner")
+
+    assert set(threading.enumerate()) == before
 
 
 def test_a_job_that_was_cancelled_is_not_taken_for_one_that_is_done(

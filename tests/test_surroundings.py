@@ -159,3 +159,15 @@ def test_a_kind_that_can_not_be_told_is_no_warning(path: Path, mounted: Mounted)
 
 def test_the_kind_of_a_real_file_system_is_told(path: Path) -> None:
     assert file_system(path)
+
+
+def test_other_names_of_the_database_are_told(path: Path, mounted: Mounted, tmp_path: Path) -> None:
+    mounted({"/": "ext4"})
+    (tmp_path / "copy.db").hardlink_to(path)
+
+    [told] = warnings(path)
+
+    assert wording(told, tmp_path) == snapshot(
+        "TMP/ai-memory.db has 2 names (hard links), and all of them change with it; a program that "
+        "opens it by another name does not see its journal or log, which can corrupt it"
+    )
