@@ -392,7 +392,7 @@ def _wait(pipeline: beam.Pipeline, runner: str) -> None:
             "all of it)"
         ) from error
     finally:
-        # Interrupted just as this thread starts, Beam would not end it, and Python would wait for it.
+        # Interrupted as this thread starts, Beam does not end it, and Python would wait for it.
         sampler = statesampler.get_current_tracker()
         if sampler is not None and not sampler.finished:
             sampler.stop()

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from inline_snapshot import snapshot
 
 import reembed
 from reembed.pipeline import cli
@@ -44,6 +45,7 @@ from tests.conftest import (
     select,
 )
 from tests.conftest import reembed as program  # noqa: F401 - a fixture
+from tests.wording import wording
 
 OURS = {"help", "version", "json", "dry_run"}
 """Flags of the command line that are no settings of a function."""
@@ -157,17 +159,25 @@ def test_a_value_of_another_type_is_a_type_error_that_names_the_setting(
     assert not path.with_name("m.db.reembed").exists()
 
 
-def test_a_setting_that_can_not_be_used_is_a_usage_error(path: Path) -> None:
+def test_a_setting_that_can_not_be_used_is_a_usage_error(path: Path, tmp_path: Path) -> None:
     for more in ({"batch": -1}, {"partial": True}, {"runner": "NoRunner"}, {"table": ""}):
         settings: Any = more
         with pytest.raises(reembed.UsageError):
             reembed.run(path, **settings)
-    with pytest.raises(reembed.UsageError, match="Beam has no option --frobnicate"):
+    with pytest.raises(reembed.UsageError) as unknown:
         reembed.plan(path, beam_options=["--frobnicate=1"])
-    with pytest.raises(reembed.UsageError, match="Beam refuses its options"):
+    assert wording(unknown, tmp_path) == snapshot(
+        "Beam has no option --frobnicate; correct what stands after --"
+    )
+    with pytest.raises(reembed.UsageError) as unsound:
         reembed.run(path, beam_options=["--direct_num_workers=many"])
-    with pytest.raises(reembed.UsageError, match="--db is empty"):
+    assert wording(unsound, tmp_path) == snapshot(
+        "Beam refuses its options after --: argument --direct_num_workers: invalid int value: "
+        "'many'"
+    )
+    with pytest.raises(reembed.UsageError) as empty:
         reembed.status("")
+    assert wording(empty, tmp_path) == snapshot("--db is empty; give a value, or leave it out")
 
 
 def test_no_other_database_takes_the_place_of_the_named_one(
@@ -176,8 +186,11 @@ def test_no_other_database_takes_the_place_of_the_named_one(
     make_store(Path("ai-memory.db"), [memory("a")])
     monkeypatch.setenv("REEMBED_DEMO_STORE", str(tmp_path / "demo.db"))
     for function in (reembed.plan, reembed.run, reembed.status, reembed.rollback):
-        with pytest.raises(reembed.StoreError, match=r"no database at .*missing\.db"):
+        with pytest.raises(reembed.StoreError) as refused:
             function(tmp_path / "missing.db")
+        assert wording(refused, tmp_path) == snapshot(
+            "there is no database at TMP/missing.db; name an existing one with --db"
+        )
 
     assert not (tmp_path / "demo.db").exists()
     assert [one.name for one in Path().iterdir()] == ["ai-memory.db"]
@@ -262,14 +275,25 @@ def test_results_are_frozen_values_with_names(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("plain")
-def test_a_run_with_rows_that_remain_raises_and_carries_its_outcome(path: Path) -> None:
-    with pytest.raises(reembed.IncompleteError, match="rows remain") as raised:
+def test_a_run_with_rows_that_remain_raises_and_carries_its_outcome(
+    path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(reembed.IncompleteError) as raised:
         reembed.run(path, max_rows=4, partial=True)
+    assert wording(raised, tmp_path) == snapshot(
+        "6 rows remain, so the replacement is incomplete; run again to finish it, or undo it with "
+        "reembed rollback"
+    )
     assert raised.value.result.summary.replaced == 4
     assert raised.value.exit_code == 6
 
-    with pytest.raises(reembed.IncompleteError, match="run again to finish it") as planned:
+    with pytest.raises(reembed.IncompleteError) as planned:
         reembed.plan(path)
+    assert wording(planned, tmp_path) == snapshot(
+        "run RUN (to all-MiniLM-L6-v2 (8-dim)) has replaced vectors but not come to its end: rows "
+        "may be left that were added or edited meanwhile, or left for later; run again to finish "
+        "it, or undo it with reembed rollback"
+    )
     assert planned.value.result.values["total_rows"] == 10
     with pytest.raises(reembed.IncompleteError) as found:
         reembed.status(path)
@@ -434,7 +458,10 @@ def test_a_second_run_on_the_same_database_is_refused_in_the_same_process(
         first = pool.submit(reembed.run, path)
         assert inside.wait(60)
         try:
-            with pytest.raises(reembed.StagingError, match="another run is at work"):
+            # The rest names the process and the second.
+            with pytest.raises(
+                reembed.StagingError, match=r"^another run is at work on .*\(process"
+            ):
                 reembed.run(path)
             assert reembed.status(path).at_work is not None
         finally:
@@ -442,9 +469,15 @@ def test_a_second_run_on_the_same_database_is_refused_in_the_same_process(
         assert first.result().summary.replaced == 9
 
 
-def test_flinks_job_server_is_not_started_outside_the_main_thread(path: Path) -> None:
-    with pytest.raises(reembed.UsageError, match="main thread"):
+def test_flinks_job_server_is_not_started_outside_the_main_thread(
+    path: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(reembed.UsageError) as refused:
         in_threads(lambda: reembed.run(path, runner="FlinkRunner"))
+    assert wording(refused, tmp_path) == snapshot(
+        "FlinkRunner starts a job server, which it can only do in the main thread; call it there, "
+        "or use PortableRunner with a job server of your own"
+    )
 
 
 # What they leave alone.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import subprocess
 import sys
 import time
@@ -11,12 +12,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from inline_snapshot import snapshot
 
 from reembed.transforms.embedders.fake import POISON
 from reembed.transforms.staging import State, find_runs
 from tests import kills
 from tests.conftest import Call, Ran, change, files, losing_writes, select
 from tests.store_kinds import KINDS, NEW_DIMENSION, OLD_DIMENSION, Kind
+from tests.wording import wording
 
 pytestmark = pytest.mark.system
 
@@ -177,14 +180,22 @@ def test_a_write_that_is_lost_is_noticed_and_done_again(
 
 
 def test_rows_whose_writes_are_always_lost_are_named_with_exit_code_6(
-    kind: Kind, path: Path, moved: Callable[[], Ran], monkeypatch: pytest.MonkeyPatch
+    kind: Kind,
+    path: Path,
+    moved: Callable[[], Ran],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     with losing_writes(monkeypatch, times=1_000):
         ran = moved()
 
     assert (ran.code, ran.values["remaining"], ran.values["unwritten"]) == (6, 1, 1)
     assert f"row {kind.key(len(TEXTS) - 1)} remains: it does not hold its new vector" in ran.err
-    assert "1 rows don't hold their new vectors" in ran.error
+    assert wording(ran.error, tmp_path) == snapshot(
+        "1 rows don't hold their new vectors, although these were written: a trigger of the "
+        "database or another program puts others back; drop or stop it and run again, or undo the "
+        "replacement with reembed rollback"
+    )
     finished = moved()
     assert (finished.code, finished.texts) == (0, set())
     assert kind.held(path) == [kind.new(str(text), prompt="doc: ") for text in TEXTS]
@@ -204,7 +215,12 @@ def test_a_rollback_puts_back_all_columns_of_all_tables_byte_for_byte(
 
 
 def test_a_rollback_whose_writes_are_lost_says_so_and_can_be_repeated(
-    kind: Kind, path: Path, moved: Callable[[], Ran], reembed: Call, monkeypatch: pytest.MonkeyPatch
+    kind: Kind,
+    path: Path,
+    moved: Callable[[], Ran],
+    reembed: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     before = kind.contents(path)
     assert moved().code == 0
@@ -212,7 +228,12 @@ def test_a_rollback_whose_writes_are_lost_says_so_and_can_be_repeated(
         lost = reembed("rollback", "--db", path)
 
     assert lost.code == 6
-    assert f"1 rows of {path} hold what the run wrote again (the first: " in lost.error
+    said = re.sub(r"the first: .*?\), although", "the first: KEY), although", lost.error)
+    assert wording(said, tmp_path) == snapshot(
+        "1 rows of TMP/store/m.db hold what the run wrote again (the first: KEY), although their "
+        "previous vectors were put back: a trigger of the database or another program undoes it; "
+        "drop or stop it; the rollback of run RUN is incomplete: try it again"
+    )
     assert reembed("status", "--db", path).code == 6
     assert reembed("rollback", "--db", path).code == 0
     assert kind.contents(path) == before
